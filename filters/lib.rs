@@ -1,0 +1,29 @@
+//! The bundled filters: one file each, and this registry.
+//!
+//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Filter>` and put its name into the list below.
+
+#![deny(unsafe_code)]
+
+use nbdkit_core::Filter;
+
+macro_rules! registry {
+    ($($module:ident)*) => {
+        $(mod $module;)*
+
+        /// Name and constructor of each bundled filter, in alphabetical order.
+        const REGISTRY: &[(&str, fn() -> Box<dyn Filter>)] = &[$((stringify!($module), $module::new)),*];
+    };
+}
+
+registry! {
+}
+
+/// The names of the bundled filters, in alphabetical order.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    REGISTRY.iter().map(|(name, _)| *name)
+}
+
+/// A new, unconfigured filter of that name, if it is bundled.
+pub fn load(name: &str) -> Option<Box<dyn Filter>> {
+    REGISTRY.iter().find(|(n, _)| *n == name).map(|(_, new)| new())
+}

@@ -1,0 +1,363 @@
+//! The chain: the configured layers and the order in which they live.
+//!
+//! Order of calls: [`Chain::new`] → [`config`](Chain::config) for each parameter →
+//! [`config_complete`](Chain::config_complete) → [`get_ready`](Chain::get_ready) (the thread model is settled
+//! before it) → [`after_fork`](Chain::after_fork) → sessions → [`cleanup`](Chain::cleanup) → drop.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Context as _, bail};
+use log::debug;
+use parking_lot::RwLock;
+
+use crate::{
+    Exports, Filter, Info, Next, Open, Plugin, Result, Session, ThreadModel, locks::Locks, next::CONTROLPATH,
+};
+
+/// A door that wants to know what other sessions change, so that its caches stay true.
+pub trait WriteObserver: Send + Sync {
+    /// The range `offset..offset+length` of the export was changed by a session other than the observer's
+    /// own. Called after the request left the chain and before its client hears of it.
+    fn written(&self, export_name: &OsStr, offset: u64, length: u64);
+}
+
+/// The configured plugin and filters.
+pub struct Chain {
+    plugin: Box<dyn Plugin>,
+    /// Innermost first: filter `i` is layer `i + 1`, the plugin is layer 0.
+    filters: Vec<Box<dyn Filter>>,
+    /// Name of each layer, by index.
+    names: Vec<Arc<str>>,
+    model: ThreadModel,
+    pub(crate) locks: Locks,
+    observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
+    pub(crate) observer_count: AtomicUsize,
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chain({:?})", self.names)
+    }
+}
+
+impl Chain {
+    /// A chain of `filters`, the outermost first as on the command line, over `plugin`.
+    pub fn new(plugin: Box<dyn Plugin>, mut filters: Vec<Box<dyn Filter>>) -> Self {
+        filters.reverse();
+        let names = std::iter::once(plugin.info())
+            .chain(filters.iter().map(|f| f.info()))
+            .map(|info| Arc::from(&*info.name))
+            .collect();
+        Chain {
+            plugin,
+            filters,
+            names,
+            model: ThreadModel::Parallel,
+            locks: Locks::new(ThreadModel::Parallel),
+            observers: RwLock::default(),
+            observer_count: AtomicUsize::new(0),
+        }
+    }
+
+    /// The plugin's own name: what threads and messages are called after.
+    pub fn plugin_name(&self) -> &str {
+        &self.names[0]
+    }
+
+    /// The outermost layer's name.
+    pub fn name(&self) -> &str {
+        &self.names[self.filters.len()]
+    }
+
+    /// The plugin.
+    pub fn plugin(&self) -> &dyn Plugin {
+        &*self.plugin
+    }
+
+    /// What the layers say about themselves, the outermost filter first and the plugin last.
+    pub fn infos(&self) -> Vec<Info> {
+        self.filters.iter().rev().map(|f| f.info()).chain([self.plugin.info()]).collect()
+    }
+
+    /// Gives a parameter to the outermost layer, which may pass it on.
+    ///
+    /// # Errors
+    /// Those of the layers; one that names the key when no layer takes it.
+    pub fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<()> {
+        let names = &self.names;
+        config(&mut *self.plugin, &mut self.filters, names, key, value)
+    }
+
+    /// Tells the layers that all parameters were given, and settles the thread model.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn config_complete(&mut self) -> anyhow::Result<()> {
+        config_complete(&mut *self.plugin, &mut self.filters, &self.names)?;
+        self.model = self
+            .filters
+            .iter()
+            .fold(self.plugin.thread_model(), |model, filter| model.min(filter.thread_model(model)));
+        debug!("using thread model: {}", self.model);
+        self.locks = Locks::new(self.model);
+        Ok(())
+    }
+
+    /// The strictest thread model of all layers.
+    pub fn thread_model(&self) -> ThreadModel {
+        self.model
+    }
+
+    /// The last step before the background, the plugin first.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn get_ready(&mut self) -> anyhow::Result<()> {
+        debug!(target: CONTROLPATH, "{}: get_ready", self.names[0]);
+        self.plugin.get_ready()?;
+        for (filter, name) in self.filters.iter_mut().zip(&self.names[1..]) {
+            debug!(target: CONTROLPATH, "{name}: get_ready thread_model={}", self.model as i32);
+            filter.get_ready(self.model)?;
+        }
+        Ok(())
+    }
+
+    /// The first step in the serving process, the plugin first.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn after_fork(self: &Arc<Self>) -> anyhow::Result<()> {
+        debug!(target: CONTROLPATH, "{}: after_fork", self.names[0]);
+        self.plugin.after_fork()?;
+        for level in 1..=self.filters.len() {
+            debug!(target: CONTROLPATH, "{}: after_fork", self.names[level]);
+            self.filters[level - 1].after_fork(&self.below(level))?;
+        }
+        Ok(())
+    }
+
+    /// The last step, after the last session ended: outermost first.
+    pub fn cleanup(self: &Arc<Self>) {
+        for level in (1..=self.filters.len()).rev() {
+            debug!(target: CONTROLPATH, "{}: cleanup", self.names[level]);
+            self.filters[level - 1].cleanup(&self.below(level));
+        }
+        debug!(target: CONTROLPATH, "{}: cleanup", self.names[0]);
+        self.plugin.cleanup();
+    }
+
+    /// The layers beneath layer `level`.
+    fn below(self: &Arc<Self>, level: usize) -> Below {
+        Below { chain: self.clone(), level }
+    }
+
+    /// The whole chain, as something beneath a door.
+    fn whole(self: &Arc<Self>) -> Below {
+        self.below(self.filters.len() + 1)
+    }
+
+    /// The exports that the outermost layer offers.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn list_exports(self: &Arc<Self>, readonly: bool, tls: bool) -> Result<Exports> {
+        self.whole().list_exports(readonly, tls)
+    }
+
+    /// The name that the empty export name stands for; None when the default export is forbidden.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn default_export(self: &Arc<Self>, readonly: bool, tls: bool) -> Result<Option<OsString>> {
+        self.whole().default_export(readonly, tls)
+    }
+
+    /// Starts a session for a client: waits for its turn under `SERIALIZE_CONNECTIONS` and calls `preconnect`.
+    /// Nothing is open yet.
+    ///
+    /// # Errors
+    /// Those of `preconnect`: reject the client; `ESHUTDOWN` when it went away meanwhile.
+    pub fn connect(
+        self: &Arc<Self>,
+        client: Arc<crate::Client>,
+        readonly: bool,
+    ) -> Result<crate::Connection> {
+        let permit = self.locks.connection(&client.gone)?;
+        self.whole().preconnect(readonly)?;
+        Ok(crate::Connection::new(self.clone(), client, readonly, permit))
+    }
+
+    /// Opens all layers, the plugin first, as the filters wish.
+    pub(crate) fn open(self: &Arc<Self>, open: &Open) -> Result<Next> {
+        self.whole().open(open)
+    }
+
+    /// Registers a door that wants to know what others write. It ends when the door drops its side.
+    pub fn observe(&self, observer: &Arc<dyn WriteObserver>) {
+        let mut observers = self.observers.write();
+        observers.retain(|o| o.strong_count() > 0);
+        observers.push(Arc::downgrade(observer));
+        self.observer_count.store(observers.len(), Ordering::Release);
+    }
+
+    /// Tells the observers, but not the one at the address `own`.
+    #[cold]
+    pub(crate) fn notify(
+        &self,
+        own: Option<&Arc<dyn WriteObserver>>,
+        session: &Session,
+        offset: u64,
+        length: u64,
+    ) {
+        let observers: Vec<_> = self.observers.read().iter().filter_map(Weak::upgrade).collect();
+        for observer in observers {
+            if own.is_none_or(|own| !Arc::ptr_eq(own, &observer)) {
+                observer.written(session.export_name(), offset, length);
+            }
+        }
+    }
+}
+
+fn config(
+    plugin: &mut dyn Plugin,
+    filters: &mut [Box<dyn Filter>],
+    names: &[Arc<str>],
+    key: &str,
+    value: &OsStr,
+) -> anyhow::Result<()> {
+    debug!(target: CONTROLPATH, "{}: config key={key}, value={}", names[filters.len()], value.display());
+    match filters.split_last_mut() {
+        Some((filter, rest)) => {
+            filter.config(key, value, &mut |key, value| config(plugin, rest, names, key, value))
+        }
+        None => {
+            if !plugin.config(key, value)? {
+                let name = &names[0];
+                if names.len() > 1 {
+                    bail!("unknown parameter '{key}': neither {name} nor a filter takes it (see --help)");
+                }
+                bail!("unknown parameter '{key}': {name} does not take it (see nbdkit {name} --help)");
+            }
+            Ok(())
+        }
+    }
+}
+
+fn config_complete(
+    plugin: &mut dyn Plugin,
+    filters: &mut [Box<dyn Filter>],
+    names: &[Arc<str>],
+) -> anyhow::Result<()> {
+    debug!(target: CONTROLPATH, "{}: config_complete", names[filters.len()]);
+    match filters.split_last_mut() {
+        Some((filter, rest)) => {
+            let mut called = false;
+            filter.config_complete(&mut || {
+                called = true;
+                config_complete(plugin, rest, names)
+            })?;
+            if !called {
+                return Err(anyhow::anyhow!("config_complete did not reach the layers below"))
+                    .context(names[rest.len() + 1].to_string());
+            }
+            Ok(())
+        }
+        None => plugin.config_complete(),
+    }
+}
+
+/// The part of a chain beneath one layer. A filter may keep it and open it at any time, outside any connection.
+#[derive(Clone, Debug)]
+pub struct Below {
+    chain: Arc<Chain>,
+    level: usize,
+}
+
+impl Below {
+    /// The plugin's name.
+    pub fn plugin_name(&self) -> &str {
+        self.chain.plugin_name()
+    }
+
+    /// The uppermost layer of this part.
+    fn top(&self) -> (Option<&dyn Filter>, &Arc<str>) {
+        let index = self.level - 1;
+        (index.checked_sub(1).map(|i| &*self.chain.filters[i]), &self.chain.names[index])
+    }
+
+    fn under(&self) -> Below {
+        Below { chain: self.chain.clone(), level: self.level - 1 }
+    }
+
+    /// Calls `preconnect` of the layers.
+    ///
+    /// # Errors
+    /// Those of the layers: the client is rejected.
+    pub fn preconnect(&self, readonly: bool) -> Result<()> {
+        let (filter, name) = self.top();
+        debug!(target: CONTROLPATH, "{name}: preconnect");
+        match filter {
+            Some(filter) => filter.preconnect(&self.under(), readonly),
+            None => self.chain.plugin.preconnect(readonly),
+        }
+    }
+
+    /// The exports there are.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn list_exports(&self, readonly: bool, tls: bool) -> Result<Exports> {
+        let (filter, name) = self.top();
+        debug!(
+            target: CONTROLPATH,
+            "{name}: list_exports readonly={} tls={}", i32::from(readonly), i32::from(tls)
+        );
+        match filter {
+            Some(filter) => filter.list_exports(&self.under(), readonly, tls),
+            None => self.chain.plugin.list_exports(readonly, tls),
+        }
+    }
+
+    /// The name that the empty export name stands for.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn default_export(&self, readonly: bool, tls: bool) -> Result<Option<OsString>> {
+        let (filter, name) = self.top();
+        debug!(
+            target: CONTROLPATH,
+            "{name}: default_export readonly={} tls={}", i32::from(readonly), i32::from(tls)
+        );
+        match filter {
+            Some(filter) => filter.default_export(&self.under(), readonly, tls),
+            None => self.chain.plugin.default_export(readonly, tls),
+        }
+    }
+
+    /// Opens the layers.
+    ///
+    /// # Errors
+    /// Those of the layers; what was opened is closed again.
+    pub fn open(&self, open: &Open) -> Result<Next> {
+        let (filter, name) = self.top();
+        debug!(
+            target: CONTROLPATH,
+            "{name}: open readonly={} exportname=\"{}\" tls={}",
+            i32::from(open.readonly),
+            open.export_name.display(),
+            i32::from(open.tls)
+        );
+        let handle = match filter {
+            Some(filter) => filter.open(&self.under(), open)?,
+            None => self.chain.plugin.open(open)?,
+        };
+        Next::new(name.clone(), handle, open.readonly)
+    }
+}

@@ -1,0 +1,88 @@
+//! Who is asking: the client at the other end of a session, and what it asked to open.
+
+use std::{ffi::OsString, net::SocketAddr, sync::Arc, time::Duration};
+
+use crate::{Errno, Error, Result, Stop};
+
+/// Where a client comes from.
+#[derive(Clone, Debug, Default)]
+pub enum Peer {
+    /// A door that has no peer: the FUSE mount, or the server itself.
+    #[default]
+    Local,
+    /// A TCP client.
+    Tcp(SocketAddr),
+    /// A Unix socket client, with its credentials where the kernel gives them.
+    Unix {
+        /// Process ID.
+        pid: i32,
+        /// User ID.
+        uid: u32,
+        /// Group ID.
+        gid: u32,
+    },
+    /// A virtual machine socket client.
+    Vsock {
+        /// Context ID.
+        cid: u32,
+        /// Port.
+        port: u32,
+    },
+    /// Something else, standard input for one.
+    Other,
+}
+
+/// One client, from connect to disconnect.
+#[derive(Debug)]
+pub struct Client {
+    /// Number of the connection, from 1, as it stands in messages (`file[1]`).
+    pub number: u64,
+    /// Where it comes from.
+    pub peer: Peer,
+    /// Raised when the client is gone or must go: its sleeping requests end.
+    pub gone: Stop,
+    server: Arc<Stop>,
+}
+
+impl Client {
+    /// A client of the server whose shutdown flag is `server`.
+    pub fn new(number: u64, peer: Peer, server: Arc<Stop>) -> Self {
+        Client { number, peer, gone: Stop::new(), server }
+    }
+
+    /// Asks the whole server to shut down, as a signal would.
+    pub fn shut_down_server(&self) {
+        self.server.raise();
+    }
+
+    /// Sleeps, unless the client goes away or the server shuts down meanwhile. The door raises
+    /// [`gone`](Self::gone) in either case.
+    ///
+    /// # Errors
+    /// `ESHUTDOWN` when the sleep was cut short.
+    pub fn sleep(&self, duration: Duration) -> Result<()> {
+        if duration.is_zero() {
+            return Ok(());
+        }
+        if self.gone.wait_for(duration) {
+            return Err(Error::new(
+                Errno::ESHUTDOWN,
+                "the sleep ended early: the client or the server stops",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What a client asked to open. A filter may pass a changed copy to the layer below.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// No request will change data.
+    pub readonly: bool,
+    /// The export's name; empty: the default one.
+    pub export_name: OsString,
+    /// The client speaks TLS.
+    pub tls: bool,
+    /// Who asks.
+    pub client: Arc<Client>,
+}

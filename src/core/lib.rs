@@ -1,0 +1,44 @@
+//! The chain: one plugin, any number of filters over it, and the session through which a door drives them.
+//!
+//! This package owns the contract between layers and nothing else. It does no I/O, holds no thread-locals and
+//! has no `unsafe`: a plugin may be Rust code, a shared library or a script, and a door may be NBD or FUSE,
+//! without this package knowing.
+//!
+//! * [`Plugin`] supplies a disk, [`Filter`] reshapes the one below it; both open [`Handle`]s.
+//! * [`Chain`] holds the configured layers; layer 0 is the plugin, the last one is the outermost filter.
+//! * [`Next`] is the glue between two open layers: the contract is checked and missing operations are emulated there.
+//! * [`Session`] is one open client. Both doors call it and nothing else on the data path.
+
+#![forbid(unsafe_code)]
+
+pub mod emulate;
+pub mod params;
+
+mod caps;
+mod chain;
+mod client;
+mod error;
+mod exports;
+mod extents;
+mod filter;
+mod handle;
+mod loan;
+mod locks;
+mod next;
+mod plugin;
+mod session;
+mod stop;
+
+pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
+pub use chain::{Below, Chain, WriteObserver};
+pub use client::{Client, Open, Peer};
+pub use error::{Errno, Error, Result};
+pub use exports::{Export, Exports};
+pub use extents::{Extent, Extents};
+pub use filter::{Filter, NextConfig, NextConfigComplete};
+pub use handle::Handle;
+pub use loan::Loan;
+pub use next::Next;
+pub use plugin::{Info, Plugin};
+pub use session::{Connection, Session};
+pub use stop::Stop;

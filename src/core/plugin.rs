@@ -1,0 +1,135 @@
+//! What a plugin is: loaded and configured once, opened for each connection.
+
+use std::{borrow::Cow, ffi::OsStr};
+
+use crate::{Exports, Handle, Open, Result, ThreadModel};
+
+/// What a plugin or filter says about itself.
+#[derive(Clone, Debug, Default)]
+pub struct Info {
+    /// The name on the command line and in messages; ASCII letters and digits, `-` too.
+    pub name: Cow<'static, str>,
+    /// A longer name for `--help`.
+    pub longname: Cow<'static, str>,
+    /// Version; the server's own for bundled layers.
+    pub version: Cow<'static, str>,
+    /// Some lines about it for `--help`.
+    pub description: Cow<'static, str>,
+    /// One line for each parameter, for `--help`.
+    pub config_help: Cow<'static, str>,
+    /// The parameter that bare words on the command line are for.
+    pub magic_config_key: Option<Cow<'static, str>>,
+}
+
+impl Info {
+    /// The info of a bundled layer, with the version of this workspace.
+    pub fn bundled(name: &'static str, longname: &'static str, config_help: &'static str) -> Self {
+        Info {
+            name: name.into(),
+            longname: longname.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            config_help: config_help.into(),
+            ..Info::default()
+        }
+    }
+
+    /// Sets the parameter for bare words.
+    #[must_use]
+    pub fn magic(mut self, key: &'static str) -> Self {
+        self.magic_config_key = Some(key.into());
+        self
+    }
+}
+
+/// A source of disks. See [`Chain`](crate::Chain) for the order of calls. Dropping it unloads it.
+pub trait Plugin: Send + Sync {
+    /// Name, help and so on.
+    fn info(&self) -> Info;
+
+    /// Takes a parameter; `Ok(false)`: "not mine", and the start fails with an error that names it.
+    ///
+    /// # Errors
+    /// Any: the start fails with it. The message names the fix.
+    fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
+        let _ = (key, value);
+        Ok(false)
+    }
+
+    /// All parameters were given: check that those required are there.
+    ///
+    /// # Errors
+    /// Any: the start fails with it.
+    fn config_complete(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Further `key=value` lines for `--dump-plugin`.
+    fn dump(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// How many requests may be in the plugin at once; asked after `config_complete`.
+    fn thread_model(&self) -> ThreadModel {
+        ThreadModel::Parallel
+    }
+
+    /// The strictest the plugin can be made to be, for `--dump-plugin`; asked at any time.
+    fn max_thread_model(&self) -> ThreadModel {
+        self.thread_model()
+    }
+
+    /// The last call before the server goes to the background: errors are still visible.
+    ///
+    /// # Errors
+    /// Any: the start fails with it.
+    fn get_ready(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// The first call in the process that serves: threads may start here.
+    ///
+    /// # Errors
+    /// Any: the server ends.
+    fn after_fork(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// The last call, after the last handle was closed.
+    fn cleanup(&self) {}
+
+    /// A client has connected and has said nothing yet.
+    ///
+    /// # Errors
+    /// Any: the client is rejected.
+    fn preconnect(&self, readonly: bool) -> Result<()> {
+        let _ = readonly;
+        Ok(())
+    }
+
+    /// The exports there are. Default: the default export alone.
+    ///
+    /// # Errors
+    /// Any: the client gets no list.
+    fn list_exports(&self, readonly: bool, tls: bool) -> Result<Exports> {
+        let mut exports = Exports::new();
+        if let Some(name) = self.default_export(readonly, tls)? {
+            exports.add(name, None)?;
+        }
+        Ok(exports)
+    }
+
+    /// The name that the empty name stands for; None: a client must name an export. Default: the empty name.
+    ///
+    /// # Errors
+    /// Any: as None, and logged.
+    fn default_export(&self, readonly: bool, tls: bool) -> Result<Option<std::ffi::OsString>> {
+        let _ = (readonly, tls);
+        Ok(Some(std::ffi::OsString::new()))
+    }
+
+    /// Opens a disk for a connection.
+    ///
+    /// # Errors
+    /// Any: the client hears that there is no such export.
+    fn open(&self, open: &Open) -> Result<Box<dyn Handle>>;
+}

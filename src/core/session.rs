@@ -1,0 +1,366 @@
+//! One open client, the one request dispatcher behind both doors.
+//!
+//! A door decodes a request and calls one method here. The method checks what a client can get wrong (range,
+//! flags, read-only), takes the permit that the thread model asks for, and calls the outermost layer. A panic in a
+//! layer fails that request with `EIO`.
+
+use std::{
+    any::Any,
+    ffi::{OsStr, OsString},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering},
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    Caps, Chain, Client, Errno, Error, Extents, Flags, Loan, Next, Op, Open, Result, Support, ThreadModel,
+    WriteObserver,
+    locks::{ConnectionPermit, Permit},
+};
+
+/// A client that has connected and has not chosen an export, or is between two.
+pub struct Connection {
+    chain: Arc<Chain>,
+    client: Arc<Client>,
+    readonly: bool,
+    _permit: ConnectionPermit,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({} to {:?})", self.client.number, self.chain)
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(
+        chain: Arc<Chain>,
+        client: Arc<Client>,
+        readonly: bool,
+        permit: ConnectionPermit,
+    ) -> Self {
+        Connection { chain, client, readonly, _permit: permit }
+    }
+
+    /// The chain behind the door.
+    pub fn chain(&self) -> &Arc<Chain> {
+        &self.chain
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// The exports that this client may open.
+    ///
+    /// # Errors
+    /// Those of the layers; `EIO` for one that panics.
+    pub fn list_exports(&self, tls: bool) -> Result<crate::Exports> {
+        guard("list_exports", || self.chain.list_exports(self.readonly, tls))
+    }
+
+    /// The name that the empty name stands for; None: forbidden.
+    ///
+    /// # Errors
+    /// As [`list_exports`](Self::list_exports).
+    pub fn default_export(&self, tls: bool) -> Result<Option<OsString>> {
+        guard("default_export", || self.chain.default_export(self.readonly, tls))
+    }
+
+    /// Opens an export. The connection may open several, one after the other (`NBD_OPT_INFO`) or at once (the
+    /// files of a mount).
+    ///
+    /// # Errors
+    /// Those of the layers; `EIO` for one that panics.
+    pub fn open(self: &Arc<Self>, export_name: &OsStr, tls: bool) -> Result<Session> {
+        let open = Open {
+            readonly: self.readonly,
+            export_name: export_name.to_owned(),
+            tls,
+            client: self.client.clone(),
+        };
+        let next = guard("open", || self.chain.open(&open))?;
+        let mut caps = next.caps().clone();
+        if self.chain.thread_model() == ThreadModel::SerializeConnections {
+            caps.multi_conn = false;
+        }
+        Ok(Session {
+            next,
+            caps,
+            lock: Mutex::new(()),
+            observer: None,
+            export_name: open.export_name,
+            connection: self.clone(),
+        })
+    }
+}
+
+/// One client with an open export.
+pub struct Session {
+    /// First, so that it is closed before the connection's permit is given back.
+    next: Next,
+    caps: Caps,
+    lock: Mutex<()>,
+    observer: Option<Arc<dyn WriteObserver>>,
+    export_name: OsString,
+    connection: Arc<Connection>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?} of {:?})", self.export_name, self.connection.chain)
+    }
+}
+
+impl Session {
+    /// What the client may do.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.caps.size
+    }
+
+    /// The export's name as the client gave it.
+    pub fn export_name(&self) -> &OsStr {
+        &self.export_name
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.connection.client
+    }
+
+    /// The chain behind the door.
+    pub fn chain(&self) -> &Arc<Chain> {
+        &self.connection.chain
+    }
+
+    /// Makes `observer` the one that is not told of what this session writes.
+    pub fn set_observer(&mut self, observer: Arc<dyn WriteObserver>) {
+        self.observer = Some(observer);
+    }
+
+    /// A line about the export for people.
+    ///
+    /// # Errors
+    /// Those of the layers; `EIO` for one that panics.
+    pub fn export_description(&self) -> Result<Option<String>> {
+        guard("export_description", || self.next.export_description())
+    }
+
+    /// Whether a request of this kind may sleep, in a layer or for its permit. A door runs the others inline.
+    pub fn may_block(&self, op: Op) -> bool {
+        self.connection.chain.locks.is_busy(&self.lock) || self.next.may_block(op)
+    }
+
+    fn permit(&self) -> Permit<'_> {
+        self.connection.chain.locks.request(&self.lock)
+    }
+
+    /// Runs a request in the chain under its permit, turns a panic into `EIO` and logs a failure.
+    fn run<T>(&self, what: &'static str, request: impl FnOnce(&Next) -> Result<T>) -> Result<T> {
+        let permit = self.permit();
+        let result = guard(what, || request(&self.next));
+        drop(permit);
+        result.inspect_err(|e| self.log(what, e))
+    }
+
+    #[cold]
+    fn log(&self, what: &str, e: &Error) {
+        log::error!("{}: {what}: {e}", self.next.name());
+    }
+
+    /// Tells other doors that a range has changed.
+    fn written(&self, offset: u64, length: u64) {
+        let chain = &self.connection.chain;
+        if chain.observer_count.load(Ordering::Acquire) > 0 {
+            chain.notify(self.observer.as_ref(), self, offset, length);
+        }
+    }
+
+    fn in_range(&self, length: u64, offset: u64) -> bool {
+        length > 0 && offset.checked_add(length).is_some_and(|end| end <= self.caps.size)
+    }
+
+    /// Checks a request that does not write.
+    fn check(&self, op: Op, length: u64, offset: u64) -> Result<()> {
+        if self.in_range(length, offset) {
+            Ok(())
+        } else {
+            Err(self.refuse(Errno::EINVAL, op, length, offset))
+        }
+    }
+
+    /// Checks a request that writes; `out_of_range` is the errno for that.
+    fn check_write(&self, op: Op, length: u64, offset: u64, flags: Flags, out_of_range: Errno) -> Result<()> {
+        if !self.caps.write {
+            return Err(Error::new(Errno::EPERM, "the export is read-only"));
+        }
+        if !self.in_range(length, offset) {
+            return Err(self.refuse(out_of_range, op, length, offset));
+        }
+        if flags.contains(Flags::FUA) && self.caps.fua == Support::None {
+            return Err(Error::new(Errno::EINVAL, "the export does not offer FUA"));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn refuse(&self, errno: Errno, op: Op, length: u64, offset: u64) -> Error {
+        Error::new(
+            errno,
+            format!(
+                "{op:?} of {length} bytes at {offset} is not within the export's {} bytes",
+                self.caps.size
+            ),
+        )
+    }
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `EINVAL` out of range or empty; those of the layers.
+    pub fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check(Op::Read, buf.len() as u64, offset)?;
+        self.run("pread", |next| next.pread(buf, offset))
+    }
+
+    /// As [`pread`](Self::pread), but only if that needs no wait: `Ok(false)` says that it would, and `buf` may
+    /// have been written to.
+    ///
+    /// # Errors
+    /// As `pread`.
+    pub fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.check(Op::Read, buf.len() as u64, offset)?;
+        let Some(permit) = self.connection.chain.locks.request_nowait(&self.lock) else { return Ok(false) };
+        let result = guard("pread", || self.next.pread_nowait(buf, offset));
+        drop(permit);
+        result.inspect_err(|e| self.log("pread", e))
+    }
+
+    /// Writes all of `buf` at `offset`. Flags: FUA.
+    ///
+    /// # Errors
+    /// `EPERM` read-only; `ENOSPC` out of range or empty; those of the layers.
+    pub fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        let length = buf.len() as u64;
+        self.check_write(Op::Write, length, offset, flags, Errno::ENOSPC)?;
+        let result = self.run("pwrite", |next| next.pwrite(buf, offset, flags));
+        self.written(offset, length);
+        result
+    }
+
+    /// Makes every completed write durable.
+    ///
+    /// # Errors
+    /// `EINVAL` when the chain cannot; those of the layers.
+    pub fn flush(&self) -> Result<()> {
+        if !self.caps.flush {
+            return Err(Error::new(Errno::EINVAL, "the export does not offer flush"));
+        }
+        self.run("flush", Next::flush)
+    }
+
+    /// Discards a range. Flags: FUA.
+    ///
+    /// # Errors
+    /// `EPERM` read-only; `EINVAL` out of range, empty or not offered; those of the layers.
+    pub fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check_write(Op::Trim, length, offset, flags, Errno::EINVAL)?;
+        if !self.caps.trim {
+            return Err(Error::new(Errno::EINVAL, "the export does not offer trim"));
+        }
+        let result = self.run("trim", |next| next.trim(length, offset, flags));
+        self.written(offset, length);
+        result
+    }
+
+    /// Makes a range read as zeroes. Flags: MAY_TRIM, FUA, FAST_ZERO.
+    ///
+    /// # Errors
+    /// `EPERM` read-only; `ENOSPC` out of range or empty; `EOPNOTSUPP` only with FAST_ZERO; those of the
+    /// layers.
+    pub fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check_write(Op::Zero, length, offset, flags, Errno::ENOSPC)?;
+        if flags.contains(Flags::FAST_ZERO) && !self.caps.fast_zero {
+            return Err(Error::new(Errno::EINVAL, "the export does not offer fast zero"));
+        }
+        if self.caps.zero == Support::None {
+            return Err(Error::new(Errno::EINVAL, "the export does not offer zero"));
+        }
+        let permit = self.permit();
+        let result = guard("zero", || self.next.zero(length, offset, flags));
+        drop(permit);
+        if let Err(e) = &result
+            && !(e.is_unsupported() && flags.contains(Flags::FAST_ZERO))
+        {
+            self.log("zero", e);
+        }
+        self.written(offset, length);
+        result
+    }
+
+    /// The extents of a range, clipped to it: at least one, ascending, contiguous from `offset`; they may end
+    /// before the range does. Flags: REQ_ONE.
+    ///
+    /// # Errors
+    /// `EINVAL` out of range or empty; those of the layers.
+    pub fn extents(&self, length: u64, offset: u64, flags: Flags) -> Result<Vec<crate::Extent>> {
+        self.check(Op::Extents, length, offset)?;
+        let mut extents = Extents::new(offset, offset + length);
+        self.run("extents", |next| next.extents(length, offset, flags, &mut extents))?;
+        let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
+        let mut list = extents.into_list();
+        list.truncate(one);
+        if let Some(last) = list.last_mut() {
+            last.length = last.length.min(offset + length - last.offset);
+        }
+        Ok(list)
+    }
+
+    /// Reads a range ahead.
+    ///
+    /// # Errors
+    /// `EINVAL` out of range, empty or not offered; those of the layers.
+    pub fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        self.check(Op::Cache, length, offset)?;
+        if self.caps.cache == Support::None {
+            return Err(Error::new(Errno::EINVAL, "the export does not offer cache"));
+        }
+        self.run("cache", |next| next.cache(length, offset))
+    }
+
+    /// Lends a range of the disk, if the chain can and the thread model lets requests by without a permit.
+    pub fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
+        if self.connection.chain.thread_model() != ThreadModel::Parallel {
+            return None;
+        }
+        self.next.loan(offset, length)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.next.finalize();
+    }
+}
+
+/// Calls into the layers; a panic there becomes `EIO`, logged with its message.
+fn guard<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(what, &*panic)))
+}
+
+#[cold]
+fn panicked(what: &str, panic: &(dyn Any + Send)) -> Error {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    Error::new(Errno::EIO, format!("a layer panicked in {what}: {message}"))
+}
