@@ -1,1 +1,7 @@
-//! x
+//! Helpers that several plugins and filters share: pure data structures and formats, no I/O.
+
+#![forbid(unsafe_code)]
+
+mod bitmap;
+
+pub use bitmap::Bitmap;
