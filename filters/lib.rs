@@ -15,6 +15,9 @@ macro_rules! registry {
     };
 }
 
+#[cfg(test)]
+mod testing;
+
 registry! {
 }
 

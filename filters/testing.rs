@@ -1,0 +1,728 @@
+//! What the filters' tests share: a disk in memory that watches how it is used, chains over it, and a byte-array
+//! model that random requests are compared with.
+//!
+//! [`check_model`] is the test that every filter passes. For the rest: `let disk = Spec::default().disk()`, then
+//! `session(&disk, "offset", &[("offset", "512")])`, then look at [`Disk::calls`] and [`Disk::contents`].
+
+use std::{
+    ffi::OsStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nbdkit_core::{
+    BlockSize, Chain, Client, Connection, Errno, Error, Extents, Flags, Handle, Info, Op, Open, Peer, Plugin,
+    Result, Session, Stop, Support, ThreadModel,
+};
+use parking_lot::{Condvar, Mutex};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestCaseError, TestRunner},
+};
+
+/// Unit of the extents that the disk reports, in bytes.
+pub(crate) const EXTENT_UNIT: u64 = 512;
+
+/// How long a test waits for something that must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a test disk holds and can do. The default can do everything itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// Content at the start.
+    pub(crate) data: Vec<u8>,
+    pub(crate) write: bool,
+    pub(crate) flush: bool,
+    pub(crate) trim: bool,
+    pub(crate) zero: Support,
+    /// None: the default of the core.
+    pub(crate) fast_zero: Option<bool>,
+    pub(crate) fua: Support,
+    pub(crate) extents: bool,
+    pub(crate) cache: Support,
+    pub(crate) multi_conn: bool,
+    /// Requests that do not keep to it fail with EINVAL.
+    pub(crate) block_size: BlockSize,
+    pub(crate) thread_model: ThreadModel,
+    /// Whether requests may sleep.
+    pub(crate) may_block: bool,
+    /// After this many calls all fail with EIO.
+    pub(crate) fail_after: Option<u64>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Spec {
+            data: pattern(64 << 10),
+            write: true,
+            flush: true,
+            trim: true,
+            zero: Support::Native,
+            fast_zero: Some(true),
+            fua: Support::Native,
+            extents: true,
+            cache: Support::Native,
+            multi_conn: true,
+            block_size: BlockSize::default(),
+            thread_model: ThreadModel::Parallel,
+            may_block: false,
+            fail_after: None,
+        }
+    }
+}
+
+impl Spec {
+    /// A disk of `size` bytes that can do everything, filled with [`pattern`].
+    pub(crate) fn sized(size: u64) -> Self {
+        Spec { data: pattern(size), ..Spec::default() }
+    }
+
+    /// One that offers as little as a writable plugin can: everything else is emulated or missing.
+    pub(crate) fn minimal(size: u64) -> Self {
+        Spec {
+            data: pattern(size),
+            flush: false,
+            trim: false,
+            zero: Support::Emulate,
+            fast_zero: None,
+            fua: Support::None,
+            extents: false,
+            cache: Support::None,
+            multi_conn: false,
+            ..Spec::default()
+        }
+    }
+
+    /// One whose zero, FUA and cache are emulated.
+    pub(crate) fn emulated(size: u64) -> Self {
+        Spec {
+            data: pattern(size),
+            zero: Support::Emulate,
+            fast_zero: None,
+            fua: Support::Emulate,
+            cache: Support::Emulate,
+            ..Spec::default()
+        }
+    }
+
+    /// The disk.
+    pub(crate) fn disk(self) -> Disk {
+        let data = self.data.clone();
+        Disk(Arc::new(Inner {
+            memory: Mutex::new(Memory { stable: data.clone(), data }),
+            calls: Mutex::default(),
+            count: AtomicU64::new(0),
+            gate: Mutex::default(),
+            gate_changed: Condvar::new(),
+            spec: self,
+        }))
+    }
+}
+
+/// Bytes with data and holes: every third unit of 512 bytes is zero, the others are told apart by their content.
+pub(crate) fn pattern(size: u64) -> Vec<u8> {
+    (0..size)
+        .map(|i| if (i / EXTENT_UNIT).is_multiple_of(3) { 0 } else { (i / EXTENT_UNIT + i) as u8 | 1 })
+        .collect()
+}
+
+/// One call that reached the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) op: Op,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+    pub(crate) flags: Flags,
+}
+
+/// The test disk: the plugin serves it, the test watches it. A clone is the same disk.
+#[derive(Clone)]
+pub(crate) struct Disk(Arc<Inner>);
+
+struct Inner {
+    spec: Spec,
+    memory: Mutex<Memory>,
+    calls: Mutex<Vec<Call>>,
+    count: AtomicU64,
+    gate: Mutex<Gate>,
+    gate_changed: Condvar,
+}
+
+struct Memory {
+    data: Vec<u8>,
+    /// What would be left after a power cut.
+    stable: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Gate {
+    held: bool,
+    inside: usize,
+    max_inside: usize,
+}
+
+impl Disk {
+    /// What the disk holds now.
+    pub(crate) fn contents(&self) -> Vec<u8> {
+        self.0.memory.lock().data.clone()
+    }
+
+    /// What would be left after a power cut.
+    pub(crate) fn stable(&self) -> Vec<u8> {
+        self.0.memory.lock().stable.clone()
+    }
+
+    /// All calls so far, in the order of their arrival.
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.0.calls.lock().clone()
+    }
+
+    /// The calls so far, which are then forgotten.
+    pub(crate) fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.0.calls.lock())
+    }
+
+    /// How many calls of one kind there were.
+    pub(crate) fn count(&self, op: Op) -> usize {
+        self.0.calls.lock().iter().filter(|call| call.op == op).count()
+    }
+
+    /// From now on requests wait inside the disk, until [`release`](Self::release).
+    pub(crate) fn hold(&self) {
+        self.0.gate.lock().held = true;
+    }
+
+    /// Lets the requests that wait go on.
+    pub(crate) fn release(&self) {
+        self.0.gate.lock().held = false;
+        self.0.gate_changed.notify_all();
+    }
+
+    /// Waits until `n` requests are inside the disk at once.
+    pub(crate) fn wait_inside(&self, n: usize) {
+        let deadline = Instant::now() + DEADLINE;
+        let mut gate = self.0.gate.lock();
+        while gate.inside < n {
+            assert!(
+                !self.0.gate_changed.wait_until(&mut gate, deadline).timed_out(),
+                "only {} of {n} requests arrived",
+                gate.inside
+            );
+        }
+    }
+
+    /// The largest number of requests that were inside the disk at once.
+    pub(crate) fn max_inside(&self) -> usize {
+        self.0.gate.lock().max_inside
+    }
+
+    /// Logs a call, waits at the gate, and fails it where the spec says so.
+    fn enter(&self, op: Op, length: u64, offset: u64, flags: Flags) -> Result<Visit<'_>> {
+        let inner = &*self.0;
+        inner.calls.lock().push(Call { op, offset, length, flags });
+        let count = inner.count.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut gate = inner.gate.lock();
+            gate.inside += 1;
+            gate.max_inside = gate.max_inside.max(gate.inside);
+            inner.gate_changed.notify_all();
+            let deadline = Instant::now() + DEADLINE;
+            while gate.held {
+                let late = inner.gate_changed.wait_until(&mut gate, deadline).timed_out();
+                assert!(!late, "the test disk was never released");
+            }
+        }
+        let visit = Visit(self);
+        if inner.spec.fail_after.is_some_and(|n| count >= n) {
+            return Err(Error::new(Errno::EIO, "the test disk fails from here on"));
+        }
+        let minimum = u64::from(inner.spec.block_size.minimum).max(1);
+        if !offset.is_multiple_of(minimum) || !length.is_multiple_of(minimum) {
+            return Err(Error::new(Errno::EINVAL, format!("{op:?} {length}@{offset} is not aligned")));
+        }
+        let maximum = inner.spec.block_size.maximum;
+        if matches!(op, Op::Read | Op::Write) && maximum != 0 && length > u64::from(maximum) {
+            return Err(Error::new(Errno::EINVAL, format!("{op:?} of {length} bytes is too large")));
+        }
+        Ok(visit)
+    }
+
+    fn change(&self, offset: u64, length: u64, flags: Flags, bytes: Option<&[u8]>) {
+        let range = offset as usize..(offset + length) as usize;
+        let mut memory = self.0.memory.lock();
+        match bytes {
+            Some(bytes) => memory.data[range.clone()].copy_from_slice(bytes),
+            None => memory.data[range.clone()].fill(0),
+        }
+        if flags.contains(Flags::FUA) {
+            let Memory { data, stable } = &mut *memory;
+            stable[range.clone()].copy_from_slice(&data[range]);
+        }
+    }
+}
+
+/// A request that is inside the disk.
+struct Visit<'a>(&'a Disk);
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.0.0.gate.lock().inside -= 1;
+        self.0.0.gate_changed.notify_all();
+    }
+}
+
+impl Plugin for Disk {
+    fn info(&self) -> Info {
+        Info::bundled("testdisk", "a disk for tests", "")
+    }
+
+    fn thread_model(&self) -> ThreadModel {
+        self.0.spec.thread_model
+    }
+
+    fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Handle for Disk {
+    fn get_size(&self) -> Result<u64> {
+        Ok(self.0.spec.data.len() as u64)
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(self.0.spec.block_size)
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(self.0.spec.write)
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        Ok(self.0.spec.flush)
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(self.0.spec.trim)
+    }
+
+    fn can_zero(&self) -> Result<Support> {
+        Ok(self.0.spec.zero)
+    }
+
+    fn can_fast_zero(&self) -> Result<bool> {
+        Ok(self.0.spec.fast_zero.unwrap_or(self.0.spec.zero != Support::Native))
+    }
+
+    fn can_fua(&self) -> Result<Support> {
+        Ok(self.0.spec.fua)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(self.0.spec.multi_conn)
+    }
+
+    fn can_cache(&self) -> Result<Support> {
+        Ok(self.0.spec.cache)
+    }
+
+    fn can_extents(&self) -> Result<bool> {
+        Ok(self.0.spec.extents)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let _visit = self.enter(Op::Read, buf.len() as u64, offset, Flags::empty())?;
+        let from = offset as usize;
+        buf.copy_from_slice(&self.0.memory.lock().data[from..from + buf.len()]);
+        Ok(())
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        let length = buf.len() as u64;
+        let _visit = self.enter(Op::Write, length, offset, flags)?;
+        self.change(offset, length, flags, Some(buf));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        let _visit = self.enter(Op::Flush, 0, 0, Flags::empty())?;
+        let Memory { data, stable } = &mut *self.0.memory.lock();
+        stable.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        let _visit = self.enter(Op::Trim, length, offset, flags)?;
+        self.change(offset, length, flags, None);
+        Ok(())
+    }
+
+    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        let _visit = self.enter(Op::Zero, length, offset, flags)?;
+        self.change(offset, length, flags, None);
+        Ok(())
+    }
+
+    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        let _visit = self.enter(Op::Extents, length, offset, flags)?;
+        let memory = self.0.memory.lock();
+        let size = memory.data.len() as u64;
+        let mut at = offset - offset % EXTENT_UNIT;
+        while at < offset + length {
+            let end = (at + EXTENT_UNIT).min(size);
+            let zero = memory.data[at as usize..end as usize].iter().all(|b| *b == 0);
+            extents.add(at, end - at, zero, zero)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        self.enter(Op::Cache, length, offset, Flags::empty()).map(drop)
+    }
+
+    fn may_block(&self, _: Op) -> bool {
+        self.0.spec.may_block
+    }
+}
+
+/// A started chain of `filters` (the outermost first) over a disk.
+///
+/// # Errors
+/// Those of the configuration.
+pub(crate) fn chain(disk: &Disk, filters: &[&str], params: &[(&str, &str)]) -> anyhow::Result<Arc<Chain>> {
+    let filters = filters.iter().map(|name| crate::load(name).expect("the filter is registered")).collect();
+    let mut chain = Chain::new(Box::new(disk.clone()), filters);
+    for (key, value) in params {
+        chain.config(key, OsStr::new(value))?;
+    }
+    chain.config_complete()?;
+    chain.get_ready()?;
+    let chain = Arc::new(chain);
+    chain.after_fork()?;
+    Ok(chain)
+}
+
+/// A client of its own server.
+pub(crate) fn client() -> Arc<Client> {
+    Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())))
+}
+
+/// Opens the default export for a client.
+///
+/// # Errors
+/// Those of the layers.
+pub(crate) fn open(chain: &Arc<Chain>, client: Arc<Client>, readonly: bool) -> Result<Session> {
+    let connection: Arc<Connection> = Arc::new(chain.connect(client, readonly)?);
+    connection.open(OsStr::new(""), false)
+}
+
+/// A writable session of one filter over a disk; panics on any error.
+pub(crate) fn session(disk: &Disk, filter: &str, params: &[(&str, &str)]) -> Session {
+    let chain = chain(disk, &[filter], params).unwrap();
+    open(&chain, client(), false).unwrap()
+}
+
+/// The error of configuring one filter over a disk.
+pub(crate) fn config_error(filter: &str, params: &[(&str, &str)]) -> String {
+    let error = chain(&Spec::default().disk(), &[filter], params).expect_err("the configuration must fail");
+    format!("{error:#}")
+}
+
+/// How the disk of a session lies on the test disk.
+pub(crate) struct View {
+    /// Size of the session's disk.
+    pub(crate) size: u64,
+    /// Where a byte of it is on the test disk; None: there it reads as zero and takes nothing but zeroes.
+    pub(crate) map: fn(u64, &View) -> Option<u64>,
+    /// A number for `map`.
+    pub(crate) start: u64,
+    /// Changes reach the test disk, and FUA makes them durable there.
+    pub(crate) through: bool,
+}
+
+impl View {
+    /// The session's disk is the test disk.
+    pub(crate) fn same(size: u64) -> Self {
+        View { size, map: |at, _| Some(at), start: 0, through: true }
+    }
+
+    /// The session's disk is the part of the test disk from `start` on.
+    pub(crate) fn part(start: u64, size: u64) -> Self {
+        View { size, map: |at, view| Some(view.start + at), start, through: true }
+    }
+
+    /// The session's disk is the start of the test disk, up to `real`, and then zeroes.
+    pub(crate) fn padded(real: u64, size: u64) -> Self {
+        View { size, map: |at, view| (at < view.start).then_some(at), start: real, through: true }
+    }
+
+    fn at(&self, byte: u64) -> Option<u64> {
+        (self.map)(byte, self)
+    }
+}
+
+/// A request of the model test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    op: Op,
+    offset: u64,
+    length: u64,
+    flags: Flags,
+    /// What a write writes.
+    byte: u8,
+}
+
+/// Random requests within a disk of `size` bytes, often aligned to the usual boundaries.
+pub(crate) fn requests(size: u64) -> impl Strategy<Value = Vec<Request>> {
+    let op = prop_oneof![
+        4 => Just(Op::Read),
+        5 => Just(Op::Write),
+        3 => Just(Op::Zero),
+        2 => Just(Op::Trim),
+        2 => Just(Op::Extents),
+        1 => Just(Op::Cache),
+        1 => Just(Op::Flush),
+    ];
+    let unit = prop_oneof![Just(1), Just(512), Just(4096)];
+    let longest = prop_oneof![3 => Just(3000), 2 => Just(20_000), 1 => Just(size)];
+    let request = (op, 0..size, 1..=size, unit, longest, any::<u32>(), any::<u8>()).prop_map(
+        move |(op, offset, length, unit, longest, flags, byte)| {
+            let offset = offset / unit * unit;
+            let length = (length % longest / unit * unit).max(unit).min(size - offset);
+            // A quarter of the writes are of zeroes.
+            let byte = if byte % 4 == 0 { 0 } else { byte };
+            Request { op, offset, length, flags: Flags::from_bits_truncate(flags), byte }
+        },
+    );
+    proptest::collection::vec(request, 1..25)
+}
+
+/// Runs random requests through `filters` over disks of `disk_size` bytes with different capabilities, and compares
+/// every answer with a byte array that `view` describes.
+pub(crate) fn check_model(filters: &[&str], params: &[(&str, &str)], disk_size: u64, view: &View) {
+    for spec in [Spec::sized(disk_size), Spec::emulated(disk_size), Spec::minimal(disk_size)] {
+        check_model_over(&spec, filters, params, view);
+    }
+}
+
+/// As [`check_model`], over one kind of disk.
+pub(crate) fn check_model_over(spec: &Spec, filters: &[&str], params: &[(&str, &str)], view: &View) {
+    let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
+    let result = TestRunner::new(config).run(&requests(view.size), |requests| {
+        let disk = spec.clone().disk();
+        let chain = chain(&disk, filters, params).unwrap();
+        let session = open(&chain, client(), false).unwrap();
+        Model::new(&session, &disk, view)?.run(&requests)
+    });
+    if let Err(failure) = result {
+        panic!("{filters:?} {params:?} over {}: {failure}", summary(spec));
+    }
+}
+
+fn summary(spec: &Spec) -> String {
+    format!("{:?}", Spec { data: Vec::new(), ..spec.clone() })
+}
+
+struct Model<'a> {
+    session: &'a Session,
+    disk: &'a Disk,
+    view: &'a View,
+    bytes: Vec<u8>,
+    original: Vec<u8>,
+}
+
+type Check = std::result::Result<(), TestCaseError>;
+
+impl<'a> Model<'a> {
+    fn new(session: &'a Session, disk: &'a Disk, view: &'a View) -> std::result::Result<Self, TestCaseError> {
+        let original = disk.contents();
+        let bytes = (0..view.size).map(|i| view.at(i).map_or(0, |at| original[at as usize])).collect();
+        prop_assert_eq!(session.size(), view.size, "size");
+        Ok(Model { session, disk, view, bytes, original })
+    }
+
+    fn run(mut self, requests: &[Request]) -> Check {
+        for request in requests {
+            self.step(*request)
+                .map_err(|e| TestCaseError::fail(format!("{request:?} of {requests:#?}: {e}")))?;
+        }
+        let size = self.view.size;
+        prop_assert!(self.read(0, size)? == self.bytes, "the disk at the end");
+        self.check_below()
+    }
+
+    /// What must be on the test disk at the end.
+    fn check_below(&self) -> Check {
+        let mut expected = self.original.clone();
+        if self.view.through {
+            for (i, byte) in self.bytes.iter().enumerate() {
+                if let Some(at) = self.view.at(i as u64) {
+                    expected[at as usize] = *byte;
+                }
+            }
+        }
+        let found = self.disk.contents();
+        let wrong = expected.iter().zip(&found).position(|(a, b)| a != b);
+        prop_assert_eq!(wrong, None, "first wrong byte on the disk below");
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, length: u64) -> std::result::Result<Vec<u8>, TestCaseError> {
+        let mut buf = vec![0xaa; length as usize];
+        self.session.pread(&mut buf, offset).map_err(|e| TestCaseError::fail(format!("read: {e}")))?;
+        Ok(buf)
+    }
+
+    fn range(&self, request: Request) -> std::ops::Range<usize> {
+        request.offset as usize..(request.offset + request.length) as usize
+    }
+
+    fn step(&mut self, mut request: Request) -> Check {
+        let caps = self.session.caps();
+        let Request { op, offset, length, .. } = request;
+        let range = self.range(request);
+        let offered = match op {
+            Op::Write => caps.write,
+            Op::Flush => caps.flush,
+            Op::Trim => caps.trim,
+            Op::Zero => caps.zero != Support::None,
+            Op::Cache => caps.cache != Support::None,
+            Op::Read | Op::Extents => true,
+        };
+        if !offered {
+            return Ok(());
+        }
+        if caps.fua == Support::None {
+            request.flags -= Flags::FUA;
+        }
+        if !caps.fast_zero {
+            request.flags -= Flags::FAST_ZERO;
+        }
+        let flags = request.flags;
+        match op {
+            Op::Read => {
+                let found = self.read(offset, length)?;
+                let wrong = found.iter().zip(&self.bytes[range]).position(|(a, b)| a != b);
+                prop_assert_eq!(wrong, None, "first wrong byte of the read");
+                Ok(())
+            }
+            Op::Write => {
+                let data = vec![request.byte; length as usize];
+                let result = self.session.pwrite(&data, offset, flags & Flags::FUA);
+                self.changed(request, result, &data)
+            }
+            Op::Zero => {
+                let flags = flags & (Flags::FUA | Flags::MAY_TRIM | Flags::FAST_ZERO);
+                let result = self.session.zero(length, offset, flags);
+                if result.as_ref().is_err_and(|e| e.is_unsupported()) && flags.contains(Flags::FAST_ZERO) {
+                    return Ok(());
+                }
+                self.changed(request, result, &vec![0; length as usize])
+            }
+            Op::Trim => {
+                self.session
+                    .trim(length, offset, flags & Flags::FUA)
+                    .map_err(|e| TestCaseError::fail(e.to_string()))?;
+                let now = self.read(offset, length)?;
+                for (i, (before, now)) in self.bytes[range.clone()].iter().zip(&now).enumerate() {
+                    prop_assert!(before == now || *now == 0, "byte {} after the trim is {}", i, now);
+                }
+                self.bytes[range].copy_from_slice(&now);
+                self.check_durable(request)
+            }
+            Op::Flush => {
+                self.session.flush().map_err(|e| TestCaseError::fail(e.to_string()))?;
+                let all = Request { offset: 0, length: self.view.size, flags: Flags::FUA, ..request };
+                self.check_durable(all)
+            }
+            Op::Cache => self.session.cache(length, offset).map_err(|e| TestCaseError::fail(e.to_string())),
+            Op::Extents => self.check_extents(request),
+        }
+    }
+
+    /// A write or zero has ended: the model follows it.
+    fn changed(&mut self, request: Request, result: Result<()>, data: &[u8]) -> Check {
+        let range = self.range(request);
+        let outside = (range.clone()).zip(data).any(|(i, b)| *b != 0 && self.view.at(i as u64).is_none());
+        match result {
+            Ok(()) => {
+                prop_assert!(!outside, "data was taken where there is no disk");
+                self.bytes[range].copy_from_slice(data);
+                self.check_durable(request)
+            }
+            Err(e) => {
+                prop_assert!(outside, "unexpected error: {}", e);
+                prop_assert_eq!(e.errno(), Errno::ENOSPC);
+                // What the range holds after a failure is not defined.
+                let now = self.read(request.offset, request.length)?;
+                self.bytes[range].copy_from_slice(&now);
+                Ok(())
+            }
+        }
+    }
+
+    /// After FUA the test disk would survive a power cut.
+    fn check_durable(&self, request: Request) -> Check {
+        if !self.view.through || !request.flags.contains(Flags::FUA) {
+            return Ok(());
+        }
+        let (data, stable) = (self.disk.contents(), self.disk.stable());
+        for i in self.range(request) {
+            if let Some(at) = self.view.at(i as u64) {
+                prop_assert_eq!(data[at as usize], stable[at as usize], "byte {} is not durable", i);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_extents(&self, request: Request) -> Check {
+        let Request { offset, length, flags, .. } = request;
+        let flags = flags & Flags::REQ_ONE;
+        let extents = self
+            .session
+            .extents(length, offset, flags)
+            .map_err(|e| TestCaseError::fail(format!("extents: {e}")))?;
+        prop_assert!(!extents.is_empty(), "no extents");
+        prop_assert!(flags.is_empty() || extents.len() == 1, "one was asked for");
+        let mut at = offset;
+        for extent in &extents {
+            prop_assert_eq!(extent.offset, at, "contiguous");
+            at = extent.end();
+            prop_assert!(at <= offset + length, "within the range");
+            let bytes = &self.bytes[extent.offset as usize..at as usize];
+            prop_assert!(!extent.zero || bytes.iter().all(|b| *b == 0), "not zero: {:?}", extent);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_model_passes_without_filters() {
+    check_model(&[], &[], 40_000, &View::same(40_000));
+}
+
+#[test]
+#[should_panic(expected = "first wrong byte")]
+fn the_model_notices_a_wrong_view() {
+    check_model(&[], &[], 40_000, &View { map: |at, _| Some(at ^ 1), ..View::same(40_000) });
+}
+
+#[test]
+fn the_gate_counts_requests_inside() {
+    let disk = Spec::default().disk();
+    let chain = chain(&disk, &[], &[]).unwrap();
+    let session = open(&chain, client(), false).unwrap();
+    disk.hold();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| session.pread(&mut [0; 8], 0).unwrap());
+        }
+        disk.wait_inside(3);
+        disk.release();
+    });
+    assert_eq!((disk.max_inside(), disk.count(Op::Read)), (3, 3));
+}
