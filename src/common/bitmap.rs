@@ -69,7 +69,7 @@ impl Bitmap {
             return false;
         }
         let (word, mask) = place(bit);
-        self.make_page(bit).0[word].fetch_or(mask, Ordering::AcqRel) & mask != 0
+        self.make_page(bit)[word].fetch_or(mask, Ordering::AcqRel) & mask != 0
     }
 
     /// Clears a bit and tells whether it was set before.
