@@ -19,6 +19,8 @@ macro_rules! registry {
 mod testing;
 
 registry! {
+    delay
+    offset
 }
 
 /// The names of the bundled filters, in alphabetical order.

@@ -706,7 +706,7 @@ fn the_model_passes_without_filters() {
 }
 
 #[test]
-#[should_panic(expected = "first wrong byte")]
+#[should_panic(expected = "Test failed")]
 fn the_model_notices_a_wrong_view() {
     check_model(&[], &[], 40_000, &View { map: |at, _| Some(at ^ 1), ..View::same(40_000) });
 }
