@@ -72,6 +72,13 @@ impl Client {
         }
         Ok(())
     }
+
+    /// Sleeps on behalf of a client that may have gone already, unless the server shuts down meanwhile.
+    pub fn linger(&self, duration: Duration) {
+        if !duration.is_zero() {
+            self.server.wait_for(duration);
+        }
+    }
 }
 
 /// What a client asked to open. A filter may pass a changed copy to the layer below.
