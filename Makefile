@@ -1,0 +1,32 @@
+# Each target calls cargo or a script in scripts/.
+
+PREFIX ?= /usr/local
+
+.PHONY: build demo check bench bench-quick install man completions
+
+build:
+	cargo build --release --bins
+
+# Shows the main job: an image with a file system, mounted through FUSE, loop-mounted, listed, unmounted.
+demo:
+	scripts/demo
+
+# Everything CI runs: formatting, lints and all tests. Installs what the tests need.
+check:
+	scripts/check
+
+# The project beside its peers on this machine. See BENCHMARKING.md.
+bench: build
+	cargo run --release --package nbdkit-bench --
+
+bench-quick: build
+	cargo run --release --package nbdkit-bench -- --quick
+
+man:
+	scripts/man target/man
+
+completions: build
+	scripts/completions target/completions
+
+install: build man completions
+	scripts/install "$(DESTDIR)$(PREFIX)"

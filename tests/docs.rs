@@ -1,0 +1,64 @@
+//! Documentation keeps up with the registries: every bundled layer has a man page that scdoc can render, and
+//! every page belongs to something.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+fn pages() -> BTreeSet<String> {
+    let man = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
+    std::fs::read_dir(man)
+        .expect("the folder man")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .collect()
+}
+
+#[test]
+fn every_layer_has_a_page_and_every_page_a_layer() {
+    let plugins = nbdkit_plugins::names().map(|name| format!("nbdkit-{name}-plugin.1.scd"));
+    let filters = nbdkit_filters::names().map(|name| format!("nbdkit-{name}-filter.1.scd"));
+    let programs = ["nbdkit.1.scd", "nbdkit-mount.1.scd"].map(String::from);
+    let wanted: BTreeSet<String> = plugins.chain(filters).chain(programs).collect();
+    assert_eq!(pages(), wanted);
+}
+
+#[test]
+fn every_page_renders() {
+    for page in pages() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(&page);
+        let source = std::fs::File::open(&path).expect("open the page");
+        let output = Command::new("scdoc")
+            .stdin(source)
+            .stderr(Stdio::piped())
+            .output()
+            .expect("run scdoc (package scdoc)");
+        assert!(output.status.success(), "{page}: {}", String::from_utf8_lossy(&output.stderr));
+        let title = format!(".TH \"{}\"", page.split('.').next().expect("a name"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(&title), "{page} is called something else");
+    }
+}
+
+/// Options are documented where users look.
+#[test]
+fn every_option_is_in_its_page() {
+    for (program, page) in
+        [(env!("CARGO_BIN_EXE_nbdkit"), "nbdkit.1.scd"), (env!("CARGO_BIN_EXE_nbdkit-mount"), "nbdkit-mount.1.scd")]
+    {
+        let output = Command::new(program).arg("--help").output().expect("run the program");
+        let help = String::from_utf8(output.stdout).expect("UTF-8");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(page);
+        let text = std::fs::read_to_string(path).expect("the page").replace('\\', "");
+        let options: Vec<&str> = help
+            .lines()
+            .filter(|line| line.trim_start().starts_with('-'))
+            .filter_map(|line| line.split([' ', ',', '=', '<']).find(|word| word.starts_with("--")))
+            .collect();
+        assert!(options.len() > 10, "{help}");
+        for option in options {
+            assert!(text.contains(option), "{page} does not explain {option}");
+        }
+    }
+}
