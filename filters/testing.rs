@@ -6,6 +6,8 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,8 +16,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    BlockSize, Chain, Client, Connection, Errno, Error, Extents, Flags, Handle, Info, Op, Open, Peer, Plugin,
-    Result, Session, Stop, Support, ThreadModel,
+    BlockSize, Chain, Client, Connection, Errno, Error, Extents, Flags, Handle, Info, Loan, Op, Open, Peer,
+    Plugin, Result, Session, Stop, Support, ThreadModel,
 };
 use parking_lot::{Condvar, Mutex};
 use proptest::{
@@ -49,6 +51,8 @@ pub(crate) struct Spec {
     pub(crate) thread_model: ThreadModel,
     /// Whether requests may sleep.
     pub(crate) may_block: bool,
+    /// Reads without a wait succeed although requests may sleep.
+    pub(crate) cached: bool,
     /// After this many calls all fail with EIO.
     pub(crate) fail_after: Option<u64>,
 }
@@ -69,6 +73,7 @@ impl Default for Spec {
             block_size: BlockSize::default(),
             thread_model: ThreadModel::Parallel,
             may_block: false,
+            cached: false,
             fail_after: None,
         }
     }
@@ -117,6 +122,7 @@ impl Spec {
             count: AtomicU64::new(0),
             gate: Mutex::default(),
             gate_changed: Condvar::new(),
+            lent: File::open("/dev/null").expect("there is a /dev/null"),
             spec: self,
         }))
     }
@@ -149,6 +155,8 @@ struct Inner {
     count: AtomicU64,
     gate: Mutex<Gate>,
     gate_changed: Condvar,
+    /// What the disk lends; not its content.
+    lent: File,
 }
 
 struct Memory {
@@ -340,6 +348,13 @@ impl Handle for Disk {
         Ok(())
     }
 
+    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        if self.0.spec.may_block && !self.0.spec.cached {
+            return Ok(false);
+        }
+        self.pread(buf, offset).map(|()| true)
+    }
+
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let length = buf.len() as u64;
         let _visit = self.enter(Op::Write, length, offset, flags)?;
@@ -386,6 +401,10 @@ impl Handle for Disk {
 
     fn may_block(&self, _: Op) -> bool {
         self.0.spec.may_block
+    }
+
+    fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
+        Some(Loan { fd: self.0.lent.as_fd(), offset, writable: true })
     }
 }
 

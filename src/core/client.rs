@@ -55,6 +55,11 @@ impl Client {
         self.server.raise();
     }
 
+    /// The server's shutdown flag, for what must raise it after the client is gone.
+    pub fn server(&self) -> &Arc<Stop> {
+        &self.server
+    }
+
     /// Sleeps, unless the client goes away or the server shuts down meanwhile. The door raises
     /// [`gone`](Self::gone) in either case.
     ///
@@ -81,6 +86,13 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    /// However a client ends, whoever waits for it to be gone hears of it.
+    fn drop(&mut self) {
+        self.gone.raise();
+    }
+}
+
 /// What a client asked to open. A filter may pass a changed copy to the layer below.
 #[derive(Clone, Debug)]
 pub struct Open {
@@ -92,4 +104,21 @@ pub struct Open {
     pub tls: bool,
     /// Who asks.
     pub client: Arc<Client>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_client_is_gone() {
+        let server = Arc::new(Stop::new());
+        let client = Client::new(1, Peer::Local, server.clone());
+        let (gone, hears) = (Arc::new(Stop::new()), Arc::clone(client.server()));
+        let told = gone.clone();
+        client.gone.on_raise(move || told.raise());
+        drop(client);
+        assert!(gone.is_raised());
+        assert!(!server.is_raised() && Arc::ptr_eq(&server, &hears));
+    }
 }
