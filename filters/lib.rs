@@ -17,10 +17,16 @@ macro_rules! registry {
 
 #[cfg(test)]
 mod testing;
+mod transparent;
 
 registry! {
     delay
+    exitlast
+    noextents
+    nofilter
+    noparallel
     offset
+    readonly
 }
 
 /// The names of the bundled filters, in alphabetical order.
