@@ -21,12 +21,16 @@ mod transparent;
 
 registry! {
     delay
+    error
     exitlast
+    fua
     noextents
     nofilter
     noparallel
+    nozero
     offset
     readonly
+    truncate
 }
 
 /// The names of the bundled filters, in alphabetical order.
