@@ -109,8 +109,8 @@ impl Bitmap {
     /// Number of bits set.
     pub fn count(&self) -> u64 {
         made(&self.root)
-            .flat_map(|upper| made(upper))
-            .flat_map(|lower| made(lower))
+            .flat_map(made)
+            .flat_map(made)
             .flat_map(|page| &page[..])
             .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
             .sum()
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(map.next_clear(last), None);
         map.set_range(0, u64::MAX, false);
         assert_eq!(map.count(), 0);
-        let pages = made(&map.root).flat_map(|upper| made(upper)).flat_map(|lower| made(lower)).count();
+        let pages = made(&map.root).flat_map(made).flat_map(made).count();
         assert_eq!(pages, 1);
     }
 

@@ -3,5 +3,15 @@
 #![forbid(unsafe_code)]
 
 mod bitmap;
+mod gpt;
+mod guid;
+mod mbr;
+mod partition;
+mod regions;
 
 pub use bitmap::Bitmap;
+pub use guid::{Guid, LINUX};
+pub use partition::{
+    Kind, Layout, LayoutError, NewPartition, Partition, SECTOR, Scheme, Table, TableError, read_table,
+};
+pub use regions::{Piece, Region, Regions};
