@@ -20,6 +20,7 @@ mod testing;
 mod transparent;
 
 registry! {
+    blocksize
     delay
     error
     exitlast

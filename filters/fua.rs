@@ -1,0 +1,308 @@
+//! Changes how durable writes are asked for: "forced unit access" (FUA) on single requests, and flush.
+
+use std::ffi::OsStr;
+
+use anyhow::bail;
+use nbdkit_core::{
+    Below, Errno, Error, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result, Support,
+    params,
+};
+
+const HELP: &str =
+    "fuamode=<MODE>   'none' (default), 'emulate', 'native', 'force', 'pass' or 'discard' (unsafe).";
+
+pub(crate) fn new() -> Box<dyn Filter> {
+    Box::new(Fua { mode: Mode::None })
+}
+
+/// What becomes of FUA and flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// FUA is not offered.
+    None,
+    /// FUA is a flush after the request.
+    Emulate,
+    /// FUA is offered as if the layers below did it themselves.
+    Native,
+    /// Every request that writes has FUA, so a flush has nothing to do.
+    Force,
+    /// Nothing changes.
+    Pass,
+    /// FUA and flush do nothing.
+    Discard,
+}
+
+struct Fua {
+    mode: Mode,
+}
+
+impl Filter for Fua {
+    fn info(&self) -> Info {
+        Info::bundled("fua", "nbdkit fua filter", HELP)
+    }
+
+    fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
+        if key != "fuamode" {
+            return next(key, value);
+        }
+        self.mode = match params::text(value)? {
+            "none" => Mode::None,
+            "emulate" => Mode::Emulate,
+            "native" => Mode::Native,
+            "force" => Mode::Force,
+            "pass" => Mode::Pass,
+            "discard" => Mode::Discard,
+            other => bail!("unknown fuamode '{other}': use none, emulate, native, force, pass or discard"),
+        };
+        Ok(())
+    }
+
+    fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
+        let next = next.open(open)?;
+        let caps = next.caps();
+        let lacks = match self.mode {
+            _ if !caps.write => None,
+            Mode::Emulate if !caps.flush => Some(("emulate", "flush")),
+            Mode::Native if caps.fua == Support::None => Some(("native", "FUA")),
+            Mode::Force if caps.fua == Support::None => Some(("force", "FUA")),
+            _ => None,
+        };
+        if let Some((mode, what)) = lacks {
+            return Err(Error::new(
+                Errno::EINVAL,
+                format!("fuamode={mode} needs {what}, and {} does not offer it", next.name()),
+            ));
+        }
+        Ok(Box::new(Durable { mode: self.mode, next }))
+    }
+}
+
+struct Durable {
+    mode: Mode,
+    next: Next,
+}
+
+impl Durable {
+    /// Runs a request that writes, with the flags that the mode makes of `flags`.
+    fn write(&self, flags: Flags, request: impl FnOnce(&Next, Flags) -> Result<()>) -> Result<()> {
+        match self.mode {
+            Mode::Emulate if flags.contains(Flags::FUA) => {
+                request(&self.next, flags - Flags::FUA)?;
+                self.next.flush()
+            }
+            Mode::Force => request(&self.next, flags | Flags::FUA),
+            Mode::Discard => request(&self.next, flags - Flags::FUA),
+            Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => request(&self.next, flags),
+        }
+    }
+}
+
+impl Handle for Durable {
+    fn next(&self) -> Option<&Next> {
+        Some(&self.next)
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        Ok(self.next.caps().flush || matches!(self.mode, Mode::Force | Mode::Discard))
+    }
+
+    fn can_fua(&self) -> Result<Support> {
+        Ok(match self.mode {
+            Mode::None => Support::None,
+            Mode::Emulate => Support::Emulate,
+            Mode::Native | Mode::Force | Mode::Discard => Support::Native,
+            Mode::Pass => self.next.caps().fua,
+        })
+    }
+
+    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.next.pread_nowait(buf, offset)
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        self.write(flags, |next, flags| next.pwrite(buf, offset, flags))
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self.mode {
+            Mode::Force | Mode::Discard => Ok(()),
+            Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => self.next.flush(),
+        }
+    }
+
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.write(flags, |next, flags| next.trim(length, offset, flags))
+    }
+
+    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.write(flags, |next, flags| next.zero(length, offset, flags))
+    }
+
+    fn may_block(&self, op: Op) -> bool {
+        match (op, self.mode) {
+            (Op::Flush, Mode::Force | Mode::Discard) => false,
+            // A write may become a write and a flush.
+            (Op::Write | Op::Trim | Op::Zero, Mode::Emulate | Mode::Force) => {
+                self.next.may_block(op) || self.next.may_block(Op::Flush)
+            }
+            _ => self.next.may_block(op),
+        }
+    }
+
+    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
+        // Who writes to a loan and syncs it gets what these two modes exist to change.
+        let changed = matches!(self.mode, Mode::Force | Mode::Discard);
+        self.next.loan(offset, length).map(|loan| Loan { writable: loan.writable && !changed, ..loan })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{
+        Disk, Spec, View, chain, check_model, check_model_over, client, config_error, open, session,
+    };
+
+    const FUA: Flags = Flags::FUA;
+    const MODES: [&str; 6] = ["none", "emulate", "native", "force", "pass", "discard"];
+
+    /// The operations that reached the disk, with FUA or without.
+    fn seen(disk: &Disk) -> Vec<(Op, bool)> {
+        disk.take_calls().iter().map(|call| (call.op, call.flags.contains(FUA))).collect()
+    }
+
+    /// What a write, a trim, a zero (all with `flags`) and a flush become.
+    fn run(mode: &str, flags: Flags) -> Vec<(Op, bool)> {
+        let disk = Spec::default().disk();
+        let session = session(&disk, "fua", &[("fuamode", mode)]);
+        session.pwrite(&[1; 8], 0, flags).unwrap();
+        session.trim(8, 8, flags).unwrap();
+        session.zero(8, 16, flags).unwrap();
+        session.flush().unwrap();
+        seen(&disk)
+    }
+
+    fn open_error(mode: &str, spec: Spec) -> String {
+        let chain = chain(&spec.disk(), &["fua"], &[("fuamode", mode)]).unwrap();
+        open(&chain, client(), false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn model() {
+        check_model(&["fua"], &[], 20_000, &View::same(20_000));
+        for mode in ["none", "pass"] {
+            check_model(&["fua"], &[("fuamode", mode)], 20_000, &View::same(20_000));
+        }
+        for mode in ["emulate", "native", "force"] {
+            for spec in [Spec::sized(20_000), Spec::emulated(20_000)] {
+                check_model_over(&spec, &["fua"], &[("fuamode", mode)], &View::same(20_000));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_offered() {
+        let caps = |mode, spec: Spec| {
+            let session = session(&spec.disk(), "fua", &[("fuamode", mode)]);
+            (session.caps().flush, session.caps().fua)
+        };
+        let full = MODES.map(|mode| caps(mode, Spec::default()));
+        use Support::{Emulate, Native, None};
+        let all = [None, Emulate, Native, Native, Native, Native];
+        assert_eq!(full, all.map(|fua| (true, fua)));
+        assert_eq!(caps("pass", Spec::emulated(1000)), (true, Emulate));
+        assert_eq!(caps("pass", Spec::minimal(1000)), (false, None));
+        assert_eq!(caps("none", Spec::minimal(1000)), (false, None));
+        assert_eq!(caps("discard", Spec::minimal(1000)), (true, Native));
+    }
+
+    #[test]
+    fn requests_with_fua() {
+        use Op::{Flush, Trim, Write, Zero};
+        let native = [(Write, true), (Trim, true), (Zero, true)];
+        let plain = [(Write, false), (Trim, false), (Zero, false)];
+        let flush = [(Flush, false)];
+        assert_eq!(run("native", FUA), [&native[..], &flush].concat());
+        assert_eq!(run("pass", FUA), [&native[..], &flush].concat());
+        assert_eq!(run("force", FUA), native);
+        assert_eq!(run("discard", FUA), plain);
+        let flushed = [
+            (Write, false),
+            (Flush, false),
+            (Trim, false),
+            (Flush, false),
+            (Zero, false),
+            (Flush, false),
+            (Flush, false),
+        ];
+        assert_eq!(run("emulate", FUA), flushed);
+    }
+
+    #[test]
+    fn requests_without_fua() {
+        use Op::{Flush, Trim, Write, Zero};
+        let plain = [(Write, false), (Trim, false), (Zero, false), (Flush, false)];
+        for mode in ["none", "emulate", "native", "pass"] {
+            assert_eq!(run(mode, Flags::empty()), plain, "{mode}");
+        }
+        assert_eq!(run("force", Flags::empty()), [(Write, true), (Trim, true), (Zero, true)]);
+        assert_eq!(run("discard", Flags::empty()), plain[..3]);
+    }
+
+    #[test]
+    fn forced_writes_are_durable_even_where_fua_is_emulated() {
+        let disk = Spec::emulated(1000).disk();
+        let session = session(&disk, "fua", &[("fuamode", "force")]);
+        session.pwrite(&[7; 10], 90, Flags::empty()).unwrap();
+        assert_eq!(disk.stable()[90..100], [7; 10]);
+    }
+
+    #[test]
+    fn a_mode_without_its_means_does_not_open() {
+        assert_eq!(
+            open_error("emulate", Spec::minimal(1000)),
+            "fuamode=emulate needs flush, and testdisk does not offer it"
+        );
+        for mode in ["native", "force"] {
+            let error = open_error(mode, Spec::minimal(1000));
+            assert_eq!(error, format!("fuamode={mode} needs FUA, and testdisk does not offer it"));
+        }
+    }
+
+    #[test]
+    fn a_read_only_disk_opens_in_every_mode() {
+        for mode in MODES {
+            let disk = Spec { write: false, ..Spec::minimal(1000) }.disk();
+            assert_eq!(session(&disk, "fua", &[("fuamode", mode)]).caps().fua, Support::None, "{mode}");
+        }
+    }
+
+    #[test]
+    fn a_failed_request_is_not_followed_by_a_flush() {
+        let disk = Spec { fail_after: Some(0), ..Spec::default() }.disk();
+        session(&disk, "fua", &[("fuamode", "emulate")]).pwrite(&[1], 0, FUA).unwrap_err();
+        assert_eq!(seen(&disk), [(Op::Write, false)]);
+    }
+
+    #[test]
+    fn loans_are_writable_unless_the_mode_would_be_lost() {
+        let writable = MODES.map(|mode| {
+            let disk = Spec::default().disk();
+            session(&disk, "fua", &[("fuamode", mode)]).loan(0, 512).unwrap().writable
+        });
+        assert_eq!(writable, [true, true, true, false, true, false]);
+    }
+
+    #[test]
+    fn reads_without_a_wait_pass() {
+        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
+        let session = session(&spec.disk(), "fua", &[("fuamode", "discard")]);
+        assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
+        assert!(session.may_block(Op::Write) && !session.may_block(Op::Flush));
+    }
+
+    #[test]
+    fn an_unknown_mode_is_refused() {
+        assert!(config_error("fua", &[("fuamode", "x")]).contains("unknown fuamode 'x'"));
+    }
+}
