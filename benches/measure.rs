@@ -1,0 +1,213 @@
+//! What a server costs, seen from outside: CPU time, memory, system calls; and the pinning to CPUs.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
+use tempfile::NamedTempFile;
+
+/// CPU time that the processes have used so far, threads that have ended included. In ticks of 10 ms: meaningful
+/// over a second or so.
+pub(crate) fn cpu_time(pids: &[Pid]) -> Result<Duration> {
+    let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
+    let mut ticks = 0;
+    for pid in pids {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the server is gone")?;
+        // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        ticks +=
+            fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(Duration::from_secs_f64(ticks as f64 * tick))
+}
+
+/// Resident memory, in KiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    /// Now.
+    pub(crate) rss: u64,
+    /// The most there ever was.
+    pub(crate) peak: u64,
+}
+
+/// Resident memory of the processes together.
+pub(crate) fn memory(pids: &[Pid]) -> Result<Memory> {
+    let mut memory = Memory::default();
+    for pid in pids {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the server is gone")?;
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            value.and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        memory.rss += field("VmRSS:");
+        memory.peak += field("VmHWM:");
+    }
+    Ok(memory)
+}
+
+/// While it lives, the processes and the calling thread (with what it starts) share one CPU.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    before: CpuSet,
+    pids: Vec<Pid>,
+}
+
+impl Pinned {
+    pub(crate) fn to_one_cpu(pids: &[Pid]) -> Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let mut one = CpuSet::new();
+        let first = (0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu)).context("no CPU to run on")?;
+        one.set(first);
+        let pinned = Pinned { before, pids: pids.to_vec() };
+        pinned.apply(&one)?;
+        Ok(pinned)
+    }
+
+    fn apply(&self, cpus: &CpuSet) -> Result<()> {
+        sched_setaffinity(None, cpus)?;
+        for pid in &self.pids {
+            for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
+                let tid =
+                    task?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+                // A thread may have ended since it was listed.
+                let _ = tid.map(|tid| sched_setaffinity(Some(tid), cpus));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.apply(&self.before);
+    }
+}
+
+/// A tool that counts the system calls of running processes.
+#[derive(Clone, Debug)]
+pub(crate) enum SyscallTool {
+    /// Cheap, does not disturb the server. Needs root or a low `perf_event_paranoid`.
+    Perf(PathBuf),
+    /// Slows the server down several times, which makes it find more requests waiting at a time.
+    Strace(PathBuf),
+}
+
+const SYSCALL_EVENT: &str = "raw_syscalls:sys_enter";
+
+impl SyscallTool {
+    /// The better one that works here.
+    pub(crate) fn find() -> Option<Self> {
+        if let Some(perf) = crate::servers::in_path("perf") {
+            let probe = Command::new(&perf)
+                .args(["stat", "-x,", "-e", SYSCALL_EVENT, "true"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .output();
+            let works = |text: &str| text.split(',').next().is_some_and(|n| n.parse::<u64>().is_ok());
+            if probe.is_ok_and(|out| out.status.success() && works(&String::from_utf8_lossy(&out.stderr))) {
+                return Some(SyscallTool::Perf(perf));
+            }
+        }
+        crate::servers::in_path("strace").map(SyscallTool::Strace)
+    }
+
+    /// For the report.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            SyscallTool::Perf(_) => "perf",
+            SyscallTool::Strace(_) => "strace",
+        }
+    }
+
+    /// Runs `load` and returns its result with the system calls of the processes meanwhile.
+    pub(crate) fn count<T>(&self, pids: &[Pid], load: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+        let output = NamedTempFile::new()?;
+        let mut counter = match self {
+            SyscallTool::Perf(perf) => {
+                let list = pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                let mut command = Command::new(perf);
+                command.args(["stat", "-x,", "-e", SYSCALL_EVENT, "--control", "fd:0,1", "--delay", "-1"]);
+                command.arg("-p").arg(list).arg("-o").arg(output.path());
+                Counter(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
+            }
+            SyscallTool::Strace(strace) => {
+                let mut command = Command::new(strace);
+                command.args(["-c", "-f", "-o"]).arg(output.path());
+                for pid in pids {
+                    command.arg("-p").arg(pid.to_string());
+                }
+                Counter(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+            }
+        };
+        match self {
+            SyscallTool::Perf(_) => counter.enable_perf()?,
+            SyscallTool::Strace(_) => counter.await_strace(pids.len())?,
+        }
+        let result = load()?;
+        counter.stop()?;
+        let text = fs::read_to_string(output.path())?;
+        let total = match self {
+            SyscallTool::Perf(_) => text.lines().find_map(|line| {
+                let (count, rest) = line.split_once(',')?;
+                rest.contains(SYSCALL_EVENT).then(|| count.parse().ok())?
+            }),
+            SyscallTool::Strace(_) => text.lines().find(|line| line.ends_with(" total")).and_then(|line| {
+                // "100.00  0.01  0  1234  5 total": calls are the last column that is always there.
+                line.split_whitespace().nth(3)?.parse().ok()
+            }),
+        };
+        Ok((result, total.context("no count of system calls")?))
+    }
+}
+
+/// The counting tool while it runs.
+struct Counter(Child);
+
+impl Counter {
+    fn enable_perf(&mut self) -> Result<()> {
+        let (Some(control), Some(ack)) = (&mut self.0.stdin, &mut self.0.stdout) else {
+            bail!("no pipe to perf")
+        };
+        control.write_all(b"enable\n")?;
+        let mut answer = [0; 4];
+        ack.read_exact(&mut answer).context("perf did not start")?;
+        ensure!(&answer == b"ack\n", "perf did not start counting");
+        Ok(())
+    }
+
+    fn await_strace(&mut self, processes: usize) -> Result<()> {
+        let stderr = self.0.stderr.take().context("no pipe from strace")?;
+        let mut lines = BufReader::new(stderr).lines();
+        for _ in 0..processes {
+            let line = lines.next().context("strace ended")??;
+            ensure!(line.contains("attached"), "{line}");
+        }
+        // Keep the pipe open and empty: threads that come later are announced in it too.
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.0), Signal::INT)?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = self.stop();
+        }
+    }
+}
