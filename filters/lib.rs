@@ -17,6 +17,7 @@ macro_rules! registry {
 
 #[cfg(test)]
 mod testing;
+mod part;
 mod transparent;
 
 registry! {
@@ -25,11 +26,13 @@ registry! {
     error
     exitlast
     fua
+    log
     noextents
     nofilter
     noparallel
     nozero
     offset
+    partition
     readonly
     truncate
 }
