@@ -15,9 +15,9 @@ macro_rules! registry {
     };
 }
 
+mod part;
 #[cfg(test)]
 mod testing;
-mod part;
 mod transparent;
 
 registry! {

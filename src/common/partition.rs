@@ -83,11 +83,14 @@ impl<E> From<E> for TableError<E> {
     }
 }
 
+/// Fills a buffer from an offset in bytes.
+type Read<'a, E> = dyn FnMut(&mut [u8], u64) -> Result<(), E> + 'a;
+
 /// Reads whole sectors of a disk for the parsers, never past its end.
 pub(crate) struct Disk<'a, E> {
     pub(crate) size: u64,
     pub(crate) sector_size: u64,
-    pub(crate) read: &'a mut dyn FnMut(&mut [u8], u64) -> Result<(), E>,
+    pub(crate) read: &'a mut Read<'a, E>,
 }
 
 impl<E> Disk<'_, E> {
