@@ -1,1 +1,101 @@
-//! x
+//! The NBD door: listeners, the handshake and the transmission loop in front of a [`Chain`].
+//!
+//! One thread per connection runs to completion: it receives, decodes and answers whatever cannot block, and hands
+//! the rest to a pool of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
+//! repository (`doc/proto.md`); comments name its sections.
+//!
+//! * [`proto`] knows the bytes and does no I/O,
+//! * `handshake` and `oldstyle` end with an open session,
+//! * `transmission` is the loop, `requests` the work, `pool` and `output` what it shares with its workers,
+//! * `server` holds the connections, [`listen`] makes the sockets.
+
+#![forbid(unsafe_code)]
+
+pub mod listen;
+pub mod proto;
+
+mod buffer;
+mod connection;
+mod handshake;
+mod oldstyle;
+mod output;
+mod pool;
+mod requests;
+mod server;
+mod spin;
+mod stream;
+mod transmission;
+
+use std::{ffi::OsString, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use nbdkit_core::{Chain, Stop};
+
+pub use listen::Listener;
+
+/// How the door behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Clients cannot change data, whatever the chain offers.
+    pub readonly: bool,
+    /// Speak the oldstyle handshake.
+    pub oldstyle: bool,
+    /// Requests of one connection that may wait in the chain at once, at least 1; with 1 they keep their order.
+    pub threads: usize,
+    /// How long a client may take from its turn to the end of the negotiation. None: for ever.
+    pub handshake_timeout: Option<Duration>,
+    /// The global handshake flags are ANDed with this (for tests of clients).
+    pub mask_handshake: u16,
+    /// Structured replies may be negotiated.
+    pub structured_replies: bool,
+    /// Meta contexts may be negotiated.
+    pub meta_contexts: bool,
+    /// TCP connections are probed when idle.
+    pub keepalive: bool,
+    /// The export that oldstyle clients, who cannot name one, are given.
+    pub export_name: OsString,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            readonly: false,
+            oldstyle: false,
+            threads: 16,
+            handshake_timeout: Some(Duration::from_secs(60)),
+            mask_handshake: u16::MAX,
+            structured_replies: true,
+            meta_contexts: true,
+            keepalive: true,
+            export_name: OsString::new(),
+        }
+    }
+}
+
+/// Serves clients until `stop` is raised. Then no new ones are taken, sleeping requests end, those in flight are
+/// answered for a few seconds, and what remains is cut off.
+///
+/// # Errors
+/// When the listeners cannot be waited for; never because of what a client does.
+pub fn serve(
+    chain: Arc<Chain>,
+    config: Config,
+    listeners: Vec<Listener>,
+    stop: Arc<Stop>,
+) -> anyhow::Result<()> {
+    server::Server::new(chain, config, stop).run(&listeners)
+}
+
+/// Serves one client, who is at the other end of `input` and `output` (one socket, or two pipes), until it or
+/// `stop` ends the connection.
+///
+/// # Errors
+/// When the descriptors cannot be used.
+pub fn serve_one(
+    chain: Arc<Chain>,
+    config: Config,
+    input: OwnedFd,
+    output: OwnedFd,
+    stop: Arc<Stop>,
+) -> anyhow::Result<()> {
+    server::Server::new(chain, config, stop).run_one(input, output)
+}

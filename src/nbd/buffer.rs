@@ -1,0 +1,108 @@
+//! Bytes on their way out.
+
+/// A buffer that stays initialised: the chain reads straight into it, and nothing is zeroed twice.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    data: Vec<u8>,
+    /// What lies before was sent.
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// A buffer that was larger once is not kept.
+    const KEEP: usize = 4 << 20;
+    const FIRST: usize = 64 << 10;
+
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.data[self.start..self.end]
+    }
+
+    /// Drops the first `n` bytes.
+    pub(crate) fn consume(&mut self, n: usize) {
+        self.start += n.min(self.len());
+        if self.is_empty() {
+            self.clear();
+        }
+    }
+
+    /// Drops everything, and the memory too if it is unusually much.
+    pub(crate) fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+        if self.data.len() > Self::KEEP {
+            self.data = Vec::new();
+        }
+    }
+
+    /// Where the next byte goes; see [`rewind`](Self::rewind).
+    pub(crate) fn mark(&self) -> usize {
+        self.end
+    }
+
+    /// Takes back what was appended after `mark`; nothing may have been consumed since.
+    pub(crate) fn rewind(&mut self, mark: usize) {
+        self.end = mark;
+    }
+
+    fn ensure(&mut self, n: usize) {
+        let needed = self.end + n;
+        if needed <= self.data.len() {
+            return;
+        }
+        let size = needed.max(self.data.len() * 2).max(Self::FIRST);
+        if self.end == 0 {
+            self.data = vec![0; size];
+        } else {
+            self.data.resize(size, 0);
+        }
+    }
+
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        self.space(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Appends `n` bytes, whose content is left over from before, for the caller to fill.
+    pub(crate) fn space(&mut self, n: usize) -> &mut [u8] {
+        self.ensure(n);
+        let at = self.end;
+        self.end += n;
+        &mut self.data[at..self.end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appends_consumes_and_rewinds() {
+        let mut b = Buffer::default();
+        b.put(b"head");
+        let mark = b.mark();
+        b.space(100_000).fill(7);
+        b.rewind(mark);
+        b.put(b"tail");
+        assert_eq!(b.as_slice(), b"headtail");
+        b.consume(4);
+        assert_eq!(b.as_slice(), b"tail");
+        b.consume(99);
+        assert!(b.is_empty());
+        assert_eq!(b.mark(), 0);
+    }
+
+    #[test]
+    fn unusual_memory_is_given_back() {
+        let mut b = Buffer::default();
+        b.space(Buffer::KEEP + 1);
+        b.clear();
+        assert_eq!(b.data.capacity(), 0);
+    }
+}

@@ -1,0 +1,56 @@
+//! One connection from its first byte to its last.
+
+use std::sync::Arc;
+
+use nbdkit_core::{Chain, Client};
+
+use crate::{
+    Config,
+    handshake::{self, Wire},
+    oldstyle,
+    spin::Busy,
+    stream::Stream,
+    transmission,
+};
+
+/// Serves one client and closes the connection. The caller's thread is the connection's.
+pub(crate) fn run(
+    chain: &Arc<Chain>,
+    config: &Config,
+    client: &Arc<Client>,
+    stream: &Arc<dyn Stream>,
+    name: &str,
+    busy: Busy,
+) {
+    log::debug!("connected: {:?}", client.peer);
+    let end = match begin(chain, config, client, &**stream) {
+        Ok(None) => "the client left the negotiation".to_owned(),
+        Err(e) => format!("the negotiation failed: {e:#}"),
+        Ok(Some(requests)) => {
+            transmission::run(stream, client, requests, config.threads, name, busy).to_string()
+        }
+    };
+    client.gone.raise();
+    stream.close();
+    log::debug!("{end}");
+}
+
+/// Everything before the first request.
+fn begin(
+    chain: &Arc<Chain>,
+    config: &Config,
+    client: &Arc<Client>,
+    stream: &dyn Stream,
+) -> anyhow::Result<Option<crate::requests::Requests>> {
+    let connection = chain.connect(client.clone(), config.readonly).map_err(|e| {
+        log::error!("preconnect: {e}");
+        e
+    })?;
+    let connection = Arc::new(connection);
+    let wire = Wire::new(stream, config.handshake_timeout);
+    if config.oldstyle {
+        oldstyle::negotiate(&wire, &connection, config)
+    } else {
+        handshake::negotiate(&wire, &connection, config)
+    }
+}

@@ -1,0 +1,453 @@
+//! The newstyle handshake: options, until one of them opens an export.
+//!
+//! Everything a client sends here is bounded, and so is the time it may take. The handshake holds no lock that a
+//! request of another client needs. Input is received exactly as far as it is used, so that nothing sent in the
+//! clear can reach past the start of TLS, and the first requests stay in the stream.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::unix::ffi::OsStrExt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use nbdkit_core::{Caps, Connection, Errno, Error, Session, Support};
+
+use crate::{
+    Config,
+    proto::{
+        BASE_ALLOCATION, BASE_ALLOCATION_ID, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies,
+        export_flag, handshake_flag, info, option, option_reply, rep,
+    },
+    requests::Requests,
+    stream::{Interest, Stream},
+};
+
+/// Longest data of an option that is looked at.
+const MAX_OPTION: usize = 64 << 10;
+/// Longest data of an option that is skipped; more ends the connection.
+const MAX_SKIPPED: usize = 16 << 20;
+/// Options a client may send, and as many again for each export it was told of.
+const MAX_OPTIONS: usize = 32;
+/// Replies are sent when this much is there.
+const FLUSH: usize = 64 << 10;
+
+/// The stream during the handshake, with its deadline.
+pub(crate) struct Wire<'a> {
+    stream: &'a dyn Stream,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Wire<'a> {
+    pub(crate) fn new(stream: &'a dyn Stream, timeout: Option<Duration>) -> Self {
+        Wire { stream, deadline: timeout.and_then(|t| Instant::now().checked_add(t)) }
+    }
+
+    /// Calls `transfer` until it does not have to wait.
+    fn when_ready(
+        &self,
+        interest: Interest,
+        mut transfer: impl FnMut() -> io::Result<usize>,
+    ) -> anyhow::Result<usize> {
+        loop {
+            match transfer() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                result => return Ok(result?),
+            }
+            let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            ensure!(left != Some(Duration::ZERO), "the negotiation took too long");
+            self.stream.wait(interest, left)?;
+        }
+    }
+
+    fn receive_some(&self, buf: &mut [u8]) -> anyhow::Result<usize> {
+        let read = Interest { read: true, ..Interest::default() };
+        self.when_ready(read, || self.stream.recv(buf, false))
+    }
+
+    /// Fills `buf`; false when the client has gone before the first byte.
+    fn receive_or_end(&self, buf: &mut [u8]) -> anyhow::Result<bool> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.receive_some(&mut buf[done..])? {
+                0 if done == 0 => return Ok(false),
+                0 => bail!("the client closed the connection in the middle of a message"),
+                n => done += n,
+            }
+        }
+        Ok(true)
+    }
+
+    fn receive(&self, buf: &mut [u8]) -> anyhow::Result<()> {
+        ensure!(self.receive_or_end(buf)?, "the client closed the connection in the middle of a message");
+        Ok(())
+    }
+
+    fn skip(&self, mut length: usize) -> anyhow::Result<()> {
+        let mut waste = [0; 4096];
+        while length > 0 {
+            let n = length.min(waste.len());
+            self.receive(&mut waste[..n])?;
+            length -= n;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn send(&self, mut bytes: &[u8]) -> anyhow::Result<()> {
+        let write = Interest { write: true, ..Interest::default() };
+        while !bytes.is_empty() {
+            let n = self.when_ready(write, || self.stream.send(bytes, false))?;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+}
+
+/// Negotiates with a client. None: it went away, as it may.
+///
+/// # Errors
+/// What it did wrong: the connection has to end.
+pub(crate) fn negotiate(
+    wire: &Wire<'_>,
+    connection: &Arc<Connection>,
+    config: &Config,
+) -> anyhow::Result<Option<Requests>> {
+    let offered = (handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES) & config.mask_handshake;
+    let mut hello = Vec::new();
+    hello.extend(INIT_PASSWD.to_be_bytes());
+    hello.extend(OPTION_MAGIC.to_be_bytes());
+    hello.extend(offered.to_be_bytes());
+    wire.send(&hello)?;
+    let mut flags = [0; 4];
+    if !wire.receive_or_end(&mut flags)? {
+        return Ok(None);
+    }
+    let flags = u32::from_be_bytes(flags);
+    ensure!(flags & !u32::from(offered) == 0, "client flags {flags:#x} were not offered");
+    let mut negotiation = Negotiation {
+        wire,
+        connection,
+        config,
+        fixed: flags & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0,
+        no_zeroes: flags & u32::from(handshake_flag::NO_ZEROES) != 0,
+        agreed: Agreed::default(),
+        listed: false,
+        most: MAX_OPTIONS,
+        out: Vec::new(),
+    };
+    negotiation.run()
+}
+
+/// What was agreed on so far. All of it is forgotten when TLS starts.
+#[derive(Default)]
+struct Agreed {
+    structured: bool,
+    /// `base:allocation` was selected for the export of this name.
+    allocation: Option<Vec<u8>>,
+}
+
+struct Negotiation<'a> {
+    wire: &'a Wire<'a>,
+    connection: &'a Arc<Connection>,
+    config: &'a Config,
+    fixed: bool,
+    no_zeroes: bool,
+    agreed: Agreed,
+    listed: bool,
+    /// Options that the client may send.
+    most: usize,
+    out: Vec<u8>,
+}
+
+/// What an option leads to.
+enum Next {
+    Option,
+    End,
+    Transmission(Requests),
+}
+
+impl Negotiation<'_> {
+    fn run(&mut self) -> anyhow::Result<Option<Requests>> {
+        let mut count = 0;
+        loop {
+            let mut header = [0; 16];
+            if !self.wire.receive_or_end(&mut header)? {
+                return Ok(None);
+            }
+            let mut fields = Fields(&header);
+            let (magic, option, length) = (fields.u64(), fields.u32(), fields.u32());
+            let (Some(magic), Some(option), Some(length)) = (magic, option, length) else {
+                bail!("a short option");
+            };
+            ensure!(magic == OPTION_MAGIC, "an option begins with {magic:#018x}");
+            count += 1;
+            ensure!(count <= self.most, "the client sent {count} options without choosing an export");
+            log::debug!("option {option} ({}), {length} bytes", option::name(option));
+            let next = self.option(option, length as usize)?;
+            let out = std::mem::take(&mut self.out);
+            match next {
+                Next::Option => self.wire.send(&out)?,
+                Next::Transmission(requests) => {
+                    self.wire.send(&out)?;
+                    return Ok(Some(requests));
+                }
+                Next::End => {
+                    // It need not wait for the answer.
+                    let _ = self.wire.send(&out);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    fn reply(&mut self, option: u32, kind: u32, data: &[&[u8]]) -> anyhow::Result<()> {
+        option_reply(&mut self.out, option, kind, data);
+        if self.out.len() >= FLUSH {
+            self.wire.send(&self.out)?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends an option with a reply that says why, if it is an error.
+    fn answer(&mut self, option: u32, kind: u32, why: &str) -> anyhow::Result<Next> {
+        if !why.is_empty() {
+            log::debug!("{} refused: {why}", option::name(option));
+        }
+        self.reply(option, kind, &[why.as_bytes()])?;
+        Ok(Next::Option)
+    }
+
+    /// Handles one option; `length` bytes of data follow in the stream.
+    fn option(&mut self, option: u32, length: usize) -> anyhow::Result<Next> {
+        ensure!(length <= MAX_SKIPPED, "{} with {length} bytes of data", option::name(option));
+        if option == option::EXPORT_NAME {
+            return self.export_name(length);
+        }
+        let looked_at = matches!(
+            option,
+            option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT
+        ) && self.fixed;
+        if !looked_at || length > MAX_OPTION {
+            self.wire.skip(length)?;
+        }
+        if option == option::ABORT {
+            self.answer(option, rep::ACK, "")?;
+            return Ok(Next::End);
+        }
+        if !self.fixed {
+            return self.answer(option, rep::ERR_INVALID, "fixed newstyle was not negotiated");
+        }
+        if looked_at {
+            if option == option::SET_META_CONTEXT {
+                // Even if it fails.
+                self.agreed.allocation = None;
+            }
+            if length > MAX_OPTION {
+                return self.answer(option, rep::ERR_TOO_BIG, "too much data");
+            }
+            let mut data = vec![0; length];
+            self.wire.receive(&mut data)?;
+            return match option {
+                option::INFO | option::GO => self.info(option, Fields(&data)),
+                _ => self.meta_context(option, Fields(&data)),
+            };
+        }
+        match option {
+            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY if length > 0 => {
+                self.answer(option, rep::ERR_INVALID, "the option takes no data")
+            }
+            option::LIST => self.list(),
+            option::STARTTLS => self.answer(option, rep::ERR_POLICY, "the server does not offer TLS"),
+            option::STRUCTURED_REPLY if !self.config.structured_replies => {
+                self.answer(option, rep::ERR_UNSUP, "structured replies are off")
+            }
+            option::STRUCTURED_REPLY if self.agreed.structured => {
+                self.answer(option, rep::ERR_INVALID, "structured replies are on already")
+            }
+            option::STRUCTURED_REPLY => {
+                self.agreed.structured = true;
+                self.answer(option, rep::ACK, "")
+            }
+            _ => self.answer(option, rep::ERR_UNSUP, "the server does not know the option"),
+        }
+    }
+
+    fn export_name(&mut self, length: usize) -> anyhow::Result<Next> {
+        ensure!(length <= MAX_STRING, "an export name of {length} bytes");
+        let mut name = vec![0; length];
+        self.wire.receive(&mut name)?;
+        check_name(&name)?;
+        let session = self.open(&name).context("the client chose an export that cannot be opened")?;
+        self.out.extend(session.size().to_be_bytes());
+        self.out.extend(export_flags(session.caps(), self.agreed.structured).to_be_bytes());
+        if !self.no_zeroes {
+            self.out.extend([0; 124]);
+        }
+        Ok(Next::Transmission(self.requests(session, &name)))
+    }
+
+    fn list(&mut self) -> anyhow::Result<Next> {
+        if std::mem::replace(&mut self.listed, true) {
+            return self.answer(option::LIST, rep::ERR_INVALID, "the exports were listed already");
+        }
+        let exports = match self.connection.list_exports(false) {
+            Ok(exports) => exports,
+            Err(e) => {
+                log::error!("list_exports: {e}");
+                return self.answer(option::LIST, rep::ERR_PLATFORM, "the exports cannot be listed");
+            }
+        };
+        for export in &exports {
+            self.most += MAX_OPTIONS;
+            let name = export.name.as_bytes();
+            let description = export.description.as_deref().unwrap_or_default();
+            let length = (name.len() as u32).to_be_bytes();
+            self.reply(option::LIST, rep::SERVER, &[&length, name, description.as_bytes()])?;
+        }
+        self.answer(option::LIST, rep::ACK, "")
+    }
+
+    /// INFO and GO.
+    fn info(&mut self, option: u32, mut data: Fields<'_>) -> anyhow::Result<Next> {
+        let Some((name, wanted)) = info_request(&mut data) else {
+            return self.answer(option, rep::ERR_INVALID, "the option's data is malformed");
+        };
+        if let Err(e) = check_name(name) {
+            return self.answer(option, rep::ERR_INVALID, &e.to_string());
+        }
+        let session = match self.open(name) {
+            Ok(session) => session,
+            Err(e) => {
+                log::error!("open: {e}");
+                return self.answer(option, rep::ERR_UNKNOWN, "the export cannot be opened");
+            }
+        };
+        let flags = export_flags(session.caps(), self.agreed.structured);
+        let info_head = info::EXPORT.to_be_bytes();
+        let size = session.size().to_be_bytes();
+        self.reply(option, rep::INFO, &[&info_head, &size, &flags.to_be_bytes()])?;
+        for wanted in wanted {
+            let head = wanted.to_be_bytes();
+            match wanted {
+                info::NAME => self.reply(option, rep::INFO, &[&head, session.export_name().as_bytes()])?,
+                info::DESCRIPTION => {
+                    if let Ok(Some(text)) = session.export_description() {
+                        self.reply(option, rep::INFO, &[&head, text.as_bytes()])?;
+                    }
+                }
+                info::BLOCK_SIZE if !session.caps().block_size.is_unset() => {
+                    let block = session.caps().block_size;
+                    let (minimum, preferred) = (block.minimum.to_be_bytes(), block.preferred.to_be_bytes());
+                    let maximum = block.maximum.to_be_bytes();
+                    self.reply(option, rep::INFO, &[&head, &minimum, &preferred, &maximum])?;
+                }
+                _ => {}
+            }
+        }
+        self.answer(option, rep::ACK, "")?;
+        if option == option::INFO {
+            return Ok(Next::Option);
+        }
+        Ok(Next::Transmission(self.requests(session, name)))
+    }
+
+    fn meta_context(&mut self, option: u32, mut data: Fields<'_>) -> anyhow::Result<Next> {
+        let set = option == option::SET_META_CONTEXT;
+        if !self.config.meta_contexts {
+            return self.answer(option, rep::ERR_UNSUP, "meta contexts are off");
+        }
+        if set && !self.agreed.structured {
+            return self.answer(option, rep::ERR_INVALID, "structured replies come first");
+        }
+        let Some((name, queries)) = meta_queries(&mut data) else {
+            return self.answer(option, rep::ERR_INVALID, "the option's data is malformed");
+        };
+        if let Err(e) = check_name(name) {
+            return self.answer(option, rep::ERR_INVALID, &e.to_string());
+        }
+        let found = if set {
+            queries.contains(&BASE_ALLOCATION)
+        } else {
+            queries.is_empty() || queries.contains(&BASE_ALLOCATION) || queries.contains(&&b"base:"[..])
+        };
+        if found {
+            let id: u32 = if set { BASE_ALLOCATION_ID } else { 0 };
+            self.reply(option, rep::META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION])?;
+        }
+        if set && found {
+            self.agreed.allocation = Some(name.to_vec());
+        }
+        self.answer(option, rep::ACK, "")
+    }
+
+    fn open(&self, name: &[u8]) -> nbdkit_core::Result<Session> {
+        open(self.connection, OsStr::from_bytes(name), false)
+    }
+
+    /// What was agreed on, for the export that the client called `name`.
+    fn requests(&mut self, session: Session, name: &[u8]) -> Requests {
+        let agreed = std::mem::take(&mut self.agreed);
+        Requests {
+            session,
+            replies: if agreed.structured { Replies::Structured } else { Replies::Simple },
+            allocation: agreed.allocation.as_deref() == Some(name),
+        }
+    }
+}
+
+/// Opens an export; the empty name stands for the default one.
+pub(crate) fn open(connection: &Arc<Connection>, name: &OsStr, tls: bool) -> nbdkit_core::Result<Session> {
+    if !name.is_empty() {
+        return connection.open(name, tls);
+    }
+    let default: Option<OsString> = connection.default_export(tls)?;
+    let name = default.ok_or_else(|| Error::new(Errno::ENOENT, "there is no default export: name one"))?;
+    connection.open(&name, tls)
+}
+
+/// The transmission flags of an export.
+pub(crate) fn export_flags(caps: &Caps, structured: bool) -> u16 {
+    let flags = [
+        (true, export_flag::HAS_FLAGS),
+        (!caps.write, export_flag::READ_ONLY),
+        (caps.flush, export_flag::SEND_FLUSH),
+        (caps.fua != Support::None, export_flag::SEND_FUA),
+        (caps.rotational, export_flag::ROTATIONAL),
+        (caps.trim, export_flag::SEND_TRIM),
+        (caps.zero != Support::None, export_flag::SEND_WRITE_ZEROES),
+        (caps.zero != Support::None && caps.fast_zero, export_flag::SEND_FAST_ZERO),
+        (structured, export_flag::SEND_DF),
+        (caps.multi_conn, export_flag::CAN_MULTI_CONN),
+        (caps.cache != Support::None, export_flag::SEND_CACHE),
+    ];
+    flags.into_iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
+}
+
+fn check_name(name: &[u8]) -> anyhow::Result<()> {
+    ensure!(name.len() <= MAX_STRING, "the export's name is over {MAX_STRING} bytes");
+    ensure!(!name.contains(&0), "the export's name holds a NUL byte");
+    Ok(())
+}
+
+/// The data of INFO and GO: the export's name and what is wanted.
+fn info_request<'a>(data: &mut Fields<'a>) -> Option<(&'a [u8], Vec<u16>)> {
+    let name = data.string()?;
+    let count = data.u16()?;
+    let wanted = (0..count).map(|_| data.u16()).collect::<Option<_>>()?;
+    data.is_empty().then_some((name, wanted))
+}
+
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT: the export's name and the queries.
+fn meta_queries<'a>(data: &mut Fields<'a>) -> Option<(&'a [u8], Vec<&'a [u8]>)> {
+    let name = data.string()?;
+    let count = data.u32()?;
+    let mut queries = Vec::new();
+    for _ in 0..count {
+        queries.push(data.string()?);
+    }
+    data.is_empty().then_some((name, queries))
+}

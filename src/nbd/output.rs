@@ -1,0 +1,157 @@
+//! The way out, shared by the connection's thread and its workers.
+//!
+//! One thread at a time sends; whoever comes meanwhile leaves its replies to that one, who sends them too before it
+//! is done. So nobody waits for a lock while a reply travels, and many small replies leave in one system call.
+
+use std::{io, sync::Arc};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{buffer::Buffer, stream::Stream};
+
+/// A worker waits while this much is left to others to send.
+const WORKERS_MAX: usize = 1 << 20;
+/// So does the connection's thread, which would rather go on receiving.
+const READER_MAX: usize = 64 << 20;
+
+/// See the module.
+pub(crate) struct Outbox {
+    stream: Arc<dyn Stream>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Replies left to the one who sends.
+    left: Buffer,
+    sending: bool,
+    dead: bool,
+}
+
+/// What [`Outbox::flush`] achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// All is sent or left to another thread.
+    Done,
+    /// The client does not take more now. The caller stays the one who sends and must flush again.
+    Pending,
+}
+
+impl Outbox {
+    pub(crate) fn new(stream: Arc<dyn Stream>) -> Self {
+        Outbox { stream, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// The client takes no more replies.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.state.lock().dead
+    }
+
+    /// Becomes the one who sends: true; or leaves `out` to that one, or drops it for a dead client: false.
+    fn begin(&self, out: &mut Buffer, most: usize) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if state.dead {
+                out.clear();
+                return false;
+            }
+            if !state.sending {
+                state.sending = true;
+                return true;
+            }
+            if state.left.is_empty() {
+                std::mem::swap(&mut state.left, out);
+                return false;
+            }
+            if state.left.len() + out.len() <= most {
+                state.left.put(out.as_slice());
+                out.clear();
+                return false;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Takes what was left meanwhile into the empty `out`; ends the sending if that is nothing.
+    fn next(&self, out: &mut Buffer) -> bool {
+        let mut state = self.state.lock();
+        if state.left.is_empty() {
+            state.sending = false;
+            self.changed.notify_all();
+            return false;
+        }
+        std::mem::swap(&mut state.left, out);
+        self.changed.notify_all();
+        true
+    }
+
+    /// The client is gone: whoever has replies may drop them.
+    fn fail(&self, out: &mut Buffer) {
+        out.clear();
+        let mut state = self.state.lock();
+        state.dead = true;
+        state.sending = false;
+        state.left.clear();
+        self.changed.notify_all();
+        drop(state);
+        self.stream.close();
+    }
+
+    /// Sends `out` and leaves it empty. May wait for the client. Not for one who has a flush pending.
+    pub(crate) fn send(&self, out: &mut Buffer) {
+        if out.is_empty() || !self.begin(out, WORKERS_MAX) {
+            return;
+        }
+        self.finish(out);
+    }
+
+    fn finish(&self, out: &mut Buffer) {
+        loop {
+            if self.stream.send_all(out.as_slice()).is_err() {
+                return self.fail(out);
+            }
+            out.clear();
+            if !self.next(out) {
+                return;
+            }
+        }
+    }
+
+    /// Sends of `out` what the client takes now, without waiting for it. `pending` says that the last call
+    /// ended so.
+    pub(crate) fn flush(&self, out: &mut Buffer, pending: bool) -> io::Result<Flushed> {
+        if !pending && (out.is_empty() || !self.begin(out, READER_MAX)) {
+            return Ok(Flushed::Done);
+        }
+        loop {
+            while !out.is_empty() {
+                match self.stream.send(out.as_slice(), false) {
+                    Ok(n) => out.consume(n),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Pending),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => {
+                        self.fail(out);
+                        return Err(e);
+                    }
+                }
+            }
+            if !self.next(out) {
+                return Ok(Flushed::Done);
+            }
+        }
+    }
+
+    /// As [`flush`](Self::flush), but waits for the client until all is sent.
+    pub(crate) fn drain(&self, out: &mut Buffer, pending: bool) {
+        if pending || (!out.is_empty() && self.begin(out, READER_MAX)) {
+            self.finish(out);
+        }
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Outbox")
+    }
+}

@@ -1,0 +1,191 @@
+//! What a request means: checks of what the wire alone can get wrong, the call into the chain, the reply.
+
+use std::borrow::Cow;
+
+use nbdkit_core::{Errno, Error, Flags, Op, Result, Session, Support};
+
+use crate::{
+    buffer::Buffer,
+    proto::{Replies, Request, cmd, cmd_flag, error_number},
+};
+
+/// Most block status descriptors in one reply: an answer may be shorter than the question.
+const MAX_DESCRIPTORS: usize = 1 << 16;
+/// Longer ranges are not trimmed, zeroed or cached on the connection's thread, even if that cannot block.
+const INLINE_RANGE: u32 = 1 << 20;
+
+/// The export that a client has opened, and how to answer it.
+pub(crate) struct Requests {
+    pub(crate) session: Session,
+    pub(crate) replies: Replies,
+    /// `base:allocation` was negotiated.
+    pub(crate) allocation: bool,
+}
+
+impl Requests {
+    /// Checks flags and negotiation, which the chain knows nothing of; ranges and capabilities are the session's.
+    pub(crate) fn check(&self, request: &Request) -> Result<()> {
+        let caps = self.session.caps();
+        let own = match request.command {
+            cmd::READ if self.replies == Replies::Structured => cmd_flag::DF,
+            cmd::WRITE_ZEROES => cmd_flag::NO_HOLE | cmd_flag::FAST_ZERO,
+            cmd::BLOCK_STATUS => cmd_flag::REQ_ONE,
+            _ => 0,
+        };
+        // The specification has FUA accepted, and ignored, on commands that do not write.
+        let fua = if caps.fua == Support::None { 0 } else { cmd_flag::FUA };
+        if request.flags & !(own | fua) != 0 {
+            return Err(Error::new(
+                Errno::EINVAL,
+                format!("command {} with flags {:#x} that do not apply", request.command, request.flags),
+            ));
+        }
+        match request.command {
+            cmd::READ | cmd::WRITE if request.length > crate::proto::MAX_PAYLOAD => Err(Error::new(
+                Errno::EINVAL,
+                format!("{} bytes in one request are too many", request.length),
+            )),
+            // Checked here, for a buffer is made before the session is asked.
+            cmd::READ if !self.in_range(request) => Err(Error::new(
+                Errno::EINVAL,
+                format!(
+                    "reading {} bytes at {} is not within the export's {} bytes",
+                    request.length, request.offset, caps.size
+                ),
+            )),
+            cmd::WRITE if !caps.write => Err(Error::new(Errno::EPERM, "the export is read-only")),
+            cmd::FLUSH if request.offset != 0 || request.length != 0 => {
+                Err(Error::new(Errno::EINVAL, "a flush with a range"))
+            }
+            cmd::BLOCK_STATUS if !self.allocation => {
+                Err(Error::new(Errno::EINVAL, "no meta context was negotiated"))
+            }
+            cmd::READ..=cmd::WRITE | cmd::FLUSH..=cmd::BLOCK_STATUS => Ok(()),
+            other => Err(Error::new(Errno::EINVAL, format!("unknown command {other}"))),
+        }
+    }
+
+    fn in_range(&self, request: &Request) -> bool {
+        let end = request.offset.checked_add(u64::from(request.length));
+        request.length > 0 && end.is_some_and(|end| end <= self.session.size())
+    }
+
+    /// Whether a request, READ excepted, may take longer than a copy.
+    pub(crate) fn may_block(&self, request: &Request) -> bool {
+        let session = &self.session;
+        let caps = session.caps();
+        let long = request.length > INLINE_RANGE;
+        let blocks = match request.command {
+            cmd::READ => session.may_block(Op::Read),
+            cmd::WRITE => session.may_block(Op::Write),
+            cmd::FLUSH => session.may_block(Op::Flush),
+            cmd::TRIM => long || session.may_block(Op::Trim),
+            cmd::WRITE_ZEROES => {
+                long || session.may_block(Op::Zero)
+                    || (caps.zero != Support::Native && session.may_block(Op::Write))
+            }
+            cmd::CACHE => {
+                long || session.may_block(Op::Cache)
+                    || (caps.cache != Support::Native && session.may_block(Op::Read))
+            }
+            cmd::BLOCK_STATUS => caps.extents && session.may_block(Op::Extents),
+            _ => false,
+        };
+        blocks || (request.has(cmd_flag::FUA) && caps.write && session.may_block(Op::Flush))
+    }
+
+    /// Runs a READ that passed [`check`](Self::check) if that needs no wait; false: nothing was appended.
+    pub(crate) fn read_now(&self, request: &Request, out: &mut Buffer) -> bool {
+        let mark = out.mark();
+        out.put(self.replies.data(request).as_slice());
+        match self.session.pread_nowait(out.space(request.length as usize), request.offset) {
+            Ok(true) => true,
+            Ok(false) => {
+                out.rewind(mark);
+                false
+            }
+            Err(e) => {
+                out.rewind(mark);
+                self.fail(request, &e, out);
+                true
+            }
+        }
+    }
+
+    /// Runs a request that passed [`check`](Self::check) and appends its reply. `payload` is the data of a WRITE.
+    pub(crate) fn run(&self, request: &Request, payload: &[u8], out: &mut Buffer) {
+        let mark = out.mark();
+        if let Err(e) = self.call(request, payload, out) {
+            out.rewind(mark);
+            self.fail(request, &e, out);
+        }
+    }
+
+    fn call(&self, request: &Request, payload: &[u8], out: &mut Buffer) -> Result<()> {
+        let Request { offset, .. } = *request;
+        let length = u64::from(request.length);
+        let fua = if request.has(cmd_flag::FUA) { Flags::FUA } else { Flags::empty() };
+        match request.command {
+            cmd::READ => {
+                out.put(self.replies.data(request).as_slice());
+                return self.session.pread(out.space(request.length as usize), offset);
+            }
+            cmd::BLOCK_STATUS => return self.block_status(request, out),
+            cmd::WRITE => self.session.pwrite(payload, offset, fua)?,
+            cmd::FLUSH => self.session.flush()?,
+            cmd::TRIM => self.session.trim(length, offset, fua)?,
+            cmd::CACHE => self.session.cache(length, offset)?,
+            cmd::WRITE_ZEROES => {
+                let mut flags = fua;
+                flags.set(Flags::MAY_TRIM, !request.has(cmd_flag::NO_HOLE));
+                flags.set(Flags::FAST_ZERO, request.has(cmd_flag::FAST_ZERO));
+                self.session.zero(length, offset, flags)?;
+            }
+            _ => return Err(Errno::EINVAL.into()),
+        }
+        out.put(self.replies.done(request).as_slice());
+        Ok(())
+    }
+
+    fn block_status(&self, request: &Request, out: &mut Buffer) -> Result<()> {
+        let one = request.has(cmd_flag::REQ_ONE);
+        let flags = if one { Flags::REQ_ONE } else { Flags::empty() };
+        let extents = self.session.extents(request.length.into(), request.offset, flags)?;
+        let extents = &extents[..extents.len().min(MAX_DESCRIPTORS)];
+        if extents.is_empty() {
+            return Err(Error::new(Errno::EIO, "the chain told no extent"));
+        }
+        out.put(self.replies.block_status(request, extents.len()).as_slice());
+        for extent in extents {
+            // The session clips to the request, whose length has 32 bits.
+            out.put(&(extent.length as u32).to_be_bytes());
+            out.put(&extent.kind().to_be_bytes());
+        }
+        Ok(())
+    }
+
+    /// Appends the reply of a request that failed.
+    #[cold]
+    pub(crate) fn fail(&self, request: &Request, error: &Error, out: &mut Buffer) {
+        let message: Cow<'_, str> = match self.replies {
+            Replies::Simple => Cow::Borrowed(""),
+            Replies::Structured => Cow::Owned(error.to_string()),
+        };
+        let number = error_number(error.errno(), request.flags);
+        let (head, text) = self.replies.error(request, number, &message);
+        out.put(head.as_slice());
+        out.put(&message.as_bytes()[..text]);
+        log::debug!(
+            "request refused: command {} flags {:#x} offset {} length {}: {error}",
+            request.command,
+            request.flags,
+            request.offset,
+            request.length
+        );
+    }
+}
+
+/// Whether a command may change data, so that it is worth running for a client who is gone.
+pub(crate) fn changes_data(command: u16) -> bool {
+    !matches!(command, cmd::READ | cmd::CACHE | cmd::BLOCK_STATUS)
+}

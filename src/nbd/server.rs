@@ -1,0 +1,206 @@
+//! The connections there are: how they come, and how they end when the server stops.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use nbdkit_core::{Chain, Client, Peer, Stop};
+use parking_lot::{Condvar, Mutex};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fs::{FileType, fstat},
+    io::Errno,
+};
+
+use crate::{
+    Config, Listener, connection, listen,
+    spin::Busy,
+    stream::{Pipes, Socket, Stream},
+};
+
+/// How long requests in flight may take to end when the server stops.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long connections that were cut off may take to end.
+const CUT_OFF: Duration = Duration::from_secs(2);
+/// How long to wait before accepting again when that failed for want of something.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub(crate) struct Server {
+    chain: Arc<Chain>,
+    config: Config,
+    stop: Arc<Stop>,
+    busy: Busy,
+    connections: Mutex<Connections>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Connections {
+    /// How many there have been.
+    count: u64,
+    live: HashMap<u64, Live>,
+}
+
+/// What is needed to end a connection from outside.
+struct Live {
+    client: Arc<Client>,
+    stream: Arc<dyn Stream>,
+}
+
+impl Server {
+    pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> Arc<Self> {
+        Arc::new(Server {
+            chain,
+            config,
+            stop,
+            busy: Busy::new(),
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+        })
+    }
+
+    /// Takes clients until the server stops.
+    pub(crate) fn run(self: &Arc<Self>, listeners: &[Listener]) -> anyhow::Result<()> {
+        let event = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = Arc::new(eventfd(0, event).context("cannot make an event descriptor")?);
+        let raised = wake.clone();
+        self.stop.on_raise(move || {
+            let _ = rustix::io::write(&*raised, &1u64.to_ne_bytes());
+        });
+        while !self.stop.is_raised() {
+            let mut fds: Vec<_> = listeners.iter().map(|l| PollFd::new(l, PollFlags::IN)).collect();
+            fds.push(PollFd::new(&*wake, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(e) => return Err(e).context("cannot wait for clients"),
+            }
+            for (listener, fd) in listeners.iter().zip(&fds) {
+                if !fd.revents().is_empty() {
+                    self.accept(listener);
+                }
+            }
+        }
+        self.wind_down();
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Self>, listener: &Listener) {
+        match listener.accept() {
+            Ok((socket, peer)) => {
+                listen::prepare(&socket, &peer, self.config.keepalive);
+                self.start(Arc::new(Socket::new(socket)), peer);
+            }
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            Err(e) => {
+                log::error!("cannot accept a connection: {e}");
+                self.stop.wait_for(SHORTAGE);
+            }
+        }
+    }
+
+    /// Serves one client until it or the server ends.
+    pub(crate) fn run_one(self: &Arc<Self>, input: OwnedFd, output: OwnedFd) -> anyhow::Result<()> {
+        let stat = |fd: &OwnedFd| fstat(fd).context("cannot use standard input and output as a connection");
+        let (from, to) = (stat(&input)?, stat(&output)?);
+        let socket = FileType::from_raw_mode(from.st_mode) == FileType::Socket;
+        let (stream, peer): (Arc<dyn Stream>, Peer) = if socket && from.st_ino == to.st_ino {
+            let peer = listen::peer(input.as_fd());
+            listen::prepare(&input, &peer, self.config.keepalive);
+            (Arc::new(Socket::new(input)), peer)
+        } else {
+            let pipes = Pipes::new(input, output).context("cannot make an event descriptor")?;
+            (Arc::new(pipes), Peer::Other)
+        };
+        let server = Arc::downgrade(self);
+        self.stop.on_raise(move || {
+            if let Some(server) = server.upgrade() {
+                let _connections = server.connections.lock();
+                server.ended.notify_all();
+            }
+        });
+        self.start(stream, peer);
+        let mut connections = self.connections.lock();
+        while !connections.live.is_empty() && !self.stop.is_raised() {
+            self.ended.wait(&mut connections);
+        }
+        drop(connections);
+        self.wind_down();
+        Ok(())
+    }
+
+    /// Starts the thread of a connection.
+    fn start(self: &Arc<Self>, stream: Arc<dyn Stream>, peer: Peer) {
+        let mut connections = self.connections.lock();
+        connections.count += 1;
+        let number = connections.count;
+        let client = Arc::new(Client::new(number, peer, self.stop.clone()));
+        connections.live.insert(number, Live { client: client.clone(), stream: stream.clone() });
+        drop(connections);
+        let ended = Ended { server: self.clone(), number };
+        let name = format!("{}[{number}]", self.chain.plugin_name());
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            let Server { chain, config, busy, .. } = &*ended.server;
+            connection::run(chain, config, &client, &stream, &name, busy.clone());
+        });
+        if let Err(e) = thread {
+            log::error!("cannot start a thread for connection {number}: {e}");
+        }
+    }
+
+    /// Ends all connections: requests in flight first get the time to end.
+    fn wind_down(&self) {
+        for live in self.connections.lock().live.values() {
+            live.stream.close_input();
+        }
+        // Not under the lock: it runs what filters and plugins wait for.
+        let clients: Vec<_> = self.connections.lock().live.values().map(|l| l.client.clone()).collect();
+        for client in clients {
+            client.gone.raise();
+        }
+        if self.wait_until_none(GRACE) {
+            return;
+        }
+        let connections = self.connections.lock();
+        log::debug!("{} connections did not end and are cut off", connections.live.len());
+        for live in connections.live.values() {
+            live.stream.close();
+        }
+        drop(connections);
+        self.wait_until_none(CUT_OFF);
+    }
+
+    fn wait_until_none(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut connections = self.connections.lock();
+        while !connections.live.is_empty() {
+            if self.ended.wait_until(&mut connections, deadline).timed_out() {
+                return connections.live.is_empty();
+            }
+        }
+        true
+    }
+}
+
+/// Takes a connection off the list when its thread ends, however it ends.
+struct Ended {
+    server: Arc<Server>,
+    number: u64,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let mut connections = self.server.connections.lock();
+        let live = connections.live.remove(&self.number);
+        self.server.ended.notify_all();
+        drop(connections);
+        if let Some(live) = live {
+            live.stream.close();
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! The transmission loop: one thread receives, decodes, runs what cannot block and sends.
+//!
+//! Every complete request in the input is answered before the replies leave together. A request that may block goes
+//! to the pool; under a thread model below parallel, or with one thread, so do all that come behind it, to keep
+//! their order. A client that does not take its replies is waited for, first only for that, then while receiving
+//! more, up to a bound.
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use nbdkit_core::{Client, ThreadModel};
+
+use crate::{
+    buffer::Buffer,
+    output::{Flushed, Outbox},
+    pool::{Job, Pool, Worker},
+    proto::{MAX_PAYLOAD, Request, cmd},
+    requests::{Requests, changes_data},
+    spin::{Busy, Spin},
+    stream::{Interest, Stream},
+};
+
+/// Bytes received at once.
+const INPUT: usize = 256 << 10;
+/// After a payload of its own: the next header and not much of the next payload, which would be copied.
+const INPUT_AFTER_LARGE: usize = 4 << 10;
+/// A payload up to this size is completed in the input buffer; a larger one is received where it will be used.
+const LARGE: usize = 64 << 10;
+/// Replies are sent when this much is there.
+const FLUSH: usize = 128 << 10;
+/// While a client takes no replies, requests are run until this much is there.
+const OUTPUT_MAX: usize = 16 << 20;
+/// How long to wait for a client that takes no replies before receiving more.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// How often to look whether a client is still there while it is not listened to.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How a transmission ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client said so.
+    Disconnect,
+    /// The client is gone, or the server stops.
+    Eof,
+    /// The client broke the protocol.
+    Broken(String),
+    /// The connection failed.
+    Io(io::Error),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Disconnect => f.write_str("the client disconnected"),
+            End::Eof => f.write_str("the connection was closed"),
+            End::Broken(why) => write!(f, "the client broke the protocol: {why}"),
+            End::Io(e) => write!(f, "the connection failed: {e}"),
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(e: io::Error) -> Self {
+        End::Io(e)
+    }
+}
+
+/// What the connection's thread shares with its workers.
+struct Shared {
+    requests: Requests,
+    outbox: Outbox,
+    pool: Pool,
+}
+
+impl Shared {
+    fn worker(self: &Arc<Self>) -> Worker {
+        let shared = self.clone();
+        Box::new(move || {
+            let mut out = Buffer::default();
+            shared.pool.work(|job| {
+                if !changes_data(job.request.command) && shared.outbox.is_dead() {
+                    return;
+                }
+                shared.requests.run(&job.request, &job.payload, &mut out);
+                shared.outbox.send(&mut out);
+            });
+        })
+    }
+}
+
+/// Answers the requests of one client until it or the server ends that. All are answered or given up on return, and
+/// the session is closed.
+pub(crate) fn run(
+    stream: &Arc<dyn Stream>,
+    client: &Client,
+    requests: Requests,
+    threads: usize,
+    name: &str,
+    busy: Busy,
+) -> End {
+    let serial = threads <= 1 || requests.session.chain().thread_model() != ThreadModel::Parallel;
+    let shared = Arc::new(Shared {
+        requests,
+        outbox: Outbox::new(stream.clone()),
+        pool: Pool::new(if serial { 1 } else { threads }),
+    });
+    let mut reader = Reader {
+        shared,
+        stream: &**stream,
+        client,
+        name,
+        serial,
+        input: vec![0; INPUT],
+        start: 0,
+        end: 0,
+        at_once: INPUT,
+        drained: true,
+        out: Buffer::default(),
+        pending: false,
+        spin: Spin::new(busy),
+    };
+    let Err(end) = reader.run();
+    reader.finish(&end);
+    end
+}
+
+enum Never {}
+
+/// The connection's thread.
+struct Reader<'a> {
+    shared: Arc<Shared>,
+    stream: &'a dyn Stream,
+    client: &'a Client,
+    /// For workers.
+    name: &'a str,
+    /// Requests keep their order.
+    serial: bool,
+    input: Vec<u8>,
+    /// What was received and not yet used is `input[start..end]`.
+    start: usize,
+    end: usize,
+    /// How much to receive at once.
+    at_once: usize,
+    /// The last receive took all there was.
+    drained: bool,
+    out: Buffer,
+    /// `out` could not be sent completely; this thread is the one who sends.
+    pending: bool,
+    spin: Spin,
+}
+
+impl Reader<'_> {
+    fn run(&mut self) -> Result<Never, End> {
+        loop {
+            while let Some(header) = self.input[self.start..self.end].first_chunk() {
+                let Some(request) = Request::decode(header) else {
+                    return Err(End::Broken(format!("a request begins with {:02x?}", &header[..4])));
+                };
+                self.start += Request::LEN;
+                self.handle(&request)?;
+                if self.out.len() >= FLUSH && !self.pending {
+                    self.flush()?;
+                }
+            }
+            self.receive()?;
+        }
+    }
+
+    fn handle(&mut self, request: &Request) -> Result<(), End> {
+        let checked = match request.command {
+            cmd::DISC => return Err(End::Disconnect),
+            _ => self.shared.requests.check(request),
+        };
+        if let Err(e) = checked {
+            if request.command == cmd::WRITE {
+                self.skip(request.length)?;
+            }
+            // Replies may overtake each other; refusing early breaks no order that matters.
+            self.shared.requests.fail(request, &e, &mut self.out);
+            return Ok(());
+        }
+        if request.command == cmd::WRITE {
+            return self.write(request);
+        }
+        self.at_once = INPUT;
+        let inline = !self.serial || self.shared.pool.is_idle();
+        if inline && request.command == cmd::READ {
+            if self.shared.requests.read_now(request, &mut self.out) {
+                return Ok(());
+            }
+        } else if inline && !self.shared.requests.may_block(request) {
+            self.shared.requests.run(request, &[], &mut self.out);
+            return Ok(());
+        }
+        self.submit(Job { request: *request, payload: Vec::new() })
+    }
+
+    fn write(&mut self, request: &Request) -> Result<(), End> {
+        let length = request.length as usize;
+        let inline = (!self.serial || self.shared.pool.is_idle()) && !self.shared.requests.may_block(request);
+        if length > LARGE && self.end - self.start < length {
+            let mut payload = self.shared.pool.payload(length);
+            self.receive_into(&mut payload)?;
+            self.at_once = INPUT_AFTER_LARGE;
+            if inline {
+                self.shared.requests.run(request, &payload, &mut self.out);
+                self.shared.pool.recycle(payload);
+                return Ok(());
+            }
+            return self.submit(Job { request: *request, payload });
+        }
+        self.at_once = INPUT;
+        while self.end - self.start < length {
+            self.receive()?;
+        }
+        let payload = self.start..self.start + length;
+        self.start += length;
+        if inline {
+            self.shared.requests.run(request, &self.input[payload], &mut self.out);
+            return Ok(());
+        }
+        let mut copy = self.shared.pool.payload(length);
+        copy.copy_from_slice(&self.input[payload]);
+        self.submit(Job { request: *request, payload: copy })
+    }
+
+    /// Hands a request to a worker, when there is room.
+    fn submit(&mut self, job: Job) -> Result<(), End> {
+        let shared = self.shared.clone();
+        if !shared.pool.wait_for_room(Duration::ZERO) {
+            self.flush()?;
+            while !shared.pool.wait_for_room(LOOK) {
+                self.watch()?;
+            }
+        }
+        if let Err(job) = shared.pool.submit(job, self.name, || shared.worker()) {
+            self.flush()?;
+            shared.requests.run(&job.request, &job.payload, &mut self.out);
+        }
+        Ok(())
+    }
+
+    /// Ends the sleeping requests of a client who is gone while nothing is received from it, and goes on sending
+    /// what could not be sent.
+    fn watch(&mut self) -> Result<(), End> {
+        if self.pending {
+            self.flush()?;
+        }
+        let hangup = Interest { hangup: true, ..Interest::default() };
+        if self.stream.wait(hangup, Some(Duration::ZERO))?.hangup {
+            self.client.gone.raise();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), End> {
+        let flushed = self.shared.outbox.flush(&mut self.out, self.pending)?;
+        self.pending = flushed == Flushed::Pending;
+        Ok(())
+    }
+
+    /// Receives some more input behind what is there, after the replies were sent.
+    fn receive(&mut self) -> Result<(), End> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.input.len() || self.input.len() - self.start <= LARGE + Request::LEN {
+            self.input.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let mut input = std::mem::take(&mut self.input);
+        let most = input.len().min(self.end + self.at_once);
+        let received = self.receive_some(&mut input[self.end..most]);
+        self.input = input;
+        self.end += received?;
+        Ok(())
+    }
+
+    /// Fills `payload` from what was received and then from the stream.
+    fn receive_into(&mut self, payload: &mut [u8]) -> Result<(), End> {
+        let (head, mut rest) = payload.split_at_mut((self.end - self.start).min(payload.len()));
+        head.copy_from_slice(&self.input[self.start..self.start + head.len()]);
+        self.start += head.len();
+        while !rest.is_empty() {
+            let n = self.receive_some(rest)?;
+            rest = &mut rest[n..];
+        }
+        Ok(())
+    }
+
+    /// Receives the payload of a WRITE that is refused, and forgets it.
+    fn skip(&mut self, length: u32) -> Result<(), End> {
+        if length > 2 * MAX_PAYLOAD {
+            return Err(End::Broken(format!("a write of {length} bytes")));
+        }
+        let mut left = length as usize;
+        loop {
+            let n = left.min(self.end - self.start);
+            self.start += n;
+            left -= n;
+            if left == 0 {
+                return Ok(());
+            }
+            self.receive()?;
+        }
+    }
+
+    /// Receives at least one byte. Sends the replies before it waits.
+    fn receive_some(&mut self, buf: &mut [u8]) -> Result<usize, End> {
+        if !self.drained
+            && let Some(n) = self.try_receive(buf)?
+        {
+            return Ok(n);
+        }
+        self.drained = true;
+        loop {
+            self.flush()?;
+            while self.pending {
+                if let Some(n) = self.receive_while_pending(buf)? {
+                    return Ok(n);
+                }
+            }
+            let stream = self.stream;
+            if self.shared.pool.is_idle()
+                && let Some(result) = self.spin.find(|| match stream.recv(buf, false) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+                    result => Some(result),
+                })
+            {
+                if let Some(n) = self.received(buf, result)? {
+                    return Ok(n);
+                }
+                continue;
+            }
+            let result = self.spin.sleep(|| stream.recv(buf, true));
+            if let Some(n) = self.received(buf, result)? {
+                return Ok(n);
+            }
+        }
+    }
+
+    fn try_receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>, End> {
+        let result = self.stream.recv(buf, false);
+        self.received(buf, result)
+    }
+
+    fn received(&mut self, buf: &[u8], result: io::Result<usize>) -> Result<Option<usize>, End> {
+        match result {
+            Ok(0) => Err(End::Eof),
+            Ok(n) => {
+                self.drained = n < buf.len();
+                Ok(Some(n))
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(End::Eof),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The client does not take its replies: waits for that, then for either that or more requests.
+    fn receive_while_pending(&mut self, buf: &mut [u8]) -> Result<Option<usize>, End> {
+        let write = Interest { write: true, ..Interest::default() };
+        let mut ready = self.stream.wait(write, Some(PATIENCE))?;
+        if !ready.write && !ready.hangup {
+            let read = self.out.len() < OUTPUT_MAX;
+            ready = self.stream.wait(Interest { read, ..write }, None)?;
+        }
+        if ready.read
+            && let Some(n) = self.try_receive(buf)?
+        {
+            return Ok(Some(n));
+        }
+        self.flush()?;
+        Ok(None)
+    }
+
+    /// Lets the requests in flight end and sends their replies.
+    fn finish(mut self, end: &End) {
+        if !matches!(end, End::Disconnect) {
+            self.client.gone.raise();
+        }
+        if matches!(end, End::Broken(_) | End::Io(_)) {
+            let _ = self.flush();
+            self.stream.close();
+        }
+        self.shared.outbox.drain(&mut self.out, self.pending);
+        self.pending = false;
+        while !self.shared.pool.wait_for_idle(LOOK) {
+            // An error here is a client who is gone, which is what is looked for.
+            if self.watch().is_err() {
+                self.client.gone.raise();
+            }
+        }
+        self.shared.pool.close();
+    }
+}
