@@ -1,0 +1,131 @@
+//! What can be mounted on, and clear words for what cannot.
+
+use std::{
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use rustix::{fs::Access, io::Errno};
+
+use crate::{device, mountinfo, options::SUBTYPE};
+
+/// A mountpoint that passed the checks.
+#[derive(Debug)]
+pub(crate) struct Mountpoint {
+    /// Absolute, without symbolic links.
+    pub(crate) path: PathBuf,
+    /// What it was before the mount.
+    pub(crate) metadata: fs::Metadata,
+}
+
+/// Checks that an export can be mounted at `path`: a directory or a regular file, not in use, and FUSE is there.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn check_mountpoint(path: &Path) -> anyhow::Result<()> {
+    check(path).map(drop)
+}
+
+pub(crate) fn check(path: &Path) -> anyhow::Result<Mountpoint> {
+    let shown = path.display();
+    let full = resolve(path)?;
+    let mounted = mountinfo::at(&full).unwrap_or_default();
+    let top = mounted.last();
+    let metadata = match fs::metadata(&full) {
+        Ok(metadata) => metadata,
+        Err(e) if e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => bail!(
+            "{shown} is left over from a mount whose server is gone (Transport endpoint is not connected): run \
+             fusermount3 -u {}",
+            quote(path)
+        ),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            bail!("the mountpoint {shown} does not exist: create it with mkdir {}", quote(path))
+        }
+        Err(e) => return Err(e).with_context(|| format!("cannot use {shown} as the mountpoint")),
+    };
+    if let Some(entry) = top
+        && entry.fstype.starts_with("fuse")
+        && (entry.fstype.ends_with(SUBTYPE) || entry.source.starts_with("nbdkit:"))
+    {
+        bail!(
+            "{shown} is in use, {} is mounted there: choose another mountpoint or run fusermount3 -u {}",
+            entry.source,
+            quote(path)
+        );
+    }
+    if !metadata.is_dir() && !metadata.is_file() {
+        bail!("the mountpoint {shown} is neither a directory nor a regular file: give one of these");
+    }
+    check_fuse()?;
+    Ok(Mountpoint { path: full, metadata })
+}
+
+/// The path without symbolic links, found without a look at the mountpoint itself unless it is one.
+fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        bail!("the mountpoint's name is empty: give a directory or a file");
+    }
+    match fs::canonicalize(path) {
+        Ok(full) => Ok(full),
+        // A dead mount, or nothing: say so with the name that was given.
+        Err(_) => std::path::absolute(path).context("cannot tell the current directory"),
+    }
+}
+
+fn check_fuse() -> anyhow::Result<()> {
+    let device = Path::new(device::PATH);
+    match rustix::fs::access(device, Access::READ_OK | Access::WRITE_OK) {
+        Ok(()) => {}
+        Err(Errno::NOENT) => bail!("{} is missing: run modprobe fuse as root", device::PATH),
+        Err(e) => {
+            return Err(std::io::Error::from(e)).with_context(|| {
+                format!("cannot open {}: ask for access to it, or run as root", device::PATH)
+            });
+        }
+    }
+    if !rustix::process::geteuid().is_root() && device::find_helper().is_none() {
+        bail!("only root can mount without fusermount3: install the package fuse3, or run as root");
+    }
+    Ok(())
+}
+
+/// The path as one word for a shell.
+fn quote(path: &Path) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+,:@%".contains(b);
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.iter().all(plain) {
+        path.display().to_string()
+    } else {
+        format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaint(path: &Path) -> String {
+        format!("{:#}", check_mountpoint(path).unwrap_err())
+    }
+
+    #[test]
+    fn a_missing_mountpoint_names_mkdir() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("no such");
+        assert!(complaint(&path).contains(&format!("mkdir '{}'", path.display())));
+    }
+
+    #[test]
+    fn other_kinds_of_files_are_refused() {
+        assert!(complaint(Path::new("/dev/null")).contains("neither a directory nor a regular file"));
+        assert!(complaint(Path::new("")).contains("empty"));
+    }
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(quote(Path::new("/mnt/x-1")), "/mnt/x-1");
+        assert_eq!(quote(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+}

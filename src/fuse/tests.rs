@@ -1,0 +1,571 @@
+//! Mounts of a disk in memory, used through the kernel. Skipped where FUSE is not usable.
+//!
+//! A mount whose server died on the way answers nobody; each test therefore runs under a deadline, which aborts the
+//! process: the kernel then answers for it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use nbdkit_core::{
+    Chain, Client, Extents, Flags, Handle, Info, Op, Open, Peer, Plugin, Result, Session, Stop, Support,
+    ThreadModel,
+};
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use crate::{Config, Mount, check_mountpoint};
+
+const SIZE: usize = 1 << 20;
+
+/// What the test disk was asked to do, and how it behaves.
+#[derive(Default)]
+struct Disk {
+    data: Mutex<Vec<u8>>,
+    blocking: bool,
+    readonly: bool,
+    model: Option<ThreadModel>,
+    running: AtomicUsize,
+    most: AtomicUsize,
+    fua: AtomicUsize,
+    flushes: AtomicUsize,
+    closed: AtomicUsize,
+    /// Reads wait here until the sender is dropped.
+    gate: Option<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Disk { data: Mutex::new(vec![0; SIZE]), ..Disk::default() }
+    }
+}
+
+struct Memory(Arc<Disk>);
+struct MemoryHandle(Arc<Disk>);
+
+impl Plugin for Memory {
+    fn info(&self) -> Info {
+        Info::bundled("test", "", "")
+    }
+    fn thread_model(&self) -> ThreadModel {
+        self.0.model.unwrap_or(ThreadModel::Parallel)
+    }
+    fn open(&self, _open: &Open) -> Result<Box<dyn Handle>> {
+        Ok(Box::new(MemoryHandle(self.0.clone())))
+    }
+}
+
+impl MemoryHandle {
+    fn count<T>(&self, call: impl FnOnce() -> T) -> T {
+        let now = self.0.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most.fetch_max(now, Ordering::SeqCst);
+        let result = call();
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+}
+
+impl Handle for MemoryHandle {
+    fn get_size(&self) -> Result<u64> {
+        Ok(self.0.data.lock().len() as u64)
+    }
+    fn can_write(&self) -> Result<bool> {
+        Ok(!self.0.readonly)
+    }
+    fn can_flush(&self) -> Result<bool> {
+        Ok(true)
+    }
+    fn can_zero(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+    fn can_fua(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+    fn can_extents(&self) -> Result<bool> {
+        Ok(true)
+    }
+    fn may_block(&self, _op: Op) -> bool {
+        self.0.blocking
+    }
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.count(|| {
+            if let Some(gate) = &self.0.gate {
+                // An error says that the sender is gone: the gate is open.
+                let _ = gate.lock().recv();
+            }
+            let at = offset as usize;
+            buf.copy_from_slice(&self.0.data.lock()[at..at + buf.len()]);
+            Ok(())
+        })
+    }
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        self.count(|| {
+            let at = offset as usize;
+            self.0.data.lock()[at..at + buf.len()].copy_from_slice(buf);
+            self.0.fua.fetch_add(usize::from(flags.contains(Flags::FUA)), Ordering::SeqCst);
+            Ok(())
+        })
+    }
+    fn flush(&self) -> Result<()> {
+        self.0.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn zero(&self, length: u64, offset: u64, _flags: Flags) -> Result<()> {
+        let at = offset as usize;
+        self.0.data.lock()[at..at + length as usize].fill(0);
+        Ok(())
+    }
+    fn extents(&self, length: u64, offset: u64, _flags: Flags, extents: &mut Extents) -> Result<()> {
+        let data = self.0.data.lock();
+        for (i, block) in data.chunks(4096).enumerate() {
+            let at = i as u64 * 4096;
+            if at + 4096 > offset && at < offset + length {
+                let hole = block.iter().all(|b| *b == 0);
+                extents.add(at, block.len() as u64, hole, hole)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for MemoryHandle {
+    fn drop(&mut self) {
+        self.0.closed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether this process can mount.
+fn usable() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let usable = root && OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    if !usable {
+        eprintln!("skipped: no FUSE here");
+    }
+    usable
+}
+
+/// Ends the process when the test takes too long.
+fn deadline() -> impl Drop {
+    struct Alarm(Arc<Stop>);
+    impl Drop for Alarm {
+        fn drop(&mut self) {
+            self.0.raise();
+        }
+    }
+    let done = Arc::new(Stop::new());
+    let alarm = Alarm(done.clone());
+    std::thread::spawn(move || {
+        if !done.wait_for(Duration::from_secs(60)) {
+            eprintln!("the test takes too long");
+            std::process::abort();
+        }
+    });
+    alarm
+}
+
+fn chain(disk: &Arc<Disk>) -> Arc<Chain> {
+    let mut chain = Chain::new(Box::new(Memory(disk.clone())), Vec::new());
+    chain.config_complete().unwrap();
+    chain.get_ready().unwrap();
+    let chain = Arc::new(chain);
+    chain.after_fork().unwrap();
+    chain
+}
+
+/// A mount that is ended and waited for at the end of the test.
+struct Mounted {
+    chain: Arc<Chain>,
+    stop: Arc<Stop>,
+    mount: Option<Mount>,
+    file: std::path::PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn with(disk: &Arc<Disk>, change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config { mountpoint: dir.path().to_owned(), ..Config::default() };
+        change(&mut config);
+        let (chain, stop) = (chain(disk), Arc::new(Stop::new()));
+        let mount = Mount::new(chain.clone(), config, stop.clone()).unwrap();
+        let file = mount.file().to_owned();
+        Mounted { chain, stop, mount: Some(mount), file, dir }
+    }
+
+    fn new(disk: &Arc<Disk>) -> Self {
+        Self::with(disk, |_| {})
+    }
+
+    fn open(&self) -> File {
+        OpenOptions::new().read(true).write(true).open(&self.file).unwrap()
+    }
+
+    /// As the server does it on SIGTERM.
+    fn end(mut self) {
+        self.stop.raise();
+        self.mount.take().unwrap().wait().unwrap();
+    }
+}
+
+fn unmounted(path: &Path) -> bool {
+    crate::mountinfo::at(path).unwrap().is_empty()
+}
+
+#[test]
+fn a_directory_shows_the_export_as_a_file() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let m = Mounted::new(&disk);
+    let names: Vec<_> = fs::read_dir(m.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["nbd"]);
+    let meta = fs::metadata(&m.file).unwrap();
+    assert_eq!((meta.len(), meta.mode(), meta.blocks()), (SIZE as u64, 0o100644, 0));
+    assert!(fs::write(m.dir.path().join("other"), "x").is_err());
+    assert!(fs::remove_file(&m.file).is_err());
+
+    let file = m.open();
+    file.write_all_at(b"hello", 4094).unwrap();
+    assert_eq!(&disk.data.lock()[4094..4099], b"hello", "writes go through at once");
+    let mut buf = [0; 5];
+    file.read_exact_at(&mut buf, 4094).unwrap();
+    assert_eq!(&buf, b"hello");
+    assert_eq!(fs::metadata(&m.file).unwrap().blocks(), 16);
+
+    drop(file);
+    let (dir, target) = (m.dir.path().to_owned(), m.file.clone());
+    m.end();
+    assert!(unmounted(&dir) && !target.exists());
+    assert_eq!(disk.closed.load(Ordering::SeqCst), 1);
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_regular_file_is_covered_by_the_export() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let below = tempfile::NamedTempFile::new().unwrap();
+    fs::write(below.path(), "below").unwrap();
+    let m = Mounted::with(&disk, |config| config.mountpoint = below.path().to_owned());
+    assert_eq!(m.file, below.path());
+    assert_eq!(fs::metadata(below.path()).unwrap().len(), SIZE as u64);
+    m.open().write_all_at(b"above", 0).unwrap();
+    m.end();
+    assert_eq!(fs::read(below.path()).unwrap(), b"below");
+    assert_eq!(&disk.data.lock()[..5], b"above");
+}
+
+#[test]
+fn the_end_of_the_disk_is_the_end_of_the_file() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    disk.data.lock().truncate(SIZE - 100);
+    let end = SIZE as u64 - 100;
+    let m = Mounted::new(&disk);
+    for flags in [0, rustix::fs::OFlags::DIRECT.bits() as i32] {
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&m.file).unwrap();
+        let mut buf = [0xff; 4096];
+        assert_eq!(file.read_at(&mut buf, end - 10).unwrap(), 10);
+        assert_eq!(file.read_at(&mut buf, end).unwrap(), 0);
+        assert_eq!(file.write_at(&[1; 20], end - 10).unwrap(), 10);
+        assert_eq!(file.write_at(&[1; 20], end).unwrap_err().raw_os_error(), Some(28));
+        assert_eq!(file.metadata().unwrap().len(), end);
+    }
+    let file = m.open();
+    assert!(file.set_len(end).is_ok());
+    assert_eq!(file.set_len(0).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(file.set_len(end + 1).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    // As with a disk, opening it for truncation changes nothing.
+    File::create(&m.file).unwrap();
+    assert_eq!(fs::metadata(&m.file).unwrap().len(), end);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, end - 1).unwrap();
+    assert_eq!(byte, [1]);
+    drop(file);
+    m.end();
+}
+
+#[test]
+fn synchronous_writes_and_fsync_reach_the_disk() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let m = Mounted::new(&disk);
+    m.open().write_all_at(b"x", 0).unwrap();
+    assert_eq!(disk.fua.load(Ordering::SeqCst), 0);
+    let sync = rustix::fs::OFlags::DSYNC.bits() as i32;
+    let file = OpenOptions::new().write(true).custom_flags(sync).open(&m.file).unwrap();
+    file.write_all_at(b"y", 0).unwrap();
+    assert_eq!(disk.fua.load(Ordering::SeqCst), 1);
+    let before = disk.flushes.load(Ordering::SeqCst);
+    m.open().sync_all().unwrap();
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), before + 1);
+    drop(file);
+    m.end();
+}
+
+#[test]
+fn holes_are_found_and_made() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    disk.data.lock()[64 << 10..128 << 10].fill(7);
+    let m = Mounted::new(&disk);
+    let file = m.open();
+    let seek = |to| rustix::fs::seek(&file, to);
+    assert_eq!(seek(SeekFrom::Data(0)), Ok(64 << 10));
+    assert_eq!(seek(SeekFrom::Data(70 << 10)), Ok(70 << 10));
+    assert_eq!(seek(SeekFrom::Hole(0)), Ok(0));
+    assert_eq!(seek(SeekFrom::Hole(64 << 10)), Ok(128 << 10));
+    assert_eq!(seek(SeekFrom::Data(128 << 10)), Err(rustix::io::Errno::NXIO));
+    assert_eq!(seek(SeekFrom::Hole(SIZE as u64)), Err(rustix::io::Errno::NXIO));
+
+    let (punch, zero, keep) =
+        (FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE, FallocateFlags::KEEP_SIZE);
+    let mut buf = [1; 4096];
+    file.read_exact_at(&mut buf, 64 << 10).unwrap();
+    rustix::fs::fallocate(&file, punch | keep, 64 << 10, 4096).unwrap();
+    file.read_exact_at(&mut buf, 64 << 10).unwrap();
+    assert_eq!(buf, [0; 4096], "the kernel's copy is gone too");
+    assert_eq!(seek(SeekFrom::Data(0)), Ok(68 << 10));
+    rustix::fs::fallocate(&file, zero, 68 << 10, 4096).unwrap();
+    rustix::fs::fallocate(&file, zero | keep, SIZE as u64 - 4096, 1 << 30).unwrap();
+    assert_eq!(seek(SeekFrom::Data(0)), Ok(72 << 10));
+    assert_eq!(
+        rustix::fs::fallocate(&file, zero, SIZE as u64 - 4096, 1 << 30),
+        Err(rustix::io::Errno::NOSPC)
+    );
+    assert_eq!(
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 4096),
+        Err(rustix::io::Errno::OPNOTSUPP)
+    );
+    assert_eq!(file.metadata().unwrap().len(), SIZE as u64);
+    drop(file);
+    m.end();
+}
+
+#[test]
+fn a_read_only_disk_refuses_writers() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk { readonly: true, ..Disk::new() }));
+    let m = Mounted::new(&disk);
+    assert_eq!(fs::metadata(&m.file).unwrap().mode(), 0o100444);
+    let e = OpenOptions::new().write(true).open(&m.file).unwrap_err();
+    assert_eq!(e.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(fs::read(&m.file).unwrap().len(), SIZE);
+    m.end();
+}
+
+/// Reads from 16 threads at once and tells how many the disk saw at once.
+fn most_at_once(disk: Disk, threads: usize) -> usize {
+    let disk = Arc::new(disk);
+    let m = Mounted::with(&disk, |config| config.threads = threads);
+    std::thread::scope(|scope| {
+        for i in 0..16 {
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32)
+                .open(&m.file)
+                .unwrap();
+            scope.spawn(move || {
+                let mut buf = [0; 512];
+                for j in 0..64 {
+                    file.read_exact_at(&mut buf, (i * 64 + j) * 512).unwrap();
+                }
+            });
+        }
+    });
+    m.end();
+    disk.most.load(Ordering::SeqCst)
+}
+
+#[test]
+fn thread_models_hold() {
+    if !usable() {
+        return;
+    }
+    let _deadline = deadline();
+    for model in
+        [ThreadModel::SerializeConnections, ThreadModel::SerializeAllRequests, ThreadModel::SerializeRequests]
+    {
+        for blocking in [false, true] {
+            let disk = Disk { model: Some(model), blocking, ..Disk::new() };
+            assert_eq!(most_at_once(disk, 16), 1, "{model}, blocking {blocking}");
+        }
+    }
+    assert_eq!(most_at_once(Disk { blocking: true, ..Disk::new() }, 1), 1, "one thread");
+}
+
+#[test]
+fn blocking_requests_run_side_by_side() {
+    if !usable() {
+        return;
+    }
+    let _deadline = deadline();
+    let (open, gate) = mpsc::channel();
+    let disk = Arc::new(Disk { blocking: true, gate: Some(Mutex::new(gate)), ..Disk::new() });
+    let m = Mounted::new(&disk);
+    std::thread::scope(|scope| {
+        for i in 0..16 {
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32)
+                .open(&m.file)
+                .unwrap();
+            scope.spawn(move || file.read_exact_at(&mut [0; 512], i * 512).unwrap());
+        }
+        // None of them can end before all have arrived.
+        while disk.running.load(Ordering::SeqCst) < 16 {
+            std::thread::yield_now();
+        }
+        // Others are served meanwhile.
+        assert_eq!(fs::metadata(&m.file).unwrap().len(), SIZE as u64);
+        drop(open);
+    });
+    m.end();
+}
+
+/// A client of the same chain that comes in by another door.
+fn other_door(chain: &Arc<Chain>) -> Session {
+    let client = Arc::new(Client::new(1, Peer::Other, Arc::new(Stop::new())));
+    let connection = Arc::new(chain.connect(client, false).unwrap());
+    connection.open("".as_ref(), false).unwrap()
+}
+
+#[test]
+fn a_write_by_another_door_is_seen_at_once() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let m = Mounted::new(&disk);
+    let (file, other) = (m.open(), other_door(&m.chain));
+    let mut buf = [1; 8];
+    file.read_exact_at(&mut buf, 5000).unwrap();
+    assert_eq!(buf, [0; 8]);
+    other.pwrite(b"from nbd", 5000, Flags::empty()).unwrap();
+    file.read_exact_at(&mut buf, 5000).unwrap();
+    assert_eq!(&buf, b"from nbd");
+    other.zero(SIZE as u64, 0, Flags::empty()).unwrap();
+    file.read_exact_at(&mut buf, 5000).unwrap();
+    assert_eq!(buf, [0; 8]);
+    file.write_all_at(b"from us!", 5000).unwrap();
+    other.pread(&mut buf, 5000).unwrap();
+    assert_eq!(&buf, b"from us!");
+    drop((file, other));
+    m.end();
+}
+
+#[test]
+fn a_mount_in_use_ends_when_the_server_stops() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let m = Mounted::new(&disk);
+    let (file, dir) = (m.open(), m.dir.path().to_owned());
+    file.write_all_at(b"kept", 0).unwrap();
+    m.end();
+    assert!(unmounted(&dir));
+    assert!(file.write_all_at(b"lost", 1 << 16).is_err());
+    assert_eq!(&disk.data.lock()[..4], b"kept");
+    assert_eq!(disk.closed.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn unmounting_from_outside_ends_it() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let mut m = Mounted::new(&disk);
+    rustix::mount::unmount(m.dir.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    m.mount.take().unwrap().wait().unwrap();
+    assert_eq!(disk.closed.load(Ordering::SeqCst), 1);
+    assert_eq!(disk.flushes.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_second_mount_at_the_same_place_is_refused() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let m = Mounted::new(&disk);
+    let e = check_mountpoint(m.dir.path()).unwrap_err().to_string();
+    assert!(e.contains("in use") && e.contains("fusermount3 -u"), "{e}");
+    m.end();
+}
+
+#[test]
+fn options_shape_the_mount() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    let words = "ro,noexec,noatime,allow_other,uid=12,gid=34,umask=027,fsname=my disk";
+    let m = Mounted::with(&disk, |config| {
+        config.options = vec![words.into()];
+        config.filename = "disk.img".into();
+    });
+    assert_eq!(m.file.file_name().unwrap(), "disk.img");
+    let meta = fs::metadata(&m.file).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.mode()), (12, 34, 0o100440));
+    let entry = crate::mountinfo::at(m.dir.path()).unwrap().pop().unwrap();
+    assert_eq!((&*entry.fstype, &*entry.source), ("fuse.nbdkit-mount", "my disk"));
+    assert!(OpenOptions::new().write(true).open(&m.file).is_err());
+    m.end();
+}
+
+#[test]
+fn the_helper_mounts_too() {
+    if !usable() || crate::device::find_helper().is_none() {
+        return;
+    }
+    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
+    // fusermount3 stays with auto_unmount, so root goes through it too.
+    let m = Mounted::with(&disk, |config| config.options = vec!["auto_unmount".into()]);
+    m.open().write_all_at(b"hello", 0).unwrap();
+    assert_eq!(&disk.data.lock()[..5], b"hello");
+    let dir = m.dir.path().to_owned();
+    m.end();
+    assert!(unmounted(&dir));
+}
+
+#[test]
+fn a_stopped_server_does_not_mount() {
+    if !usable() {
+        return;
+    }
+    let (_deadline, disk) =
+        (deadline(), Arc::new(Disk { model: Some(ThreadModel::SerializeConnections), ..Disk::new() }));
+    let chain = chain(&disk);
+    let other = other_door(&chain);
+    let stop = Arc::new(Stop::new());
+    stop.raise();
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { mountpoint: dir.path().to_owned(), ..Config::default() };
+    assert!(Mount::new(chain, config, stop).is_err());
+    assert!(unmounted(dir.path()));
+    drop(other);
+}
