@@ -44,9 +44,10 @@ fn every_page_renders() {
 /// Options are documented where users look.
 #[test]
 fn every_option_is_in_its_page() {
-    for (program, page) in
-        [(env!("CARGO_BIN_EXE_nbdkit"), "nbdkit.1.scd"), (env!("CARGO_BIN_EXE_nbdkit-mount"), "nbdkit-mount.1.scd")]
-    {
+    for (program, page) in [
+        (env!("CARGO_BIN_EXE_nbdkit"), "nbdkit.1.scd"),
+        (env!("CARGO_BIN_EXE_nbdkit-mount"), "nbdkit-mount.1.scd"),
+    ] {
         let output = Command::new(program).arg("--help").output().expect("run the program");
         let help = String::from_utf8(output.stdout).expect("UTF-8");
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("man").join(page);

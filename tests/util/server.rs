@@ -216,6 +216,14 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Kills the server and leaves the mount stale.
+    #[track_caller]
+    pub(crate) fn kill(&mut self) {
+        assert_eq!(self.process.end(Some(Signal::KILL)), 128 + 9);
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         // Before the process is killed: a mount without a server cannot be cleared by anybody's test directory.

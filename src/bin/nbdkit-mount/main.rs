@@ -1,2 +1,80 @@
-//! x
-fn main() {}
+//! The `nbdkit-mount` bridge. This file is the one place that maps outcomes to exit codes.
+
+#![deny(unsafe_code)]
+
+mod args;
+mod mount;
+mod plan;
+
+#[path = "../common/captive.rs"]
+mod captive;
+#[path = "../common/chain.rs"]
+mod chain;
+#[path = "../common/daemon.rs"]
+mod daemon;
+#[path = "../common/logger.rs"]
+mod logger;
+#[path = "../common/pidfile.rs"]
+mod pidfile;
+#[path = "../common/signals.rs"]
+mod signals;
+#[path = "../common/std_fds.rs"]
+mod std_fds;
+#[path = "../common/usage.rs"]
+mod usage;
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser};
+
+use crate::{args::Args, plan::Plan};
+
+/// What messages start with.
+const PROGRAM: &str = "nbdkit-mount";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            logger::fatal(PROGRAM, &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<u8> {
+    std_fds::check()?;
+    let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
+    logger::start(PROGRAM, args.verbose);
+    if let Some(text) = information(&args)? {
+        std::io::stdout().write_all(text.as_bytes())?;
+        return Ok(0);
+    }
+    let plan = Plan::new(&args)?;
+    let mut chain = chain::load(&plan.plugin, &plan.filters)?;
+    chain::configure(&mut chain, &plan.parameters)?;
+    chain.config_complete()?;
+    mount::mount(chain, plan)
+}
+
+/// What the options that only print have to say.
+fn information(args: &Args) -> Result<Option<String>> {
+    let layers = || args.words.first().map(|plugin| chain::load(plugin, &args.filter)).transpose();
+    Ok(Some(if args.help {
+        let usage = Args::command().after_long_help(chain::names_help()).render_long_help().to_string();
+        match layers()? {
+            Some(chain) => usage + &chain::help(&chain),
+            None => usage,
+        }
+    } else if args.version {
+        let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
+        format!("{PROGRAM} {}\n{versions}", env!("CARGO_PKG_VERSION"))
+    } else if let Some(shell) = args.completions {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Args::command(), PROGRAM, &mut script);
+        String::from_utf8(script)?
+    } else {
+        return Ok(None);
+    }))
+}

@@ -1,2 +1,95 @@
-//! x
-fn main() {}
+//! The `nbdkit` server. This file is the one place that maps outcomes to exit codes.
+
+#![deny(unsafe_code)]
+
+mod args;
+mod dump;
+mod plan;
+mod serve;
+
+#[path = "../common/captive.rs"]
+mod captive;
+#[path = "../common/chain.rs"]
+mod chain;
+#[path = "../common/daemon.rs"]
+mod daemon;
+#[path = "../common/logger.rs"]
+mod logger;
+#[path = "../common/pidfile.rs"]
+mod pidfile;
+#[path = "../common/signals.rs"]
+mod signals;
+#[path = "../common/std_fds.rs"]
+mod std_fds;
+#[path = "../common/usage.rs"]
+mod usage;
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::{Result, bail};
+use clap::{CommandFactory, Parser};
+
+use crate::{args::Args, plan::Plan};
+
+fn main() -> ExitCode {
+    let mut name = String::from("nbdkit");
+    match run(&mut name) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            logger::fatal(&name, &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything; `program` becomes the name that messages start with.
+fn run(program: &mut String) -> Result<u8> {
+    std_fds::check()?;
+    let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
+    if let Some(name) = &args.name {
+        *program = format!("nbdkit[{name}]");
+    }
+    logger::start(program, args.verbose);
+    if let Some(text) = information(&args)? {
+        std::io::stdout().write_all(text.as_bytes())?;
+        return Ok(0);
+    }
+    let plan = Plan::new(&args)?;
+    let Some(plugin) = &args.plugin else {
+        bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
+    };
+    let mut chain = chain::load(plugin, &args.filter)?;
+    chain::configure(&mut chain, &args.parameters)?;
+    chain.config_complete()?;
+    serve::serve(chain, plan)
+}
+
+/// What the options that only print have to say.
+fn information(args: &Args) -> Result<Option<String>> {
+    let layers = || args.plugin.as_ref().map(|plugin| chain::load(plugin, &args.filter)).transpose();
+    Ok(Some(if args.help {
+        let usage = Args::command().after_long_help(chain::names_help()).render_long_help().to_string();
+        match layers()? {
+            Some(chain) => usage + &chain::help(&chain),
+            None => usage,
+        }
+    } else if args.version {
+        let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
+        format!("nbdkit {}\n{versions}", env!("CARGO_PKG_VERSION"))
+    } else if args.dump_config {
+        dump::config()
+    } else if args.dump_plugin {
+        let Some(mut chain) = layers()? else { bail!("--dump-plugin needs the name of a plugin") };
+        if args.single || args.run.is_some() || args.port.is_some() || args.unix.is_some() {
+            bail!("--dump-plugin cannot be used with -p, -U, -s or --run: leave those out");
+        }
+        chain::configure(&mut chain, &args.parameters)?;
+        dump::plugin(&chain)
+    } else if let Some(shell) = args.completions {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Args::command(), "nbdkit", &mut script);
+        String::from_utf8(script)?
+    } else {
+        return Ok(None);
+    }))
+}

@@ -1,0 +1,121 @@
+//! From names on the command line to a chain: name → registry, and words → parameters.
+
+use std::ffi::{OsStr, OsString};
+
+use anyhow::{Result, bail};
+use nbdkit_core::{Chain, params};
+
+/// Loads the plugin and the filters, the outermost filter first. Nothing is configured yet.
+///
+/// # Errors
+/// A name that is not known; the message suggests one that looks like it.
+pub(crate) fn load(plugin: &OsStr, filters: &[OsString]) -> Result<Chain> {
+    let plugin = find("plugin", plugin, nbdkit_plugins::load, nbdkit_plugins::names())?;
+    let filters = filters
+        .iter()
+        .map(|name| find("filter", name, nbdkit_filters::load, nbdkit_filters::names()))
+        .collect::<Result<_>>()?;
+    Ok(Chain::new(plugin, filters))
+}
+
+fn find<T: ?Sized>(
+    kind: &str,
+    name: &OsStr,
+    load: impl Fn(&str) -> Option<Box<T>>,
+    names: impl Iterator<Item = &'static str>,
+) -> Result<Box<T>> {
+    if let Some(found) = name.to_str().and_then(load) {
+        return Ok(found);
+    }
+    let name = name.to_string_lossy();
+    let near = names
+        .map(|known| (strsim::jaro_winkler(&name, known), known))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match near {
+        Some((_, known)) => bail!("unknown {kind} '{name}': did you mean '{known}'?"),
+        None => bail!("unknown {kind} '{name}': --help lists those there are"),
+    }
+}
+
+/// Gives the words after the plugin's name to the chain: `KEY=VALUE`, or bare ones for the plugin's magic
+/// parameter. Without such a parameter the first word, if bare, is the plugin's `script`.
+///
+/// # Errors
+/// Those of the layers, and a bare word that nobody wants.
+pub(crate) fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
+    let magic = chain.plugin().info().magic_config_key;
+    for (index, word) in words.iter().enumerate() {
+        match split(word) {
+            Some((key, value)) => chain.config(key, value)?,
+            None => match &magic {
+                Some(key) => chain.config(key, word)?,
+                None if index == 0 => chain.config("script", word)?,
+                None => bail!("expecting key=value on the command line but got: {}", word.display()),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Splits `KEY=VALUE`, if the word has that form.
+pub(crate) fn split(word: &OsStr) -> Option<(&str, &OsStr)> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = word.as_bytes();
+    let at = bytes.iter().position(|b| *b == b'=')?;
+    let key = std::str::from_utf8(&bytes[..at]).ok()?;
+    params::is_key(key).then(|| (key, OsStr::from_bytes(&bytes[at + 1..])))
+}
+
+/// What `--help` says about the layers, the outermost first.
+pub(crate) fn help(chain: &Chain) -> String {
+    let infos = chain.infos();
+    let mut text = String::new();
+    for (i, info) in infos.iter().enumerate() {
+        let kind = if i + 1 == infos.len() { "plugin" } else { "filter" };
+        text += &format!("\n{kind}: {} ({})\n", info.name, info.longname);
+        for part in [&info.description, &info.config_help] {
+            if !part.is_empty() {
+                text += part.trim_end();
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+/// What `--version` says about the layers, the outermost first.
+pub(crate) fn versions(chain: &Chain) -> String {
+    chain.infos().iter().map(|info| format!("{} {}\n", info.name, info.version)).collect()
+}
+
+/// The lists of names for a `--help` without a plugin.
+pub(crate) fn names_help() -> String {
+    let list = |names: Vec<&str>| names.join(" ");
+    format!(
+        "Plugins: {}\nFilters: {}",
+        list(nbdkit_plugins::names().collect()),
+        list(nbdkit_filters::names().collect())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        assert_eq!(split(OsStr::new("a=b=c")), Some(("a", OsStr::new("b=c"))));
+        assert_eq!(split(OsStr::new("a=")), Some(("a", OsStr::new(""))));
+        assert_eq!(split(OsStr::new("./a=b")), None);
+        assert_eq!(split(OsStr::new("=b")), None);
+        assert_eq!(split(OsStr::new("plain")), None);
+    }
+
+    #[test]
+    fn near_names() {
+        let text = |name: &str| load(OsStr::new(name), &[]).unwrap_err().to_string();
+        assert!(text("memroy").contains("'memory'"), "{}", text("memroy"));
+        assert!(text("qqqq").contains("--help"));
+    }
+}

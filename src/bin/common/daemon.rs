@@ -1,0 +1,84 @@
+//! Going to the background: the parent waits until the child serves, then exits 0; if the child fails, the
+//! parent exits with its status, after the child's message.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io::{PipeWriter, Read, Write},
+    os::fd::AsFd,
+    process::exit,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
+};
+
+/// The child's promise to tell the parent that it serves. Dropping it without that is a failure.
+#[derive(Debug)]
+pub(crate) struct Ready(Option<PipeWriter>);
+
+impl Ready {
+    /// For a process that stays in the foreground: nobody waits.
+    pub(crate) fn nobody() -> Self {
+        Ready(None)
+    }
+
+    /// Lets go of the terminal and lets the parent exit. `keep_stderr`: go on writing debug messages there.
+    ///
+    /// # Errors
+    /// If /dev/null cannot be opened.
+    pub(crate) fn tell(self, keep_stderr: bool) -> Result<()> {
+        let Some(mut pipe) = self.0 else { return Ok(()) };
+        null_stdio(keep_stderr)?;
+        // The parent may have been killed meanwhile: serve all the same.
+        let _ = pipe.write_all(b"R");
+        Ok(())
+    }
+}
+
+/// Points stdin and stdout, and stderr unless it is kept, to /dev/null.
+fn null_stdio(keep_stderr: bool) -> Result<()> {
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context("cannot open /dev/null")?;
+    dup2_stdin(null.as_fd())?;
+    dup2_stdout(null.as_fd())?;
+    if !keep_stderr {
+        dup2_stderr(null.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Forks. Returns in the child only; the parent waits for it and exits.
+///
+/// The process must have one thread.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(crate) fn fork_to_background() -> Result<Ready> {
+    let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    // SAFETY: called before any thread is started, so the child may do all that the parent may.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            setsid().context("setsid")?;
+            chdir("/").context("chdir to /")?;
+            Ok(Ready(Some(writer)))
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut word = [0];
+            if matches!(reader.read(&mut word), Ok(1)) {
+                exit(0);
+            }
+            match waitpid(child, None) {
+                Ok(WaitStatus::Exited(_, status)) if status != 0 => exit(status),
+                _ => exit(1),
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The command line as typed. What it means is plan.rs's matter.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{ArgAction, Parser};
+
+/// Options of nbdkit(1).
+#[derive(Debug, Parser)]
+#[command(
+    name = "nbdkit",
+    about = "Serves virtual disks over the NBD protocol",
+    override_usage = "nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...]",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args_override_self = true,
+    after_help = "Examples:\n  nbdkit file disk.img                        serve a file on port 10809\n  \
+                  nbdkit -U - memory 1G --run 'nbdinfo \"$uri\"'  a RAM disk for one command\n  \
+                  nbdkit --filter=cow file disk.img           writes go to a temporary overlay"
+)]
+pub(crate) struct Args {
+    /// Plugin, by name
+    #[arg(value_name = "PLUGIN")]
+    pub(crate) plugin: Option<OsString>,
+    /// Parameters of the plugin and the filters
+    #[arg(value_name = "[KEY=]VALUE")]
+    pub(crate) parameters: Vec<OsString>,
+
+    /// Filter over the plugin; repeat for more, the first is the outermost
+    #[arg(long, value_name = "FILTER", action = ArgAction::Append, help_heading = "Chain")]
+    pub(crate) filter: Vec<OsString>,
+    /// Offer the disk read-only
+    #[arg(short, long, visible_alias = "read-only", help_heading = "Chain")]
+    pub(crate) readonly: bool,
+    /// Requests of one connection that may run at once (default 16)
+    #[arg(short, long, value_name = "N", help_heading = "Chain")]
+    pub(crate) threads: Option<OsString>,
+
+    /// Listen on this Unix socket; '-' makes a private one
+    #[arg(short = 'U', long = "unix", value_name = "SOCKET", help_heading = "Listening")]
+    pub(crate) unix: Option<PathBuf>,
+    /// TCP port (default 10809; 0 lets the kernel choose)
+    #[arg(short, long, value_name = "PORT", help_heading = "Listening")]
+    pub(crate) port: Option<String>,
+    /// TCP address (default: all)
+    #[arg(short, long, visible_alias = "ip-addr", value_name = "ADDR", help_heading = "Listening")]
+    pub(crate) ipaddr: Option<String>,
+    /// IPv4 only
+    #[arg(short = '4', long, overrides_with = "ipv6_only", help_heading = "Listening")]
+    pub(crate) ipv4_only: bool,
+    /// IPv6 only
+    #[arg(short = '6', long, overrides_with = "ipv4_only", help_heading = "Listening")]
+    pub(crate) ipv6_only: bool,
+    /// Serve one client on standard input and output
+    #[arg(short, long, visible_alias = "stdin", help_heading = "Listening")]
+    pub(crate) single: bool,
+    /// Let TCP notice dead clients
+    #[arg(long, help_heading = "Listening")]
+    pub(crate) keepalive: bool,
+
+    /// Newstyle handshake (the default)
+    #[arg(short, long, visible_alias = "new-style", overrides_with = "oldstyle", help_heading = "Protocol")]
+    pub(crate) newstyle: bool,
+    /// Oldstyle handshake
+    #[arg(short, long, visible_alias = "old-style", overrides_with = "newstyle", help_heading = "Protocol")]
+    pub(crate) oldstyle: bool,
+    /// Export name in the URI, and for oldstyle clients
+    #[arg(
+        short,
+        long = "exportname",
+        visible_aliases = ["export", "export-name"],
+        value_name = "NAME",
+        help_heading = "Protocol"
+    )]
+    pub(crate) exportname: Option<OsString>,
+    /// Longest time from connect to the end of the handshake, such as 10s
+    #[arg(long, value_name = "DELAY", help_heading = "Protocol")]
+    pub(crate) timeout: Option<OsString>,
+    /// Keep only these handshake flags (for testing)
+    #[arg(long, value_name = "MASK", help_heading = "Protocol")]
+    pub(crate) mask_handshake: Option<OsString>,
+    /// Refuse structured replies (for testing)
+    #[arg(long = "no-sr", visible_alias = "no-structured-replies", help_heading = "Protocol")]
+    pub(crate) no_sr: bool,
+    /// Refuse metadata contexts (for testing)
+    #[arg(long = "no-mc", visible_alias = "no-meta-contexts", help_heading = "Protocol")]
+    pub(crate) no_mc: bool,
+
+    /// Stay in the foreground
+    #[arg(short, long, visible_alias = "no-fork", help_heading = "Life")]
+    pub(crate) foreground: bool,
+    /// Run a shell command with $uri set, and exit with it
+    #[arg(long, value_name = "COMMAND", help_heading = "Life")]
+    pub(crate) run: Option<OsString>,
+    /// Write the process ID here once ready
+    #[arg(short = 'P', long, visible_alias = "pid-file", value_name = "FILE", help_heading = "Life")]
+    pub(crate) pidfile: Option<PathBuf>,
+    /// End when the parent process does
+    #[arg(long, help_heading = "Life")]
+    pub(crate) exit_with_parent: bool,
+    /// Print the URI on standard output
+    #[arg(
+        long,
+        visible_aliases = ["print-url", "show-uri", "show-url"],
+        help_heading = "Life"
+    )]
+    pub(crate) print_uri: bool,
+    /// Start messages with 'nbdkit[NAME]'
+    #[arg(long, value_name = "NAME", help_heading = "Life")]
+    pub(crate) name: Option<String>,
+    /// Keep the server out of swap
+    #[arg(long, help_heading = "Life")]
+    pub(crate) swap: bool,
+    /// Print debug messages
+    #[arg(short, long, help_heading = "Life")]
+    pub(crate) verbose: bool,
+
+    /// Print help, with a PLUGIN about that and its filters
+    #[arg(long, help_heading = "Information")]
+    pub(crate) help: bool,
+    /// Print the version, with a PLUGIN of that and its filters
+    #[arg(short = 'V', long, help_heading = "Information")]
+    pub(crate) version: bool,
+    /// Print how the server was built
+    #[arg(long, help_heading = "Information")]
+    pub(crate) dump_config: bool,
+    /// Print what a PLUGIN can do
+    #[arg(long, help_heading = "Information")]
+    pub(crate) dump_plugin: bool,
+    /// Print a completion script for a shell
+    #[arg(long, value_name = "SHELL", help_heading = "Information")]
+    pub(crate) completions: Option<clap_complete::Shell>,
+}

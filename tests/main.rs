@@ -1,0 +1,9 @@
+//! The product seen from outside: servers and mounts under test, foreign clients as witnesses.
+
+mod bad_input;
+mod chain;
+mod docs;
+mod layering;
+mod nbd;
+mod thread_models;
+mod util;

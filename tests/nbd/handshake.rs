@@ -1,0 +1,200 @@
+//! Negotiation, by libnbd: what an export says about itself, lists, options in every order.
+
+use serde_json::Value;
+
+use crate::util::{self, Server, image, temp};
+
+fn info(server: &Server) -> Value {
+    let json = util::run_ok(["nbdinfo", "--json", "--no-content", &server.uri()]);
+    serde_json::from_str(&json).expect("JSON")
+}
+
+/// The flags of the only export.
+fn flags(server: &Server) -> Vec<String> {
+    let info = info(server);
+    let export = info["exports"][0].as_object().expect("an export").clone();
+    let mut on: Vec<_> =
+        export.into_iter().filter(|(_, v)| *v == Value::Bool(true)).map(|(k, _)| k).collect();
+    on.sort();
+    on
+}
+
+#[test]
+fn an_export_tells_its_flags() {
+    let all = [
+        "can_cache",
+        "can_df",
+        "can_fast_zero",
+        "can_flush",
+        "can_fua",
+        "can_multi_conn",
+        "can_trim",
+        "can_zero",
+    ];
+    assert_eq!(flags(&Server::start(["memory", "1M"])), all);
+    let readonly: Vec<_> = flags(&Server::start(["-r", "memory", "1M"]));
+    assert_eq!(readonly, ["can_cache", "can_df", "can_flush", "can_multi_conn", "is_read_only"]);
+    assert!(!flags(&Server::start(["--no-sr", "memory", "1M"])).contains(&"can_df".to_owned()));
+    let serial = flags(&Server::start(["--filter=noparallel", "memory", "1M", "serialize=connections"]));
+    assert!(!serial.contains(&"can_multi_conn".to_owned()));
+}
+
+/// The flags of each plugin and filter are those of the C nbdkit, where it has no fault.
+#[test]
+fn flags_are_those_of_the_c_nbdkit() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk", 1 << 20);
+    let disk = disk.to_str().expect("UTF-8");
+    for words in [
+        &["memory", "1M"][..],
+        &["-r", "memory", "1M"],
+        &["file", disk],
+        &["null", "1M"],
+        &["zero"],
+        &["pattern", "1M"],
+        &["full", "1M"],
+        &["split", disk, disk],
+        &["data", "raw=abc"],
+        &["info"],
+        &["--filter=cow", "memory", "1M"],
+        &["--filter=nozero", "memory", "1M"],
+        &["--filter=fua", "memory", "1M", "fuamode=none"],
+        &["--filter=fua", "memory", "1M", "fuamode=emulate"],
+        &["--filter=noextents", "memory", "1M"],
+        &["--filter=blocksize", "memory", "1M"],
+        &["--filter=truncate", "memory", "1M", "round-up=4M"],
+        &["--filter=offset", "memory", "1M", "offset=512"],
+        &["--filter=log", "memory", "1M"],
+        &["--filter=delay", "memory", "1M"],
+        &["--filter=error", "memory", "1M"],
+        &["--filter=noparallel", "memory", "1M"],
+    ] {
+        let theirs = util::run_ok(
+            ["nbdkit", "-U", "-"]
+                .iter()
+                .chain(words)
+                .chain(&["--run", "nbdinfo --json --no-content \"$uri\""]),
+        );
+        let theirs: Value = serde_json::from_str(&theirs).expect("JSON");
+        let ours = info(&Server::start(words));
+        let keys = [
+            "is_read_only",
+            "is_rotational",
+            "can_cache",
+            "can_df",
+            "can_fast_zero",
+            "can_flush",
+            "can_fua",
+            "can_multi_conn",
+            "can_trim",
+            "can_zero",
+            "export-size",
+            "block_size_minimum",
+        ];
+        for key in keys {
+            assert_eq!(ours["exports"][0][key], theirs["exports"][0][key], "{key} of {words:?}");
+        }
+    }
+}
+
+#[test]
+fn a_directory_is_a_list_of_exports() {
+    let dir = temp();
+    for (name, size) in [("one", 1 << 20), ("two words", 2 << 20), ("drei-ä", 3 << 20)] {
+        image(dir.path(), name, size);
+    }
+    std::fs::create_dir(dir.path().join("folder")).expect("mkdir");
+    let server = Server::start(["file", &format!("dir={}", dir.path().display())]);
+    let json = util::run_ok(["nbdinfo", "--list", "--json", &server.uri()]);
+    let list: Value = serde_json::from_str(&json).expect("JSON");
+    let mut exports: Vec<_> = list["exports"]
+        .as_array()
+        .expect("exports")
+        .iter()
+        .map(|e| {
+            (
+                e["export-name"].as_str().expect("a name").to_owned(),
+                e["export-size"].as_u64().expect("a size"),
+            )
+        })
+        .collect();
+    exports.sort();
+    let want = [("drei-ä", 3 << 20), ("one", 1 << 20), ("two words", 2 << 20)];
+    assert_eq!(exports, want.map(|(name, size)| (name.to_owned(), size)));
+    assert_eq!(util::run_ok(["nbdinfo", "--size", &server.uri_of("two%20words")]).trim(), "2097152");
+    // Nothing outside the folder can be reached, and a missing export is an error that the connection survives.
+    for name in ["..", "../one", "/etc/passwd", "missing", "folder", ""] {
+        let script = format!(
+            "h.set_export_name({name:?})
+try:
+    h.opt_go()
+    raise SystemExit('opened')
+except nbd.Error as e:
+    assert e.errno == 'ENOENT' or e.errno == 'EINVAL' or e.errno == 'EACCES', e.errno
+h.set_export_name('one')
+h.opt_go()
+assert h.get_size() == 1 << 20"
+        );
+        util::run_ok(["nbdsh", "--opt-mode", "-u", &server.uri(), "-c", &script]);
+    }
+}
+
+#[test]
+fn options_in_any_order() {
+    let server = Server::start(["info", "mode=exportname"]);
+    let script = "
+h.set_export_name('first')
+h.opt_info()
+assert h.get_size() == 5
+h.set_export_name('the second')
+h.opt_info()
+assert h.get_size() == 10
+h.opt_list(lambda name, description: 0)
+h.opt_go()
+assert h.pread(10, 0) == b'the second'
+";
+    util::run_ok(["nbdsh", "--opt-mode", "-u", &server.uri(), "-c", script]);
+    // A context negotiated for one export does not hold for another.
+    let script = "
+h.add_meta_context('base:allocation')
+h.set_request_meta_context(False)
+h.set_export_name('one')
+h.opt_set_meta_context(lambda name: 0)
+assert h.can_meta_context('base:allocation')
+h.set_export_name('another')
+h.opt_go()
+assert not h.can_meta_context('base:allocation')
+";
+    util::run_ok(["nbdsh", "--opt-mode", "-u", &server.uri(), "-c", script]);
+}
+
+#[test]
+fn abort_is_clean() {
+    let server = Server::start(["-v", "memory", "1M"]);
+    util::run_ok(["nbdsh", "--opt-mode", "-u", &server.uri(), "-c", "h.opt_abort()"]);
+    util::run_ok(["nbdinfo", &server.uri()]);
+}
+
+#[test]
+fn meta_contexts_are_listed() {
+    let server = Server::start(["memory", "1M"]);
+    let script = "
+found = []
+h.opt_list_meta_context(lambda name: found.append(name))
+assert found == ['base:allocation'], found
+for wildcard, want in (('base:', ['base:allocation']), ('base:other', []), ('x-no:', [])):
+    found = []
+    h.opt_list_meta_context_queries([wildcard], lambda name: found.append(name))
+    assert found == want, (wildcard, found)
+";
+    util::run_ok(["nbdsh", "--opt-mode", "-u", &server.uri(), "-c", script]);
+    let out = util::run(["nbdinfo", "--map", &Server::start(["--no-mc", "memory", "1M"]).uri()]);
+    assert!(out.code != 0 || !out.stdout.contains("hole"), "{}", out.stdout);
+}
+
+#[test]
+fn names_up_to_4096_bytes() {
+    let server = Server::start(["info", "mode=exportname"]);
+    let name = "x".repeat(4096);
+    assert_eq!(util::run_ok(["nbdinfo", "--size", &server.uri_of(&name)]).trim(), "4096");
+}

@@ -1,0 +1,273 @@
+//! Clients that break the protocol, vanish or stall: their connection ends, nobody else notices.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use crate::util::{self, Server};
+
+const OPTION_MAGIC: u64 = 0x4948_4156_454F_5054;
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+
+/// A client of our own, since no honest one would say these things.
+struct Raw(UnixStream);
+
+impl Raw {
+    fn connect(server: &Server) -> Self {
+        let stream = UnixStream::connect(server.socket()).expect("connect");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        let mut raw = Raw(stream);
+        raw.read(18);
+        raw
+    }
+
+    /// After the client flags: in the option phase.
+    fn options(server: &Server) -> Self {
+        let mut raw = Self::connect(server);
+        raw.send(&3_u32.to_be_bytes());
+        raw
+    }
+
+    /// After EXPORT_NAME: in the transmission phase.
+    fn transmission(server: &Server) -> Self {
+        let mut raw = Self::options(server);
+        raw.option(1, b"");
+        raw.read(10);
+        raw
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        // The server may have closed already.
+        let _ = self.0.write_all(bytes);
+    }
+
+    fn option(&mut self, option: u32, payload: &[u8]) {
+        let length = u32::try_from(payload.len()).expect("a length");
+        self.send(
+            &[&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &length.to_be_bytes(), payload]
+                .concat(),
+        );
+    }
+
+    fn request(&mut self, flags: u16, command: u16, offset: u64, length: u32) {
+        let cookie = 42_u64;
+        self.send(
+            &[
+                &REQUEST_MAGIC.to_be_bytes()[..],
+                &flags.to_be_bytes(),
+                &command.to_be_bytes(),
+                &cookie.to_be_bytes(),
+                &offset.to_be_bytes(),
+                &length.to_be_bytes(),
+            ]
+            .concat(),
+        );
+    }
+
+    fn read(&mut self, n: usize) -> Vec<u8> {
+        let mut buf = vec![0; n];
+        self.0.read_exact(&mut buf).expect("an answer");
+        buf
+    }
+
+    /// The type of the next option reply, whose payload is skipped.
+    fn reply(&mut self) -> u32 {
+        let header = self.read(20);
+        let length = u32::from_be_bytes(header[16..].try_into().expect("4 bytes"));
+        self.read(length as usize);
+        u32::from_be_bytes(header[12..16].try_into().expect("4 bytes"))
+    }
+
+    /// The server closes the connection, whatever it says before.
+    #[track_caller]
+    fn ends(mut self) {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "still open after 30 s: {e}"),
+        }
+    }
+}
+
+/// Asks the server to do honest work.
+#[track_caller]
+fn serves(server: &Server) {
+    util::nbdsh(&server.uri(), "h.pwrite(b'still here', 0); assert h.pread(10, 0) == b'still here'");
+}
+
+#[test]
+fn broken_negotiations_end_with_a_reason() {
+    let server = Server::start(["-v", "memory", "1M"]);
+    let ends = |what: &str, act: &dyn Fn(&mut Raw)| {
+        eprintln!("{what}");
+        let before = server.stderr().len();
+        let mut raw = Raw::connect(&server);
+        act(&mut raw);
+        raw.ends();
+        let said = server.stderr()[before..].to_owned();
+        assert!(said.contains("debug:"), "no reason for {what}: {said}");
+    };
+    let flags = |raw: &mut Raw| raw.send(&3_u32.to_be_bytes());
+    ends("unknown client flags", &|raw| raw.send(&0x8000_0003_u32.to_be_bytes()));
+    ends("bad option magic", &|raw| {
+        flags(raw);
+        raw.send(&[0xee; 16]);
+    });
+    ends("an option of 4 GiB", &|raw| {
+        flags(raw);
+        raw.send(&[&OPTION_MAGIC.to_be_bytes()[..], &7_u32.to_be_bytes(), &u32::MAX.to_be_bytes()].concat());
+    });
+    ends("33 options", &|raw| {
+        flags(raw);
+        for _ in 0..40 {
+            raw.option(99, b"");
+        }
+    });
+    ends("a long EXPORT_NAME", &|raw| {
+        flags(raw);
+        raw.option(1, &[b'x'; 4097]);
+    });
+    ends("a vanished client", &|raw| {
+        flags(raw);
+        raw.send(&OPTION_MAGIC.to_be_bytes());
+        raw.0.shutdown(std::net::Shutdown::Both).expect("shutdown");
+    });
+    serves(&server);
+}
+
+#[test]
+fn bad_options_are_answered() {
+    const ERR_UNSUP: u32 = 1 << 31 | 1;
+    const ERR_POLICY: u32 = 1 << 31 | 2;
+    const ERR_INVALID: u32 = 1 << 31 | 3;
+    const ERR_UNKNOWN: u32 = 1 << 31 | 6;
+    let server = Server::start(["file", "dir=/proc/self/fdinfo"]);
+    let mut raw = Raw::options(&server);
+    let mut answer = |option: u32, payload: &[u8]| {
+        raw.option(option, payload);
+        raw.reply()
+    };
+    assert_eq!(answer(99, &[1; 1000]), ERR_UNSUP);
+    assert_eq!(answer(5, b""), ERR_POLICY); // STARTTLS
+    for payload in [
+        &b""[..],
+        b"\0\0\0",
+        b"\0\0\0\x05abc\0\0",
+        b"\0\0\0\0\0\x01",
+        b"\xff\xff\xff\xff\0\0",
+        b"\0\0\0\0\0\0x",
+    ] {
+        assert_eq!(answer(7, payload), ERR_INVALID, "GO {payload:?}");
+        assert_eq!(answer(6, payload), ERR_INVALID, "INFO {payload:?}");
+    }
+    assert_eq!(answer(8, b"x"), ERR_INVALID); // STRUCTURED_REPLY with a payload
+    assert_eq!(answer(8, b""), 1);
+    assert_eq!(answer(8, b""), ERR_INVALID); // twice
+    for payload in
+        [&b""[..], b"\0\0\0\0\xff\xff\xff\xff", b"\0\0\0\0\0\0\0\x01\0\0\0\xff", b"\0\0\0\0\0\0\0\x01"]
+    {
+        assert_eq!(answer(10, payload), ERR_INVALID, "SET_META_CONTEXT {payload:?}");
+    }
+    assert_eq!(answer(7, b"\0\0\0\x04none\0\0"), ERR_UNKNOWN);
+    assert_eq!(answer(3, b"x"), ERR_INVALID); // LIST with a payload
+    raw.option(2, b"");
+    assert_eq!(raw.reply(), 1);
+    raw.ends();
+}
+
+#[test]
+fn broken_requests() {
+    let server = Server::start(["-v", "memory", "1M"]);
+    let mut raw = Raw::transmission(&server);
+    raw.send(&[0xee; 28]);
+    raw.ends();
+    // A write too large to skip: the client is dropped.
+    let mut raw = Raw::transmission(&server);
+    raw.request(0, 1, 0, 200 << 20);
+    raw.ends();
+    // An unknown command is an error, and the connection lives.
+    let mut raw = Raw::transmission(&server);
+    for command in [77, u16::MAX] {
+        raw.request(0, command, 0, 512);
+        let reply = raw.read(16);
+        assert_eq!(u32::from_be_bytes(reply[4..8].try_into().expect("4 bytes")), 22);
+    }
+    raw.request(0, 0, u64::MAX - 10, u32::MAX);
+    assert_eq!(raw.read(16)[7], 22);
+    raw.request(0, 2, 0, 0);
+    raw.ends();
+    serves(&server);
+}
+
+#[test]
+fn a_client_that_dies_with_64_requests_in_flight() {
+    let mut server = Server::start(["--filter=delay", "memory", "1M", "rdelay=60"]);
+    let uri = server.uri();
+    let script = "import os
+for i in range(64): h.aio_pread(nbd.Buffer(4096), i * 4096)
+while h.aio_get_direction() & nbd.AIO_DIRECTION_WRITE: h.poll(-1)
+os.kill(os.getpid(), 9)";
+    let run = util::run(["nbdsh", "-u", &uri, "-c", script]);
+    assert_eq!(run.code, 137, "{}", run.stderr);
+    util::nbdsh(&uri, "h.pwrite(b'still here', 0)");
+    // And with another 64 in flight the server still ends at once.
+    let client = std::thread::spawn(move || {
+        let script = "import threading
+for i in range(64): h.aio_pread(nbd.Buffer(4096), i * 4096)
+while h.aio_in_flight() > 0: h.poll(-1)";
+        util::run(["nbdsh", "-u", &uri, "-c", script])
+    });
+    let start = Instant::now();
+    assert_eq!(server.terminate(), 0);
+    assert!(start.elapsed() < Duration::from_secs(30), "the delay was waited for");
+    client.join().expect("the client");
+}
+
+#[test]
+fn five_hundred_dropped_handshakes() {
+    let server = Server::start(["memory", "1M"]);
+    let files = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("fds").count();
+    serves(&server);
+    let before = files();
+    let mut kept = Vec::new();
+    for i in 0..500 {
+        let mut raw = Raw::connect(&server);
+        match i % 4 {
+            0 => {}
+            1 => raw.send(&[0, 0]),
+            2 => raw.send(&3_u32.to_be_bytes()),
+            _ => {
+                raw.send(&3_u32.to_be_bytes());
+                raw.send(&OPTION_MAGIC.to_be_bytes()[..5]);
+            }
+        }
+        if i % 50 == 0 {
+            kept.push(raw);
+        }
+    }
+    // Ten of them are still stalled.
+    serves(&server);
+    drop(kept);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while files() > before {
+        assert!(Instant::now() < deadline, "{} files open, {before} before", files());
+        std::thread::yield_now();
+    }
+    serves(&server);
+}
+
+/// In the C nbdkit 1.32.5 a handshake holds the request lock of serialized plugins.
+#[test]
+fn a_stalled_handshake_blocks_nobody() {
+    let server = Server::start(["--filter=noparallel", "memory", "1M", "serialize=all-requests"]);
+    let stalled = Raw::options(&server);
+    serves(&server);
+    drop(stalled);
+    let server =
+        Server::start(["--timeout=1s", "--filter=noparallel", "memory", "1M", "serialize=connections"]);
+    let stalled = Raw::options(&server);
+    serves(&server);
+    stalled.ends();
+}

@@ -1,0 +1,7 @@
+//! The NBD door, through libnbd, qemu and fio.
+
+mod commands;
+mod copy;
+mod handshake;
+mod hostile;
+mod life;
