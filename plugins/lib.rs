@@ -6,6 +6,8 @@
 
 use nbdkit_core::Plugin;
 
+mod holes;
+
 macro_rules! registry {
     ($($module:ident)*) => {
         $(mod $module;)*
@@ -16,6 +18,13 @@ macro_rules! registry {
 }
 
 registry! {
+    file
+    full
+    memory
+    null
+    ones
+    pattern
+    zero
 }
 
 /// The names of the bundled plugins, in alphabetical order.

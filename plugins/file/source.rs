@@ -1,0 +1,187 @@
+//! Where the files come from: a path, a directory, or descriptors that we were given.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use nbdkit_core::{Errno, Error, Exports, Result};
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fcntl_getfl, fstat, openat, statat},
+    io::Errno as Sys,
+};
+
+/// See the module. Paths are absolute.
+pub(super) enum Source {
+    File(PathBuf),
+    Dir(PathBuf),
+    Fd(OwnedFd),
+    DirFd(OwnedFd),
+}
+
+/// The file type of `st_mode`.
+fn file_type(stat: &rustix::fs::Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+fn is_servable(file_type: FileType) -> bool {
+    matches!(file_type, FileType::RegularFile | FileType::BlockDevice)
+}
+
+impl Source {
+    /// The parameter that names it.
+    pub(super) fn key(&self) -> &'static str {
+        match self {
+            Source::File(_) => "file",
+            Source::Dir(_) => "dir",
+            Source::Fd(_) => "fd",
+            Source::DirFd(_) => "dirfd",
+        }
+    }
+
+    /// Each file is an export.
+    pub(super) fn has_many(&self) -> bool {
+        matches!(self, Source::Dir(_) | Source::DirFd(_))
+    }
+
+    /// Looks at start-up whether it can be served at all, while the user is still there to hear of it.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        match self {
+            Source::File(path) => check_file(path),
+            Source::Dir(path) => {
+                let dir = open_dir(CWD, path).map_err(io::Error::from);
+                dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
+                Ok(())
+            }
+            Source::Fd(fd) => {
+                if !is_servable(file_type(&fstat(fd).context("fd=")?)) {
+                    bail!("fd= is neither a regular file nor a block device");
+                }
+                if fcntl_getfl(fd).context("fd=")? & OFlags::ACCMODE == OFlags::WRONLY {
+                    bail!("fd= cannot be read: open it for reading too");
+                }
+                Ok(())
+            }
+            Source::DirFd(fd) => {
+                open_dir(fd.as_fd(), Path::new(".")).context("dirfd= is not a directory that can be read")?;
+                Ok(())
+            }
+        }
+    }
+
+    /// The exports: the default one, or the name of each file, in directory order.
+    pub(super) fn list(&self) -> Result<Exports> {
+        let mut exports = Exports::new();
+        let dir = match self {
+            Source::File(_) | Source::Fd(_) => {
+                exports.add("", None)?;
+                return Ok(exports);
+            }
+            Source::Dir(path) => open_dir(CWD, path),
+            // A new description, for the position in a directory is shared by all copies of a descriptor.
+            Source::DirFd(fd) => open_dir(fd.as_fd(), Path::new(".")),
+        };
+        let dir = dir.map_err(io::Error::from)?;
+        for entry in Dir::read_from(&dir).map_err(io::Error::from)? {
+            let entry = entry.map_err(io::Error::from)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            // The type in the entry is that of a symbolic link, not of the file it leads to.
+            let servable =
+                statat(&dir, name, AtFlags::empty()).is_ok_and(|stat| is_servable(file_type(&stat)));
+            if !servable {
+                continue;
+            }
+            if exports.as_slice().len() == Exports::MAX {
+                log::error!("file: only the first {} files of the directory are listed", Exports::MAX);
+                break;
+            }
+            exports.add(name, None)?;
+        }
+        Ok(exports)
+    }
+
+    /// Opens the export's file anew, so that a client gets the file that has the name now. The boolean says
+    /// whether it can be written to.
+    pub(super) fn open(&self, export: &OsStr, readonly: bool) -> Result<(File, bool)> {
+        match self {
+            Source::File(path) => open_file(CWD, path, readonly),
+            Source::Dir(path) => {
+                let name = entry_name(export)?;
+                let dir = open_dir(CWD, path)
+                    .map_err(|e| Error::from(io::Error::from(e)).context(path.display()))?;
+                open_file(dir.as_fd(), name, readonly)
+            }
+            Source::DirFd(fd) => open_file(fd.as_fd(), entry_name(export)?, readonly),
+            Source::Fd(fd) => {
+                let flags = fcntl_getfl(fd).map_err(io::Error::from)?;
+                let writable = flags & OFlags::ACCMODE == OFlags::RDWR;
+                Ok((File::from(fd.try_clone()?), writable && !readonly))
+            }
+        }
+    }
+}
+
+/// An export name as the name of a directory entry: nothing that leads elsewhere.
+fn entry_name(export: &OsStr) -> Result<&Path> {
+    let why = match export.as_bytes() {
+        b"" => "name an export: there is one for each file of the directory",
+        b"." | b".." => "not the name of a file",
+        bytes if bytes.contains(&b'/') => "an export name cannot hold '/': it is the name of a file",
+        _ => return Ok(Path::new(export)),
+    };
+    Err(Error::new(Errno::ENOENT, format!("export '{}': {why}", export.display())))
+}
+
+fn open_dir(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens for reading and writing, or for reading alone where the file cannot be written to.
+fn open_file(at: BorrowedFd<'_>, path: &Path, readonly: bool) -> Result<(File, bool)> {
+    let fail = |e: Sys| Error::from(io::Error::from(e)).context(path.display());
+    let wrong_type = || Error::new(Errno::EINVAL, format!("{}: not a file or block device", path.display()));
+    // Before the open, since to open a pipe waits and to open a device can have effects.
+    if !is_servable(file_type(&statat(at, path, AtFlags::empty()).map_err(fail)?)) {
+        return Err(wrong_type());
+    }
+    let open = |access| openat(at, path, access | OFlags::CLOEXEC, Mode::empty());
+    let (fd, writable) = match if readonly { Err(Sys::ROFS) } else { open(OFlags::RDWR) } {
+        Ok(fd) => (fd, true),
+        Err(Sys::ACCESS | Sys::PERM | Sys::ROFS | Sys::TXTBSY) => {
+            (open(OFlags::RDONLY).map_err(fail)?, false)
+        }
+        Err(e) => return Err(fail(e)),
+    };
+    if !is_servable(file_type(&fstat(&fd).map_err(fail)?)) {
+        return Err(wrong_type());
+    }
+    Ok((File::from(fd), writable))
+}
+
+fn check_file(path: &Path) -> anyhow::Result<()> {
+    let name = path.display();
+    let file_type = match statat(CWD, path, AtFlags::empty()) {
+        Ok(stat) => file_type(&stat),
+        Err(Sys::NOENT) => {
+            bail!("file={name} does not exist: create it first, for example with truncate -s 1G {name}")
+        }
+        Err(e) => return Err(io::Error::from(e)).with_context(|| format!("file={name}")),
+    };
+    if file_type == FileType::Directory {
+        bail!("file={name} is a directory: use dir={name} to serve the files in it");
+    }
+    if !is_servable(file_type) {
+        bail!("file={name} is neither a regular file nor a block device");
+    }
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .with_context(|| format!("file={name} cannot be read: check its mode and that of its directories"))?;
+    Ok(())
+}

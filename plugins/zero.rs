@@ -1,0 +1,46 @@
+//! The zero plugin: a read-only disk of no bytes, for testing what clients make of it.
+
+use nbdkit_core::{Errno, Handle, Info, Op, Open, Plugin, Result, Support};
+
+pub(crate) fn new() -> Box<dyn Plugin> {
+    Box::new(Zero)
+}
+
+struct Zero;
+
+impl Plugin for Zero {
+    fn info(&self) -> Info {
+        Info::bundled("zero", "an empty disk", "")
+    }
+
+    fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
+        Ok(Box::new(Zero))
+    }
+}
+
+impl Handle for Zero {
+    fn get_size(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_cache(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {
+        // Only a read of nothing lies within the disk.
+        if buf.is_empty() { Ok(()) } else { Err(Errno::EINVAL.into()) }
+    }
+
+    fn cache(&self, _: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn may_block(&self, _: Op) -> bool {
+        false
+    }
+}
