@@ -37,11 +37,8 @@ struct Blocksize {
 
 impl Blocksize {
     fn limits(&self, below: BlockSize) -> anyhow::Result<Limits> {
-        let min = self.minblock.unwrap_or(u64::from(below.minimum).max(1));
-        let max_below = match below.maximum {
-            0 => MAX_DATA,
-            maximum => u64::from(maximum),
-        };
+        let told = Limits::of(below);
+        let min = self.minblock.unwrap_or(told.min);
         let limit = |key: &str, given: Option<u64>, default: u64| match given {
             Some(given) if given % min != 0 => Err(anyhow::anyhow!("{key} must be a multiple of {min}")),
             Some(given) => Ok(given),
@@ -49,8 +46,8 @@ impl Blocksize {
         };
         Ok(Limits {
             min,
-            data: limit("maxdata", self.maxdata, max_below.min(MAX_DATA))?,
-            len: limit("maxlen", self.maxlen, MAX_LEN)?,
+            data: limit("maxdata", self.maxdata, told.data.min(MAX_DATA))?,
+            len: limit("maxlen", self.maxlen, told.len)?,
         })
     }
 }
@@ -96,13 +93,27 @@ impl Filter for Blocksize {
 
 /// What the disk below takes, in bytes.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+pub(crate) struct Limits {
     /// Alignment: a power of 2.
     min: u64,
     /// Largest request with data, a multiple of `min`.
     data: u64,
     /// Largest request without.
     len: u64,
+}
+
+impl Limits {
+    /// Those that a disk tells.
+    pub(crate) fn of(block_size: BlockSize) -> Self {
+        let data = if block_size.maximum == 0 { MAX_DATA } else { u64::from(block_size.maximum) };
+        Limits { min: u64::from(block_size.minimum).max(1), data, len: MAX_LEN }
+    }
+
+    /// Aligns a range outwards: start and length. It stays on a disk whose size is aligned.
+    pub(crate) fn widen(&self, offset: u64, length: u64) -> (u64, u64) {
+        let start = offset - offset % self.min;
+        (start, (offset + length).next_multiple_of(self.min) - start)
+    }
 }
 
 /// Something the disk below takes in one request, or a part of a block.
@@ -129,7 +140,10 @@ fn pieces(length: u64, offset: u64, min: u64, max: u64) -> impl Iterator<Item = 
 }
 
 /// Reads any range of a disk that takes only aligned reads. False: `read` did not want to wait.
-fn read_fitted(
+///
+/// # Errors
+/// Those of `read`.
+pub(crate) fn read_fitted(
     buf: &mut [u8],
     offset: u64,
     limits: Limits,
@@ -161,9 +175,7 @@ fn read_fitted(
 /// # Errors
 /// Those of the disk.
 pub(crate) fn read_within_limits(next: &Next, buf: &mut [u8], offset: u64) -> Result<()> {
-    let BlockSize { minimum, maximum, .. } = next.caps().block_size;
-    let data = if maximum == 0 { MAX_DATA } else { u64::from(maximum) };
-    let limits = Limits { min: u64::from(minimum).max(1), data, len: MAX_LEN };
+    let limits = Limits::of(next.caps().block_size);
     read_fitted(buf, offset, limits, |buf, at| next.pread(buf, at).map(|()| true)).map(drop)
 }
 
@@ -174,13 +186,6 @@ struct Fitted {
 }
 
 impl Fitted {
-    /// Aligns a range outwards. The size is a multiple of the alignment, so it stays on the disk.
-    fn widen(&self, length: u64, offset: u64) -> (u64, u64) {
-        let min = self.limits.min;
-        let start = offset - offset % min;
-        ((offset + length).next_multiple_of(min) - start, start)
-    }
-
     /// FUA for several pieces by flushing once after them, where a flush is what it is below: the flags for the
     /// pieces, and "flush after".
     fn split_fua(&self, flags: Flags) -> (Flags, bool) {
@@ -275,7 +280,7 @@ impl Handle for Fitted {
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        let (length, start) = self.widen(length, offset);
+        let (start, length) = self.limits.widen(offset, length);
         // A shorter answer is legal, and it covers `offset` since a piece is at least one block.
         let mut below = Extents::new(start, start + length.min(self.limits.len));
         self.next.extents(below.end() - start, start, flags, &mut below)?;
@@ -286,7 +291,7 @@ impl Handle for Fitted {
     }
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        let (length, offset) = self.widen(length, offset);
+        let (offset, length) = self.limits.widen(offset, length);
         for piece in pieces(length, offset, self.limits.min, self.limits.len) {
             self.next.cache(piece.length, piece.offset)?;
         }

@@ -22,6 +22,7 @@ mod transparent;
 
 registry! {
     blocksize
+    cow
     delay
     error
     exitlast

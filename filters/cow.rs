@@ -1,0 +1,396 @@
+//! Makes any disk writable for the life of the server: changes go into a temporary file, the disk below is only
+//! read.
+//!
+//! All connections share one overlay, so they see each other's changes at once.
+
+mod overlay;
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, ensure};
+use nbdkit_core::{
+    Below, BlockSize, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open,
+    Result, Support, ThreadModel, params,
+};
+use parking_lot::Mutex;
+
+use self::overlay::{Overlay, Patch, State};
+use crate::blocksize::{Limits, read_fitted, read_within_limits};
+
+const HELP: &str = "\
+cow-block-size=<N>              Unit of the overlay, a power of 2 from 4k to 2G (default 64k).
+cow-on-cache=<BOOL>             Cache requests copy data into the overlay (default false).
+cow-on-read=<BOOL>|/PATH        Reads copy data into the overlay: always, never (default), or while PATH exists.";
+
+const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4096..=2 << 30;
+
+/// Where the overlay goes unless TMPDIR says otherwise: it may be too large for a disk in memory.
+const DEFAULT_TMPDIR: &str = "/var/tmp";
+
+pub(crate) fn new() -> Box<dyn Filter> {
+    Box::new(Cow {
+        block_size: 64 << 10,
+        on_cache: false,
+        on_read: OnRead::Never,
+        file: None,
+        overlay: Mutex::default(),
+    })
+}
+
+struct Cow {
+    block_size: u64,
+    on_cache: bool,
+    on_read: OnRead,
+    /// Made early, so that it is an error of the start when it cannot be.
+    file: Option<Arc<File>>,
+    /// Made by the first client, who tells the size.
+    overlay: Mutex<Option<Arc<Overlay>>>,
+}
+
+/// When reads copy what they read.
+#[derive(Clone)]
+enum OnRead {
+    Never,
+    Always,
+    /// While the file exists.
+    While(PathBuf),
+}
+
+impl OnRead {
+    fn is_on(&self) -> bool {
+        match self {
+            OnRead::Never => false,
+            OnRead::Always => true,
+            OnRead::While(path) => path.exists(),
+        }
+    }
+}
+
+impl Cow {
+    /// The overlay for a disk of `size` bytes.
+    fn overlay(&self, size: u64) -> Result<Arc<Overlay>> {
+        let refuse = |why: String| Err(Error::new(Errno::EINVAL, why));
+        let mut shared = self.overlay.lock();
+        if let Some(overlay) = &*shared {
+            if overlay.size() != size {
+                let first = overlay.size();
+                return refuse(format!(
+                    "the disk below has {size} bytes, but it had {first} when first opened"
+                ));
+            }
+            return Ok(overlay.clone());
+        }
+        let Some(file) = &self.file else {
+            return refuse("the server has not started".into());
+        };
+        let Some(overlay) = Overlay::new(file.clone(), size, self.block_size) else {
+            return refuse(format!(
+                "a disk of {size} bytes has too many blocks of {}: give a larger cow-block-size",
+                self.block_size
+            ));
+        };
+        Ok(shared.insert(Arc::new(overlay)).clone())
+    }
+}
+
+fn temporary_file() -> anyhow::Result<File> {
+    let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).unwrap_or(DEFAULT_TMPDIR.into());
+    tempfile::tempfile_in(&dir).with_context(|| {
+        format!("cannot make a temporary file in {} (set TMPDIR to another directory)", dir.display())
+    })
+}
+
+impl Filter for Cow {
+    fn info(&self) -> Info {
+        Info::bundled("cow", "nbdkit copy-on-write (COW) filter", HELP)
+    }
+
+    fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
+        match key {
+            "cow-block-size" => {
+                self.block_size = params::size(value)?;
+                ensure!(
+                    BLOCK_SIZES.contains(&self.block_size) && self.block_size.is_power_of_two(),
+                    "cow-block-size is out of range (4096..2G) or not a power of 2"
+                );
+            }
+            "cow-on-cache" => self.on_cache = params::boolean(value)?,
+            "cow-on-read" if Path::new(value).is_absolute() => self.on_read = OnRead::While(value.into()),
+            "cow-on-read" => {
+                let on = params::boolean(value).context("cow-on-read is a boolean or an absolute path")?;
+                self.on_read = if on { OnRead::Always } else { OnRead::Never };
+            }
+            _ => return next(key, value),
+        }
+        Ok(())
+    }
+
+    fn get_ready(&mut self, _: ThreadModel) -> anyhow::Result<()> {
+        self.file = Some(Arc::new(temporary_file()?));
+        Ok(())
+    }
+
+    fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
+        let next = next.open(&Open { readonly: true, ..open.clone() })?;
+        let overlay = self.overlay(next.caps().size)?;
+        let preferred = self.block_size.min(32 << 20) as u32;
+        Ok(Box::new(Overlaid {
+            overlay,
+            preferred,
+            on_cache: self.on_cache,
+            on_read: self.on_read.clone(),
+            next,
+        }))
+    }
+}
+
+struct Overlaid {
+    overlay: Arc<Overlay>,
+    preferred: u32,
+    on_cache: bool,
+    on_read: OnRead,
+    next: Next,
+}
+
+impl Overlaid {
+    fn read_below(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        read_within_limits(&self.next, buf, offset)
+    }
+
+    /// What the disk below takes.
+    fn limits(&self) -> Limits {
+        Limits::of(self.next.caps().block_size)
+    }
+
+    /// Aligns a range outwards, as the disk below takes it: start and length.
+    fn widen(&self, offset: u64, length: u64) -> (u64, u64) {
+        let (start, length) = self.limits().widen(offset, length);
+        (start, length.min(self.overlay.size() - start))
+    }
+
+    fn store(&self, patch: Patch<'_>, offset: u64) -> Result<()> {
+        self.overlay.store(patch, offset, |buf, at| self.read_below(buf, at))
+    }
+
+    /// Copies the blocks of a range into the overlay.
+    fn copy_up(&self, length: u64, offset: u64) -> Result<()> {
+        for (at, _) in self.overlay.blocks(offset, length) {
+            self.overlay.copy_up(at, |buf, at| self.read_below(buf, at))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a zero of this range would have to copy or write whole blocks.
+    fn is_slow_zero(&self, length: u64, offset: u64, may_trim: bool) -> bool {
+        self.overlay.blocks(offset, length).any(|(at, part)| match self.overlay.span(at, part).state {
+            State::Discarded => false,
+            _ if self.overlay.is_whole(at, part) => !may_trim,
+            State::Stored => false,
+            State::Below => true,
+        })
+    }
+}
+
+// The overlay dies with the server, so there is nothing to make durable: flush and FUA have nothing to do.
+impl Handle for Overlaid {
+    fn next(&self) -> Option<&Next> {
+        Some(&self.next)
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(BlockSize { minimum: 1, preferred: self.preferred, maximum: u32::MAX })
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_zero(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_fast_zero(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_fua(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_cache(&self) -> Result<Support> {
+        Ok(if self.on_cache { Support::Native } else { self.next.caps().cache })
+    }
+
+    fn can_extents(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let length = buf.len() as u64;
+        let copy = self.on_read.is_on();
+        let mut rest = buf;
+        for span in self.overlay.spans(offset, length) {
+            let (part, after) = rest.split_at_mut(span.length as usize);
+            rest = after;
+            match span.state {
+                State::Discarded => part.fill(0),
+                State::Stored => self.overlay.read(part, span.offset)?,
+                State::Below => {
+                    self.read_below(part, span.offset)?;
+                    if copy {
+                        self.copy_up(span.length, span.offset)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let copy = self.on_read.is_on();
+        let length = buf.len() as u64;
+        let mut rest = buf;
+        for span in self.overlay.spans(offset, length) {
+            let (part, after) = rest.split_at_mut(span.length as usize);
+            rest = after;
+            let done = match span.state {
+                State::Discarded => {
+                    part.fill(0);
+                    true
+                }
+                State::Stored => self.overlay.read_nowait(part, span.offset)?,
+                State::Below if copy => false,
+                State::Below => {
+                    read_fitted(part, span.offset, self.limits(), |buf, at| self.next.pread_nowait(buf, at))?
+                }
+            };
+            if !done {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
+        let patch = Patch::Data(buf);
+        let length = buf.len() as u64;
+        // A run of stored blocks takes one write; others are stored one by one, each under its own lock.
+        for span in self.overlay.spans(offset, length) {
+            let part = patch.part(span.offset - offset, span.length);
+            if span.state == State::Stored {
+                self.overlay.write(part, span.offset)?;
+                continue;
+            }
+            for (at, length) in self.overlay.blocks(span.offset, span.length) {
+                self.store(patch.part(at - offset, length), at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn trim(&self, length: u64, offset: u64, _: Flags) -> Result<()> {
+        self.overlay
+            .blocks(offset, length)
+            .filter(|(at, length)| self.overlay.is_whole(*at, *length))
+            .for_each(|(at, _)| self.overlay.discard(at));
+        Ok(())
+    }
+
+    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        let may_trim = flags.contains(Flags::MAY_TRIM);
+        if flags.contains(Flags::FAST_ZERO) && self.is_slow_zero(length, offset, may_trim) {
+            return Err(Error::new(Errno::EOPNOTSUPP, "a zero of these blocks would not be fast"));
+        }
+        for (at, length) in self.overlay.blocks(offset, length) {
+            if self.overlay.is_whole(at, length) && may_trim {
+                self.overlay.discard(at);
+            } else {
+                self.store(Patch::Zeroes(length), at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        for span in self.overlay.spans(offset, length) {
+            match span.state {
+                State::Stored => extents.add_data(span.offset, span.length)?,
+                State::Discarded => extents.add(span.offset, span.length, true, true)?,
+                State::Below => {
+                    self.extents_below(span.length, span.offset, flags, extents)?;
+                    // The disk below may answer for less than it was asked.
+                    if extents.covered_to() < span.offset + span.length {
+                        break;
+                    }
+                }
+            }
+            if extents.is_complete() || flags.contains(Flags::REQ_ONE) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        for span in self.overlay.spans(offset, length).filter(|span| span.state == State::Below) {
+            if self.on_cache {
+                self.copy_up(span.length, span.offset)?;
+            } else {
+                let (start, length) = self.widen(span.offset, span.length);
+                self.next.cache(length, start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn may_block(&self, op: Op) -> bool {
+        match op {
+            Op::Flush => false,
+            Op::Extents => self.next.may_block(op),
+            // The temporary file is on a real disk.
+            _ => true,
+        }
+    }
+
+    fn loan(&self, _: u64, _: u64) -> Option<Loan<'_>> {
+        None
+    }
+}
+
+impl Overlaid {
+    /// Adds the extents that the disk below has in a range.
+    fn extents_below(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        let (start, wide) = self.widen(offset, length);
+        let mut below = Extents::new(start, start + wide);
+        self.next.extents(wide, start, flags, &mut below)?;
+        for extent in below.as_slice() {
+            let (from, to) = (extent.offset.max(offset), extent.end().min(offset + length));
+            extents.add(from, to.saturating_sub(from), extent.hole, extent.zero)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! The overlay of the cow filter: which blocks have changed, and a temporary file with what they hold.
+//!
+//! A block's data lies in the file at the offset it has on the disk, so there is no index to keep; what has not
+//! changed is a hole. Each block is in one of three states, kept in two bitmaps:
+//!
+//! | changed | discarded | state |
+//! |---|---|---|
+//! | no  | –   | [`State::Below`]: as on the disk below |
+//! | yes | no  | [`State::Stored`]: in the file |
+//! | yes | yes | [`State::Discarded`]: zeroes |
+//!
+//! Every change of state ends in the flip of one bit, after the data are in place, so readers need no lock. A
+//! change of state is made under the block's lock; to write into a stored block none is needed.
+
+use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
+
+use nbdkit_common::Bitmap;
+use nbdkit_core::{BlockSize, Errno, Error, Result, emulate};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::{ReadWriteFlags, preadv2},
+};
+
+/// Blocks share their locks with others at this distance.
+const LOCKS: usize = 64;
+
+/// A block is copied at most this many bytes at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// Where a block's content is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// On the disk below.
+    Below,
+    /// In the file.
+    Stored,
+    /// Nowhere: it reads as zeroes.
+    Discarded,
+}
+
+/// What a range is to hold.
+#[derive(Clone, Copy)]
+pub(super) enum Patch<'a> {
+    Data(&'a [u8]),
+    Zeroes(u64),
+}
+
+impl<'a> Patch<'a> {
+    pub(super) fn len(self) -> u64 {
+        match self {
+            Patch::Data(data) => data.len() as u64,
+            Patch::Zeroes(length) => length,
+        }
+    }
+
+    /// The part of `length` bytes from `start` on.
+    pub(super) fn part(self, start: u64, length: u64) -> Patch<'a> {
+        match self {
+            Patch::Data(data) => Patch::Data(&data[start as usize..(start + length) as usize]),
+            Patch::Zeroes(_) => Patch::Zeroes(length),
+        }
+    }
+
+    fn copy_to(self, target: &mut [u8]) {
+        match self {
+            Patch::Data(data) => target.copy_from_slice(data),
+            Patch::Zeroes(_) => target.fill(0),
+        }
+    }
+}
+
+/// A range within one block, or within several of one state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) state: State,
+}
+
+pub(super) struct Overlay {
+    file: Arc<File>,
+    /// Size of the disk in bytes.
+    size: u64,
+    block_size: u64,
+    changed: Bitmap,
+    discarded: Bitmap,
+    locks: [Mutex<()>; LOCKS],
+}
+
+impl Overlay {
+    /// An overlay in which nothing has changed. None: the disk has more blocks than can be kept track of.
+    pub(super) fn new(file: Arc<File>, size: u64, block_size: u64) -> Option<Self> {
+        let blocks = size.div_ceil(block_size);
+        Some(Overlay {
+            file,
+            size,
+            block_size,
+            changed: Bitmap::new(blocks)?,
+            discarded: Bitmap::new(blocks)?,
+            locks: [const { Mutex::new(()) }; LOCKS],
+        })
+    }
+
+    /// Size of the disk in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn state(&self, block: u64) -> State {
+        // In this order: "discarded" is set before "changed" is.
+        match (self.changed.get(block), self.discarded.get(block)) {
+            (false, _) => State::Below,
+            (true, false) => State::Stored,
+            (true, true) => State::Discarded,
+        }
+    }
+
+    /// The longest span of one state from `offset` on, at most `length` bytes, which must be on the disk.
+    pub(super) fn span(&self, offset: u64, length: u64) -> Span {
+        let block = offset / self.block_size;
+        let blocks = (offset + length).div_ceil(self.block_size) - block;
+        let (state, blocks) = match self.changed.run(block, blocks) {
+            (false, blocks) => (State::Below, blocks),
+            (true, blocks) => match self.discarded.run(block, blocks) {
+                (false, blocks) => (State::Stored, blocks),
+                (true, blocks) => (State::Discarded, blocks),
+            },
+        };
+        let end = (block + blocks).saturating_mul(self.block_size).min(offset + length);
+        Span { offset, length: end - offset, state }
+    }
+
+    /// The spans of a range, in order. Each is looked up when it is its turn.
+    pub(super) fn spans(&self, offset: u64, length: u64) -> impl Iterator<Item = Span> {
+        let end = offset + length;
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let span = (at < end).then(|| self.span(at, end - at))?;
+            at += span.length;
+            Some(span)
+        })
+    }
+
+    /// The parts of a range that lie in one block each.
+    pub(super) fn blocks(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+        let end = offset + length;
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            let start = at;
+            at = (at / self.block_size + 1).saturating_mul(self.block_size).min(end);
+            (start < end).then(|| (start, at - start))
+        })
+    }
+
+    /// The block at `offset`: its number and where it starts and ends. The last one may be short.
+    fn block_at(&self, offset: u64) -> (u64, u64, u64) {
+        let block = offset / self.block_size;
+        let start = block * self.block_size;
+        (block, start, start.saturating_add(self.block_size).min(self.size))
+    }
+
+    /// Whether a range covers a whole block, or more.
+    pub(super) fn is_whole(&self, offset: u64, length: u64) -> bool {
+        let (_, start, end) = self.block_at(offset);
+        offset == start && offset + length >= end
+    }
+
+    fn lock(&self, block: u64) -> MutexGuard<'_, ()> {
+        self.locks[block as usize % LOCKS].lock()
+    }
+
+    /// Reads a range of stored blocks.
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buf, offset).map_err(|e| failed("read", e))
+    }
+
+    /// Reads a range of stored blocks, if they are in memory.
+    pub(super) fn read_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let length = buf.len();
+        let target = &mut [std::io::IoSliceMut::new(buf)];
+        match preadv2(&self.file, target, offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) => Ok(n == length),
+            // A file system in memory need not know the question.
+            Err(rustix::io::Errno::OPNOTSUPP) => self.read(buf, offset).map(|()| true),
+            Err(rustix::io::Errno::AGAIN) => Ok(false),
+            Err(e) => Err(failed("read", e.into())),
+        }
+    }
+
+    pub(super) fn write(&self, patch: Patch<'_>, offset: u64) -> Result<()> {
+        match patch {
+            Patch::Data(data) => self.file.write_all_at(data, offset).map_err(|e| failed("write", e)),
+            Patch::Zeroes(length) => emulate::zero(length, offset, BlockSize::default(), |zeroes, at| {
+                self.file.write_all_at(zeroes, at).map_err(|e| failed("write", e))
+            }),
+        }
+    }
+
+    /// Stores a patch that lies within one block. `read_below` reads what the disk below holds around it.
+    pub(super) fn store(
+        &self,
+        patch: Patch<'_>,
+        offset: u64,
+        read_below: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        let (block, ..) = self.block_at(offset);
+        if self.state(block) != State::Stored {
+            let _guard = self.lock(block);
+            let state = self.state(block);
+            if state != State::Stored {
+                self.fill(patch, offset, state, read_below)?;
+                // Whichever of the two makes it stored comes last.
+                self.discarded.clear(block);
+                self.changed.set(block);
+                return Ok(());
+            }
+        }
+        self.write(patch, offset)
+    }
+
+    /// Writes the whole block around a patch.
+    fn fill(
+        &self,
+        patch: Patch<'_>,
+        offset: u64,
+        state: State,
+        mut read_below: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        let (_, start, end) = self.block_at(offset);
+        let patch_end = offset + patch.len();
+        if (offset, patch_end) == (start, end) {
+            return self.write(patch, offset);
+        }
+        let mut buf = vec![0; CHUNK.min(end - start) as usize];
+        let mut at = start;
+        while at < end {
+            let chunk = &mut buf[..CHUNK.min(end - at) as usize];
+            let chunk_end = at + chunk.len() as u64;
+            // The patch's part of the chunk, as it lies in the chunk: empty when there is none.
+            let from = offset.clamp(at, chunk_end);
+            let to = patch_end.clamp(at, chunk_end);
+            let (before, rest) = chunk.split_at_mut((from - at) as usize);
+            let (middle, after) = rest.split_at_mut((to - from) as usize);
+            for (part, part_at) in [(before, at), (after, to)] {
+                match state {
+                    _ if part.is_empty() => {}
+                    State::Below => read_below(part, part_at)?,
+                    _ => part.fill(0),
+                }
+            }
+            if !middle.is_empty() {
+                patch.part(from - offset, to - from).copy_to(middle);
+            }
+            self.write(Patch::Data(chunk), at)?;
+            at = chunk_end;
+        }
+        Ok(())
+    }
+
+    /// Copies the block at `offset` into the file, unless it has changed.
+    pub(super) fn copy_up(
+        &self,
+        offset: u64,
+        read_below: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        let (block, start, _) = self.block_at(offset);
+        let _guard = self.lock(block);
+        if self.state(block) == State::Below {
+            self.fill(Patch::Zeroes(0), start, State::Below, read_below)?;
+            self.discarded.clear(block);
+            self.changed.set(block);
+        }
+        Ok(())
+    }
+
+    /// Makes the whole block at `offset` read as zeroes and gives its space back.
+    pub(super) fn discard(&self, offset: u64) {
+        let (block, start, end) = self.block_at(offset);
+        let _guard = self.lock(block);
+        let before = self.state(block);
+        self.discarded.set(block);
+        self.changed.set(block);
+        if before == State::Stored {
+            // Space that cannot be given back is no error: the state says what the block reads as.
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = fallocate(&self.file, flags, start, end - start);
+        }
+    }
+}
+
+#[cold]
+fn failed(what: &str, e: std::io::Error) -> Error {
+    let error = Error::from(e);
+    let error = match error.errno() {
+        // The disk is larger than the files that the file system takes.
+        Errno::EFBIG => Error::new(Errno::ENOSPC, "it cannot grow that large there (set TMPDIR)"),
+        _ => error,
+    };
+    error.context(format!("cannot {what} the temporary file"))
+}

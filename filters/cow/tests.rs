@@ -1,0 +1,227 @@
+//! Tests of the cow filter.
+
+use nbdkit_core::Session;
+
+use super::*;
+use crate::testing::{
+    Disk, Spec, View, chain, check_model, check_model_over, client, config_error, open, session,
+};
+
+const BLOCK: u64 = 4096;
+
+fn cow(disk: &Disk) -> Session {
+    session(disk, "cow", &[("cow-block-size", "4k")])
+}
+
+fn kinds(session: &Session, length: u64, offset: u64) -> Vec<(u64, u64, u32)> {
+    let extents = session.extents(length, offset, Flags::empty()).unwrap();
+    extents.iter().map(|e| (e.offset, e.length, e.kind())).collect()
+}
+
+fn read(session: &Session, length: usize, offset: u64) -> Vec<u8> {
+    let mut buf = vec![0xaa; length];
+    session.pread(&mut buf, offset).unwrap();
+    buf
+}
+
+#[test]
+fn model() {
+    let view = View { through: false, ..View::same(30_001) };
+    for params in [
+        &[("cow-block-size", "4k")][..],
+        &[("cow-block-size", "64k")],
+        &[("cow-block-size", "4k"), ("cow-on-read", "true")],
+        &[("cow-block-size", "8k"), ("cow-on-cache", "true")],
+    ] {
+        check_model(&["cow"], params, 30_001, &view);
+    }
+    let block_size = BlockSize { minimum: 512, preferred: 512, maximum: 1024 };
+    let strict = Spec { write: false, block_size, ..Spec::sized(20_480) };
+    let view = View { through: false, ..View::same(20_480) };
+    check_model_over(&strict, &["cow"], &[("cow-block-size", "4k")], &view);
+}
+
+#[test]
+fn the_disk_below_is_only_read() {
+    let disk = Spec::sized(5 * BLOCK).disk();
+    let before = disk.contents();
+    let session = cow(&disk);
+    session.pwrite(&[1; 6000], 1000, Flags::FUA).unwrap();
+    session.zero(5000, 9000, Flags::FUA).unwrap();
+    session.trim(BLOCK, 4 * BLOCK, Flags::empty()).unwrap();
+    session.flush().unwrap();
+    assert!(disk.calls().iter().all(|call| call.op == Op::Read), "{:?}", disk.calls());
+    assert_eq!(disk.contents(), before);
+}
+
+#[test]
+fn a_write_of_whole_blocks_reads_nothing() {
+    let disk = Spec::sized(5 * BLOCK + 100).disk();
+    let session = cow(&disk);
+    session.pwrite(&[1; 2 * BLOCK as usize], BLOCK, Flags::empty()).unwrap();
+    // The last block is a short one.
+    session.pwrite(&[2; 100], 5 * BLOCK, Flags::empty()).unwrap();
+    // These blocks are stored by now.
+    session.pwrite(&[3; 10], BLOCK + 7, Flags::empty()).unwrap();
+    assert!(disk.calls().is_empty());
+    assert_eq!(read(&session, 19, BLOCK), [[1; 7].to_vec(), [3; 10].to_vec(), [1; 2].to_vec()].concat());
+}
+
+#[test]
+fn extents_tell_the_three_states_apart() {
+    let data = [vec![1; 2 * BLOCK as usize], vec![0; 4 * BLOCK as usize]].concat();
+    let session = cow(&Spec { data, ..Spec::default() }.disk());
+    session.pwrite(&[0], 5 * BLOCK, Flags::empty()).unwrap();
+    session.trim(BLOCK, 0, Flags::empty()).unwrap();
+    assert_eq!(
+        kinds(&session, 6 * BLOCK, 0),
+        [(0, BLOCK, 3), (BLOCK, BLOCK, 0), (2 * BLOCK, 3 * BLOCK, 3), (5 * BLOCK, BLOCK, 0)]
+    );
+    assert_eq!(kinds(&session, 100, BLOCK - 50), [(BLOCK - 50, 50, 3), (BLOCK, 50, 0)]);
+    assert_eq!(session.extents(6 * BLOCK, 0, Flags::REQ_ONE).unwrap().len(), 1);
+}
+
+#[test]
+fn a_zero_keeps_its_space_unless_it_may_trim() {
+    let session = cow(&Spec::sized(4 * BLOCK).disk());
+    session.zero(BLOCK, 0, Flags::empty()).unwrap();
+    session.zero(BLOCK, BLOCK, Flags::MAY_TRIM).unwrap();
+    assert_eq!(kinds(&session, 2 * BLOCK, 0), [(0, BLOCK, 0), (BLOCK, BLOCK, 3)]);
+    assert!(read(&session, 2 * BLOCK as usize, 0).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_fast_zero_is_done_only_where_it_is_one() {
+    let session = cow(&Spec::sized(4 * BLOCK).disk());
+    let fast = Flags::FAST_ZERO | Flags::MAY_TRIM;
+    session.zero(2 * BLOCK, 0, fast).unwrap();
+    // Part of a discarded block: nothing to copy.
+    session.zero(100, 10, fast).unwrap();
+    let error = session.zero(100, 3 * BLOCK, fast).unwrap_err();
+    assert_eq!(error.errno(), Errno::EOPNOTSUPP);
+    assert!(session.zero(BLOCK, 3 * BLOCK, Flags::FAST_ZERO).is_err());
+    assert_eq!(read(&session, 100, 3 * BLOCK), Spec::sized(4 * BLOCK).data[3 * BLOCK as usize..][..100]);
+}
+
+#[test]
+fn connections_share_the_overlay() {
+    let disk = Spec::default().disk();
+    let chain = chain(&disk, &["cow"], &[]).unwrap();
+    let one = open(&chain, client(), false).unwrap();
+    let two = open(&chain, client(), false).unwrap();
+    one.pwrite(b"hello", 100, Flags::empty()).unwrap();
+    assert_eq!(read(&two, 5, 100), b"hello");
+    drop((one, two));
+    assert_eq!(read(&open(&chain, client(), true).unwrap(), 5, 100), b"hello");
+}
+
+#[test]
+fn parallel_writes_into_one_block_lose_nothing() {
+    let session = cow(&Spec { data: vec![0; 4 * BLOCK as usize], ..Spec::default() }.disk());
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let session = &session;
+            scope.spawn(move || {
+                for i in 0..4 * BLOCK / 8 {
+                    session.pwrite(&[thread as u8 + 1], i * 8 + thread, Flags::empty()).unwrap();
+                }
+            });
+        }
+    });
+    let found = read(&session, 4 * BLOCK as usize, 0);
+    assert!(found.iter().enumerate().all(|(i, byte)| usize::from(*byte) == i % 8 + 1));
+}
+
+#[test]
+fn a_slow_read_below_does_not_hold_up_other_blocks() {
+    let disk = Spec::sized(4 * BLOCK).disk();
+    let session = cow(&disk);
+    disk.hold();
+    std::thread::scope(|scope| {
+        scope.spawn(|| session.pwrite(&[1], 0, Flags::empty()).unwrap());
+        disk.wait_inside(1);
+        session.pwrite(&[2; BLOCK as usize], BLOCK, Flags::empty()).unwrap();
+        assert_eq!(read(&session, 1, BLOCK), [2]);
+        disk.release();
+    });
+}
+
+#[test]
+fn reads_copy_while_the_path_exists() {
+    let dir = tempfile::tempdir().unwrap();
+    let trigger = dir.path().join("trigger");
+    let disk = Spec::default().disk();
+    let session = session(&disk, "cow", &[("cow-on-read", trigger.to_str().unwrap())]);
+    read(&session, 10, 0);
+    read(&session, 10, 0);
+    assert_eq!(disk.take_calls().len(), 2);
+    std::fs::write(&trigger, "").unwrap();
+    read(&session, 10, 0);
+    disk.take_calls();
+    read(&session, 10, 0);
+    assert!(disk.calls().is_empty());
+}
+
+#[test]
+fn a_cache_request_copies_when_asked() {
+    let disk = Spec::default().disk();
+    let session = session(&disk, "cow", &[("cow-on-cache", "true")]);
+    session.cache(10, 0).unwrap();
+    disk.take_calls();
+    read(&session, 1000, 0);
+    assert!(disk.calls().is_empty());
+}
+
+#[test]
+fn a_read_of_the_overlay_needs_no_wait() {
+    let disk = Spec { may_block: true, ..Spec::default() }.disk();
+    let session = cow(&disk);
+    assert!(!session.pread_nowait(&mut [0; 10], 0).unwrap());
+    session.trim(BLOCK, 0, Flags::empty()).unwrap();
+    assert!(session.pread_nowait(&mut [0; 10], 0).unwrap());
+}
+
+#[test]
+fn an_error_below_leaves_the_block_as_it_was() {
+    // The read of what comes before the patch works, that of what comes after does not.
+    let disk = Spec { fail_after: Some(1), ..Spec::default() }.disk();
+    let session = cow(&disk);
+    assert_eq!(session.pwrite(&[1], 1000, Flags::empty()).unwrap_err().errno(), Errno::EIO);
+    assert_eq!(disk.count(Op::Read), 2);
+    assert!(session.pread(&mut [0], 1000).is_err(), "the block is still the disk's");
+}
+
+#[test]
+fn the_largest_disk_works() {
+    let params = [("truncate", "9223372036854775807")];
+    let chain = chain(&Spec::default().disk(), &["cow", "truncate"], &params).unwrap();
+    let session = open(&chain, client(), false).unwrap();
+    let last = session.size() - 1;
+    assert_eq!(read(&session, 1, last), [0]);
+    session.trim(1 << 20, last - (1 << 20), Flags::empty()).unwrap();
+    session.pwrite(b"x", 1 << 40, Flags::empty()).unwrap();
+    assert_eq!(read(&session, 2, 1 << 40), b"x\0");
+    // Not every file system takes a file that large, but each says so.
+    if let Err(error) = session.pwrite(b"x", last, Flags::empty()) {
+        assert_eq!(error.errno(), Errno::ENOSPC, "{error}");
+    }
+}
+
+#[test]
+fn too_many_blocks_name_the_parameter() {
+    let params = [("truncate", "8191P"), ("cow-block-size", "4k")];
+    let chain = chain(&Spec::default().disk(), &["cow", "truncate"], &params).unwrap();
+    let error = open(&chain, client(), false).unwrap_err();
+    assert!(error.to_string().contains("larger cow-block-size"), "{error}");
+    // And the server lives.
+    assert!(open(&chain, client(), false).unwrap_err().to_string().contains("larger cow-block-size"));
+}
+
+#[test]
+fn bad_values_are_refused() {
+    for bad in ["4095", "2048", "5000", "4G"] {
+        assert!(config_error("cow", &[("cow-block-size", bad)]).contains("4096..2G"), "{bad}");
+    }
+    assert!(config_error("cow", &[("cow-on-read", "relative/path")]).contains("absolute path"));
+    assert!(config_error("cow", &[("cow-on-cache", "/path")]).contains("boolean"));
+}
