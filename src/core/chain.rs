@@ -18,7 +18,8 @@ use log::debug;
 use parking_lot::RwLock;
 
 use crate::{
-    Exports, Filter, Info, Next, Open, Plugin, Result, Session, ThreadModel, locks::Locks, next::CONTROLPATH,
+    Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ThreadModel, locks::Locks,
+    next::CONTROLPATH,
 };
 
 /// A door that wants to know what other sessions change, so that its caches stay true.
@@ -155,12 +156,12 @@ impl Chain {
 
     /// The layers beneath layer `level`.
     fn below(self: &Arc<Self>, level: usize) -> Below {
-        Below { chain: self.clone(), level }
+        Below { chain: self.clone(), level, client: None }
     }
 
-    /// The whole chain, as something beneath a door.
-    fn whole(self: &Arc<Self>) -> Below {
-        self.below(self.filters.len() + 1)
+    /// The whole chain, as something beneath a door, on behalf of a client.
+    pub(crate) fn whole(self: &Arc<Self>, client: Option<&Arc<Client>>) -> Below {
+        Below { client: client.cloned(), ..self.below(self.filters.len() + 1) }
     }
 
     /// The exports that the outermost layer offers.
@@ -168,7 +169,7 @@ impl Chain {
     /// # Errors
     /// Those of the layers.
     pub fn list_exports(self: &Arc<Self>, readonly: bool, tls: bool) -> Result<Exports> {
-        self.whole().list_exports(readonly, tls)
+        self.whole(None).list_exports(readonly, tls)
     }
 
     /// The name that the empty export name stands for; None when the default export is forbidden.
@@ -176,7 +177,7 @@ impl Chain {
     /// # Errors
     /// Those of the layers.
     pub fn default_export(self: &Arc<Self>, readonly: bool, tls: bool) -> Result<Option<OsString>> {
-        self.whole().default_export(readonly, tls)
+        self.whole(None).default_export(readonly, tls)
     }
 
     /// Starts a session for a client: waits for its turn under `SERIALIZE_CONNECTIONS` and calls `preconnect`.
@@ -184,19 +185,10 @@ impl Chain {
     ///
     /// # Errors
     /// Those of `preconnect`: reject the client; `ESHUTDOWN` when it went away meanwhile.
-    pub fn connect(
-        self: &Arc<Self>,
-        client: Arc<crate::Client>,
-        readonly: bool,
-    ) -> Result<crate::Connection> {
+    pub fn connect(self: &Arc<Self>, client: Arc<Client>, readonly: bool) -> Result<crate::Connection> {
         let permit = self.locks.connection(&client.gone)?;
-        self.whole().preconnect(readonly)?;
+        self.whole(Some(&client)).preconnect(readonly)?;
         Ok(crate::Connection::new(self.clone(), client, readonly, permit))
-    }
-
-    /// Opens all layers, the plugin first, as the filters wish.
-    pub(crate) fn open(self: &Arc<Self>, open: &Open) -> Result<Next> {
-        self.whole().open(open)
     }
 
     /// Registers a door that wants to know what others write. It ends when the door drops its side.
@@ -278,9 +270,15 @@ fn config_complete(
 pub struct Below {
     chain: Arc<Chain>,
     level: usize,
+    client: Option<Arc<Client>>,
 }
 
 impl Below {
+    /// The client on whose behalf the filter was called; None outside any connection.
+    pub fn client(&self) -> Option<&Arc<Client>> {
+        self.client.as_ref()
+    }
+
     /// The plugin's name.
     pub fn plugin_name(&self) -> &str {
         self.chain.plugin_name()
@@ -293,7 +291,7 @@ impl Below {
     }
 
     fn under(&self) -> Below {
-        Below { chain: self.chain.clone(), level: self.level - 1 }
+        Below { level: self.level - 1, ..self.clone() }
     }
 
     /// Calls `preconnect` of the layers.
@@ -305,7 +303,10 @@ impl Below {
         debug!(target: CONTROLPATH, "{name}: preconnect");
         match filter {
             Some(filter) => filter.preconnect(&self.under(), readonly),
-            None => self.chain.plugin.preconnect(readonly),
+            None => match &self.client {
+                Some(client) => self.chain.plugin.preconnect_from(client, readonly),
+                None => self.chain.plugin.preconnect(readonly),
+            },
         }
     }
 

@@ -16,13 +16,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     errno: Errno,
     message: Option<Cow<'static, str>>,
+    logged: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error with a message of its own.
     pub fn new(errno: Errno, message: impl Into<Cow<'static, str>>) -> Self {
-        Error { errno, message: Some(message.into()), source: None }
+        Error { errno, message: Some(message.into()), logged: false, source: None }
     }
 
     /// The errno that the client sees.
@@ -45,6 +46,18 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Marks an error whose message the layer itself has logged already.
+    #[must_use]
+    pub fn logged(mut self) -> Self {
+        self.logged = true;
+        self
+    }
+
+    /// Whether the message was logged already, so that it need not be again.
+    pub fn is_logged(&self) -> bool {
+        self.logged
     }
 
     /// Whether the layer said that it does not have the operation (`ENOTSUP`, `EOPNOTSUPP`), which for zero
@@ -71,7 +84,7 @@ impl std::error::Error for Error {
 
 impl From<Errno> for Error {
     fn from(errno: Errno) -> Self {
-        Error { errno, message: None, source: None }
+        Error { errno, message: None, logged: false, source: None }
     }
 }
 

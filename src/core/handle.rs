@@ -17,6 +17,13 @@ pub trait Handle: Send + Sync {
         None
     }
 
+    /// Whether there is a layer below. Then nothing is emulated at this one, but at the plugin. To be overridden
+    /// only by a filter that cannot lend out the layer below through [`next`](Self::next): such a one implements
+    /// every method, and its [`finalize`](Self::finalize) finalizes the layer below.
+    fn is_filter(&self) -> bool {
+        self.next().is_some()
+    }
+
     /// Called once after the layer below was prepared and before any question about capabilities.
     ///
     /// # Errors

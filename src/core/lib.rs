@@ -39,6 +39,6 @@ pub use filter::{Filter, NextConfig, NextConfigComplete};
 pub use handle::Handle;
 pub use loan::Loan;
 pub use next::Next;
-pub use plugin::{Info, Plugin};
+pub use plugin::{Info, Interface, Plugin};
 pub use session::{Connection, Session};
 pub use stop::Stop;

@@ -30,7 +30,7 @@ impl Next {
         debug!(target: CONTROLPATH, "{name}: prepare readonly={}", i32::from(readonly));
         handle.prepare()?;
         let caps = ask(&name, &*handle, readonly)?;
-        let last = handle.next().is_none();
+        let last = !handle.is_filter();
         Ok(Next { name, handle, caps, last })
     }
 
@@ -53,7 +53,9 @@ impl Next {
         Ok(self.handle.export_description()?.filter(|d| d.len() <= crate::Exports::MAX_STRING))
     }
 
-    pub(crate) fn finalize(&self) {
+    /// Tells the layers, the outermost first, that they will be closed. Whoever opened the layers outside a
+    /// session calls this once before dropping them.
+    pub fn finalize(&self) {
         debug!(target: CONTROLPATH, "{}: finalize", self.name);
         if let Err(e) = self.handle.finalize() {
             log::error!("{}: finalize: {e}", self.name);

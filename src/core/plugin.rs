@@ -1,8 +1,8 @@
 //! What a plugin is: loaded and configured once, opened for each connection.
 
-use std::{borrow::Cow, ffi::OsStr};
+use std::{borrow::Cow, ffi::OsStr, path::PathBuf, sync::Arc};
 
-use crate::{Exports, Handle, Open, Result, ThreadModel};
+use crate::{Client, Exports, Handle, Open, Result, ThreadModel};
 
 /// What a plugin or filter says about itself.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,32 @@ pub struct Info {
     pub config_help: Cow<'static, str>,
     /// The parameter that bare words on the command line are for.
     pub magic_config_key: Option<Cow<'static, str>>,
+    /// The file it was loaded from; None for a bundled layer.
+    pub path: Option<PathBuf>,
+}
+
+/// What `--dump-plugin` tells of the interface that a plugin was built for.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// The version of the interface.
+    pub api_version: i32,
+    /// Size in bytes of the structure it registered, for one that is loaded from a file.
+    pub struct_size: Option<u64>,
+    /// An errno left by a failed call is the errno of the request.
+    pub errno_is_preserved: bool,
+    /// The optional and required callbacks that it has, by name.
+    pub callbacks: Vec<&'static str>,
+}
+
+impl Default for Interface {
+    fn default() -> Self {
+        Interface {
+            api_version: 2,
+            struct_size: None,
+            errno_is_preserved: true,
+            callbacks: vec!["thread_model"],
+        }
+    }
 }
 
 impl Info {
@@ -63,7 +89,12 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// Further `key=value` lines for `--dump-plugin`.
+    /// What it was built for, for `--dump-plugin`.
+    fn interface(&self) -> Interface {
+        Interface::default()
+    }
+
+    /// Further `key=value` lines for `--dump-plugin`. A plugin that can only print them does so here.
     fn dump(&self) -> Vec<(String, String)> {
         Vec::new()
     }
@@ -104,6 +135,15 @@ pub trait Plugin: Send + Sync {
     fn preconnect(&self, readonly: bool) -> Result<()> {
         let _ = readonly;
         Ok(())
+    }
+
+    /// As [`preconnect`](Self::preconnect), for a plugin that wants to know who it is.
+    ///
+    /// # Errors
+    /// As `preconnect`.
+    fn preconnect_from(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
+        let _ = client;
+        self.preconnect(readonly)
     }
 
     /// The exports there are. Default: the default export alone.

@@ -58,7 +58,7 @@ impl Connection {
     /// # Errors
     /// Those of the layers; `EIO` for one that panics.
     pub fn list_exports(&self, tls: bool) -> Result<crate::Exports> {
-        guard("list_exports", || self.chain.list_exports(self.readonly, tls))
+        guard("list_exports", || self.chain.whole(Some(&self.client)).list_exports(self.readonly, tls))
     }
 
     /// The name that the empty name stands for; None: forbidden.
@@ -66,7 +66,7 @@ impl Connection {
     /// # Errors
     /// As [`list_exports`](Self::list_exports).
     pub fn default_export(&self, tls: bool) -> Result<Option<OsString>> {
-        guard("default_export", || self.chain.default_export(self.readonly, tls))
+        guard("default_export", || self.chain.whole(Some(&self.client)).default_export(self.readonly, tls))
     }
 
     /// Opens an export. The connection may open several, one after the other (`NBD_OPT_INFO`) or at once (the
@@ -81,7 +81,7 @@ impl Connection {
             tls,
             client: self.client.clone(),
         };
-        let next = guard("open", || self.chain.open(&open))?;
+        let next = guard("open", || self.chain.whole(Some(&self.client)).open(&open))?;
         let mut caps = next.caps().clone();
         if self.chain.thread_model() == ThreadModel::SerializeConnections {
             caps.multi_conn = false;
@@ -172,7 +172,9 @@ impl Session {
 
     #[cold]
     fn log(&self, what: &str, e: &Error) {
-        log::error!("{}: {what}: {e}", self.next.name());
+        if !e.is_logged() {
+            log::error!("{}: {what}: {e}", self.next.name());
+        }
     }
 
     /// Tells other doors that a range has changed.
