@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILTER", action = ArgAction::Append, help_heading = "Chain")]
     pub(crate) filter: Vec<OsString>,
     /// Show the disk read-only
-    #[arg(short, long, visible_alias = "read-only", help_heading = "Chain")]
+    #[arg(short, long, alias = "read-only", help_heading = "Chain")]
     pub(crate) readonly: bool,
     /// Requests that may run at once (default 16)
     #[arg(short, long, value_name = "N", help_heading = "Chain")]
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(
         short,
         long = "export",
-        visible_aliases = ["exportname", "export-name"],
+        aliases = ["exportname", "export-name"],
         value_name = "NAME",
         help_heading = "Chain"
     )]
@@ -57,13 +57,13 @@ pub(crate) struct Args {
     pub(crate) unix: Option<PathBuf>,
 
     /// Stay in the foreground
-    #[arg(short, long, visible_alias = "no-fork", help_heading = "Life")]
+    #[arg(short, long, alias = "no-fork", help_heading = "Life")]
     pub(crate) foreground: bool,
     /// Mount on a private directory, run a shell command with $file and $mnt set, and exit with it
     #[arg(long, value_name = "COMMAND", help_heading = "Life")]
     pub(crate) run: Option<OsString>,
     /// Write the process ID here once ready
-    #[arg(short = 'P', long, visible_alias = "pid-file", value_name = "FILE", help_heading = "Life")]
+    #[arg(short = 'P', long, alias = "pid-file", value_name = "FILE", help_heading = "Life")]
     pub(crate) pidfile: Option<PathBuf>,
     /// Print debug messages
     #[arg(short, long, help_heading = "Life")]

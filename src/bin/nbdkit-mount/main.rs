@@ -53,6 +53,10 @@ fn run() -> Result<u8> {
     }
     let plan = Plan::new(&args)?;
     let mut chain = chain::load(&plan.plugin, &plan.filters)?;
+    // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
+    if let Some(mountpoint) = &plan.mountpoint {
+        nbdkit_fuse::check_mountpoint(mountpoint)?;
+    }
     chain::configure(&mut chain, &plan.parameters)?;
     chain.config_complete()?;
     mount::mount(chain, plan)
@@ -62,7 +66,7 @@ fn run() -> Result<u8> {
 fn information(args: &Args) -> Result<Option<String>> {
     let layers = || args.words.first().map(|plugin| chain::load(plugin, &args.filter)).transpose();
     Ok(Some(if args.help {
-        let usage = Args::command().after_long_help(chain::names_help()).render_long_help().to_string();
+        let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {
             Some(chain) => usage + &chain::help(&chain),
             None => usage,

@@ -20,7 +20,6 @@ use crate::{captive, daemon, pidfile, plan::Plan, signals};
 /// Anything that keeps the mount from starting, and a failed final flush.
 pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
     let place = Place::new(&plan)?;
-    nbdkit_fuse::check_mountpoint(&place.path)?;
     chain.get_ready()?;
     signals::block()?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose()?;

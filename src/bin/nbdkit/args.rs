@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILTER", action = ArgAction::Append, help_heading = "Chain")]
     pub(crate) filter: Vec<OsString>,
     /// Offer the disk read-only
-    #[arg(short, long, visible_alias = "read-only", help_heading = "Chain")]
+    #[arg(short, long, alias = "read-only", help_heading = "Chain")]
     pub(crate) readonly: bool,
     /// Requests of one connection that may run at once (default 16)
     #[arg(short, long, value_name = "N", help_heading = "Chain")]
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "PORT", help_heading = "Listening")]
     pub(crate) port: Option<String>,
     /// TCP address (default: all)
-    #[arg(short, long, visible_alias = "ip-addr", value_name = "ADDR", help_heading = "Listening")]
+    #[arg(short, long, alias = "ip-addr", value_name = "ADDR", help_heading = "Listening")]
     pub(crate) ipaddr: Option<String>,
     /// IPv4 only
     #[arg(short = '4', long, overrides_with = "ipv6_only", help_heading = "Listening")]
@@ -51,23 +51,23 @@ pub(crate) struct Args {
     #[arg(short = '6', long, overrides_with = "ipv4_only", help_heading = "Listening")]
     pub(crate) ipv6_only: bool,
     /// Serve one client on standard input and output
-    #[arg(short, long, visible_alias = "stdin", help_heading = "Listening")]
+    #[arg(short, long, alias = "stdin", help_heading = "Listening")]
     pub(crate) single: bool,
     /// Let TCP notice dead clients
     #[arg(long, help_heading = "Listening")]
     pub(crate) keepalive: bool,
 
     /// Newstyle handshake (the default)
-    #[arg(short, long, visible_alias = "new-style", overrides_with = "oldstyle", help_heading = "Protocol")]
+    #[arg(short, long, alias = "new-style", overrides_with = "oldstyle", help_heading = "Protocol")]
     pub(crate) newstyle: bool,
     /// Oldstyle handshake
-    #[arg(short, long, visible_alias = "old-style", overrides_with = "newstyle", help_heading = "Protocol")]
+    #[arg(short, long, alias = "old-style", overrides_with = "newstyle", help_heading = "Protocol")]
     pub(crate) oldstyle: bool,
     /// Export name in the URI, and for oldstyle clients
     #[arg(
         short,
         long = "exportname",
-        visible_aliases = ["export", "export-name"],
+        aliases = ["export", "export-name"],
         value_name = "NAME",
         help_heading = "Protocol"
     )]
@@ -79,20 +79,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MASK", help_heading = "Protocol")]
     pub(crate) mask_handshake: Option<OsString>,
     /// Refuse structured replies (for testing)
-    #[arg(long = "no-sr", visible_alias = "no-structured-replies", help_heading = "Protocol")]
+    #[arg(long = "no-sr", alias = "no-structured-replies", help_heading = "Protocol")]
     pub(crate) no_sr: bool,
     /// Refuse metadata contexts (for testing)
-    #[arg(long = "no-mc", visible_alias = "no-meta-contexts", help_heading = "Protocol")]
+    #[arg(long = "no-mc", alias = "no-meta-contexts", help_heading = "Protocol")]
     pub(crate) no_mc: bool,
 
     /// Stay in the foreground
-    #[arg(short, long, visible_alias = "no-fork", help_heading = "Life")]
+    #[arg(short, long, alias = "no-fork", help_heading = "Life")]
     pub(crate) foreground: bool,
     /// Run a shell command with $uri set, and exit with it
     #[arg(long, value_name = "COMMAND", help_heading = "Life")]
     pub(crate) run: Option<OsString>,
     /// Write the process ID here once ready
-    #[arg(short = 'P', long, visible_alias = "pid-file", value_name = "FILE", help_heading = "Life")]
+    #[arg(short = 'P', long, alias = "pid-file", value_name = "FILE", help_heading = "Life")]
     pub(crate) pidfile: Option<PathBuf>,
     /// End when the parent process does
     #[arg(long, help_heading = "Life")]
@@ -100,7 +100,7 @@ pub(crate) struct Args {
     /// Print the URI on standard output
     #[arg(
         long,
-        visible_aliases = ["print-url", "show-uri", "show-url"],
+        aliases = ["print-url", "show-uri", "show-url"],
         help_heading = "Life"
     )]
     pub(crate) print_uri: bool,

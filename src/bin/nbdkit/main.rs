@@ -68,7 +68,7 @@ fn run(program: &mut String) -> Result<u8> {
 fn information(args: &Args) -> Result<Option<String>> {
     let layers = || args.plugin.as_ref().map(|plugin| chain::load(plugin, &args.filter)).transpose();
     Ok(Some(if args.help {
-        let usage = Args::command().after_long_help(chain::names_help()).render_long_help().to_string();
+        let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {
             Some(chain) => usage + &chain::help(&chain),
             None => usage,
