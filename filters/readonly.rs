@@ -124,7 +124,7 @@ mod tests {
     use nbdkit_core::{Op, Support};
 
     use super::*;
-    use crate::testing::{Spec, View, check_model, session};
+    use crate::testing::{Spec, View, chain, check_model, client, open, session};
 
     #[test]
     fn model() {
@@ -143,6 +143,17 @@ mod tests {
         assert_eq!(session.zero(1, 0, Flags::empty()).unwrap_err().errno(), Errno::EPERM);
         assert_eq!(session.trim(1, 0, Flags::empty()).unwrap_err().errno(), Errno::EPERM);
         assert!(disk.calls().is_empty());
+    }
+
+    #[test]
+    fn the_layers_below_are_opened_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let params = [("logfile", log.to_str().unwrap())];
+        let chain = chain(&Spec::default().disk(), &["readonly", "log"], &params).unwrap();
+        open(&chain, client(), false).unwrap();
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(log.contains(" write=0 "), "{log}");
     }
 
     #[test]
