@@ -6,7 +6,8 @@ use std::{
 };
 
 use fuser::{FileAttr, FileType, INodeNo};
-use nbdkit_core::{Flags, Op, Session};
+use nbdkit_core::{Flags, Session};
+use parking_lot::Mutex;
 
 use crate::{options::Options, tree::Node};
 
@@ -22,7 +23,7 @@ const SECTOR: u64 = 512;
 /// Allocated space is asked for in at most this many requests …
 const EXTENTS: usize = 256;
 /// … and for this long; what is not known then counts as allocated.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Attributes of the file and of the directory above it.
 #[derive(Debug)]
@@ -34,9 +35,11 @@ pub(crate) struct Attributes {
     mounted: SystemTime,
     /// Last change of the data, in nanoseconds after `mounted`.
     modified: AtomicU64,
-    /// Bytes allocated, valid unless `changed`.
-    allocated: AtomicU64,
+    /// Bytes that are not holes, valid unless `changed`.
+    allocated: Mutex<u64>,
     changed: AtomicBool,
+    /// The chain takes long to tell: it is not asked again.
+    slow: AtomicBool,
 }
 
 impl Attributes {
@@ -50,8 +53,9 @@ impl Attributes {
             directory_mode: 0o777 & mask,
             mounted: SystemTime::now(),
             modified: AtomicU64::new(0),
-            allocated: AtomicU64::new(0),
+            allocated: Mutex::new(0),
             changed: AtomicBool::new(true),
+            slow: AtomicBool::new(false),
         }
     }
 
@@ -60,6 +64,14 @@ impl Attributes {
         let elapsed = self.mounted.elapsed().unwrap_or_default().as_nanos();
         self.modified.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.changed.store(true, Ordering::Release);
+    }
+
+    /// Whether [`get`](Self::get) has to ask the chain for extents.
+    pub(crate) fn asks_chain(&self, node: Node, session: &Session) -> bool {
+        node == Node::File
+            && session.caps().extents
+            && !self.slow.load(Ordering::Relaxed)
+            && (self.changed.load(Ordering::Relaxed) || self.allocated.is_locked())
     }
 
     /// The attributes of a node.
@@ -88,29 +100,32 @@ impl Attributes {
         }
     }
 
-    /// Bytes that are not holes. Never waits: a chain that would have to counts as full.
+    /// Bytes that are not holes. Never too few: tar takes a file without any for an empty one.
     fn allocated(&self, session: &Session) -> u64 {
-        if !session.caps().extents || session.may_block(Op::Extents) {
+        if !session.caps().extents || self.slow.load(Ordering::Relaxed) {
             return session.size();
         }
+        let mut allocated = self.allocated.lock();
         if self.changed.swap(false, Ordering::Acquire) {
-            self.allocated.store(count(session), Ordering::Relaxed);
+            let started = Instant::now();
+            *allocated = count(session, started + PATIENCE);
+            self.slow.store(started.elapsed() > 5 * PATIENCE, Ordering::Relaxed);
         }
-        self.allocated.load(Ordering::Relaxed)
+        *allocated
     }
 }
 
-/// Adds up the extents that are no holes.
-fn count(session: &Session) -> u64 {
-    let (size, started) = (session.size(), Instant::now());
+/// Adds up the extents that are no holes, until `deadline`.
+fn count(session: &Session, deadline: Instant) -> u64 {
+    let size = session.size();
     let (mut at, mut holes) = (0, 0);
     for _ in 0..EXTENTS {
-        if at >= size || started.elapsed() > PATIENCE {
+        if at >= size || Instant::now() > deadline {
             break;
         }
         let Ok(extents) = session.extents(size - at, at, Flags::REQ_ONE) else { break };
         let Some(extent) = extents.first() else { break };
-        if extent.hole {
+        if extent.hole && extent.zero {
             holes += extent.length;
         }
         at = extent.end();

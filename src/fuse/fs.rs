@@ -4,11 +4,11 @@
 use std::{ffi::OsStr, io, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
 use nbdkit_core::Op;
@@ -64,9 +64,21 @@ impl Fs {
         if self.door.session.caps().write { Errno::EPERM } else { Errno::EROFS }
     }
 
+    /// Gives the attributes of a node to `then`, which may be called on another thread.
+    fn with_attributes(&self, node: Node, ino: INodeNo, then: impl FnOnce(&FileAttr) + Send + 'static) {
+        let door = &self.door;
+        match self.pool_for(Op::Extents) {
+            Some(pool) if door.attributes.asks_chain(node, &door.session) => {
+                let door = door.clone();
+                pool.run(move || then(&door.attributes.get(node, ino, &door.session)));
+            }
+            _ => then(&door.attributes.get(node, ino, &door.session)),
+        }
+    }
+
     fn reply_attr(&self, ino: INodeNo, reply: ReplyAttr) {
         match self.door.tree.node(ino) {
-            Some(node) => reply.attr(&TTL, &self.door.attributes.get(node, ino, &self.door.session)),
+            Some(node) => self.with_attributes(node, ino, move |attr| reply.attr(&TTL, attr)),
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -118,8 +130,7 @@ impl Filesystem for Fs {
         if !tree.is_file(parent, name) {
             return reply.error(Errno::ENOENT);
         }
-        let attributes = self.door.attributes.get(Node::File, tree.file(), &self.door.session);
-        reply.entry(&TTL, &attributes, Generation(0));
+        self.with_attributes(Node::File, tree.file(), move |attr| reply.entry(&TTL, attr, Generation(0)));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
