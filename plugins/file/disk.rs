@@ -86,16 +86,20 @@ impl Disk {
 
     /// Frees or zeroes a range by `fallocate`. `EOPNOTSUPP`: it cannot be done this way.
     fn allocate(&self, way: Way, length: u64, offset: u64) -> Result<()> {
-        let (unsupported, call): (_, fn(&File, u64, u64) -> rustix::io::Result<()>) = match way {
-            Way::Punch => (&self.no_punch, holes::punch),
-            Way::ZeroRange => (&self.no_zero_range, holes::zero_range),
+        let unsupported = match way {
+            Way::Punch => &self.no_punch,
+            Way::ZeroRange => &self.no_zero_range,
         };
         // A device takes whole blocks only; that says nothing about the next range.
         let odd = self.device.is_some_and(|block| !(offset | length).is_multiple_of(block));
         if odd || unsupported.load(Relaxed) {
             return Err(Errno::EOPNOTSUPP.into());
         }
-        match call(&self.file, offset, length) {
+        let done = match way {
+            Way::Punch => holes::punch(&self.file, offset, length),
+            Way::ZeroRange => holes::zero_range(&self.file, offset, length),
+        };
+        match done {
             Err(e) if holes::is_unsupported(e) => {
                 unsupported.store(true, Relaxed);
                 Err(Errno::EOPNOTSUPP.into())
