@@ -6,7 +6,13 @@
 
 use nbdkit_core::Plugin;
 
+mod backing;
+#[cfg(test)]
+mod conformance;
 mod holes;
+mod joined;
+#[cfg(test)]
+mod testkit;
 
 macro_rules! registry {
     ($($module:ident)*) => {
@@ -18,12 +24,16 @@ macro_rules! registry {
 }
 
 registry! {
+    data
     file
     full
+    info
     memory
     null
     ones
+    partitioning
     pattern
+    split
     zero
 }
 

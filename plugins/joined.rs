@@ -1,0 +1,233 @@
+//! A disk put together from files, fixed sectors and padding: the handle of the data, split and partitioning plugins.
+
+use std::{ops::Range, sync::Arc};
+
+use nbdkit_common::{Piece, Regions};
+use nbdkit_core::{Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support};
+
+use crate::backing::Backing;
+
+/// What a region of the disk is made of.
+pub(crate) enum Part {
+    /// The start of a file.
+    File(Backing),
+    /// Bytes that no client can change.
+    Fixed(Vec<u8>),
+    /// Zeroes that no client can change.
+    Padding,
+}
+
+/// An open disk. Requests are cut at the borders of its parts.
+pub(crate) struct Joined {
+    parts: Arc<Regions<Part>>,
+    writable: bool,
+    fast_zero: bool,
+    memory: bool,
+}
+
+impl Joined {
+    pub(crate) fn new(parts: Arc<Regions<Part>>) -> Self {
+        let all = |is: fn(&Backing) -> bool| files(&parts).all(is);
+        let (writable, fast_zero, memory) =
+            (all(Backing::is_writable), all(Backing::zeroes_fast), all(Backing::is_memory));
+        Joined { parts, writable, fast_zero, memory }
+    }
+
+    /// Refuses a change of what cannot change, before anything else is changed. `data` is None for zeroes.
+    fn check_fixed(&self, data: Option<&[u8]>, length: u64, offset: u64) -> Result<()> {
+        for piece in self.parts.pieces(offset, length) {
+            let new = data.map(|data| &data[in_request(&piece)]);
+            match &piece.region.kind {
+                Part::File(_) => {}
+                Part::Fixed(bytes) if same(new, &bytes[in_region(&piece)]) => {}
+                Part::Fixed(_) => {
+                    return Err(Error::new(
+                        Errno::EIO,
+                        "attempt to change the partition table of a virtual disk",
+                    ));
+                }
+                Part::Padding if new.is_none_or(is_zero) => {}
+                Part::Padding => {
+                    return Err(Error::new(
+                        Errno::EIO,
+                        "attempt to write data to the padding between partitions",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does something to the files in a range, and makes it durable where FUA is set.
+    fn change(
+        &self,
+        length: u64,
+        offset: u64,
+        flags: Flags,
+        mut change: impl FnMut(&Backing, &Piece<'_, Part>) -> Result<()>,
+    ) -> Result<()> {
+        for piece in self.parts.pieces(offset, length) {
+            if let Part::File(file) = &piece.region.kind {
+                change(file, &piece)?;
+                if flags.contains(Flags::FUA) {
+                    file.sync()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        mut read: impl FnMut(&Backing, &mut [u8], u64) -> Result<bool>,
+    ) -> Result<bool> {
+        for piece in self.parts.pieces(offset, buf.len() as u64) {
+            let target = &mut buf[in_request(&piece)];
+            match &piece.region.kind {
+                Part::File(file) => {
+                    if !read(file, target, piece.within)? {
+                        return Ok(false);
+                    }
+                }
+                Part::Fixed(bytes) => target.copy_from_slice(&bytes[in_region(&piece)]),
+                Part::Padding => target.fill(0),
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn files(parts: &Regions<Part>) -> impl Iterator<Item = &Backing> {
+    parts.as_slice().iter().filter_map(|region| match &region.kind {
+        Part::File(file) => Some(file),
+        _ => None,
+    })
+}
+
+/// The piece as a range of the request's buffer.
+fn in_request(piece: &Piece<'_, Part>) -> Range<usize> {
+    piece.at as usize..(piece.at + piece.length) as usize
+}
+
+/// The piece as a range of the region's bytes.
+fn in_region(piece: &Piece<'_, Part>) -> Range<usize> {
+    piece.within as usize..(piece.within + piece.length) as usize
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+fn same(new: Option<&[u8]>, bytes: &[u8]) -> bool {
+    new.map_or_else(|| is_zero(bytes), |new| new == bytes)
+}
+
+impl Handle for Joined {
+    fn get_size(&self) -> Result<u64> {
+        Ok(self.parts.size())
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(self.writable)
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_zero(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_fast_zero(&self) -> Result<bool> {
+        Ok(self.fast_zero)
+    }
+
+    fn can_fua(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_cache(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_extents(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read(buf, offset, |file, buf, at| file.read(buf, at).map(|()| true)).map(drop)
+    }
+
+    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.read(buf, offset, Backing::read_nowait)
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        let length = buf.len() as u64;
+        self.check_fixed(Some(buf), length, offset)?;
+        self.change(length, offset, flags, |file, piece| file.write(&buf[in_request(piece)], piece.within))
+    }
+
+    fn flush(&self) -> Result<()> {
+        files(&self.parts).try_for_each(Backing::sync)
+    }
+
+    /// What cannot change stays: a trim promises nothing.
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.change(length, offset, flags, |file, piece| file.discard(piece.length, piece.within))
+    }
+
+    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check_fixed(None, length, offset)?;
+        let may_trim = flags.contains(Flags::MAY_TRIM);
+        self.change(length, offset, flags, |file, piece| file.zero(piece.length, piece.within, may_trim))
+    }
+
+    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        for piece in self.parts.pieces(offset, length) {
+            let at = offset + piece.at;
+            match &piece.region.kind {
+                Part::File(file) => file.extents(piece.length, piece.within, flags, at, extents)?,
+                Part::Fixed(_) => extents.add_data(at, piece.length)?,
+                Part::Padding => extents.add(at, piece.length, true, true)?,
+            }
+            // Files may stop early, and then what follows would leave a gap.
+            if flags.contains(Flags::REQ_ONE) || extents.covered_to() < at + piece.length {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        self.change(length, offset, Flags::empty(), |file, piece| {
+            file.advise_will_need(piece.length, piece.within)
+        })
+    }
+
+    fn may_block(&self, _: Op) -> bool {
+        !self.memory
+    }
+
+    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
+        let mut pieces = self.parts.pieces(offset, length);
+        let (piece, rest) = (pieces.next()?, pieces.next());
+        match &piece.region.kind {
+            Part::File(file) if rest.is_none() => {
+                Some(Loan { fd: file.fd(), offset: piece.within, writable: file.is_writable() })
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Several files, one after the other, as one disk.
+
+use std::{ffi::OsStr, path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, bail};
+use nbdkit_common::Regions;
+use nbdkit_core::{Errno, Error, Handle, Info, Open, Plugin, Result};
+
+use crate::{
+    backing::Backing,
+    joined::{Joined, Part},
+};
+
+const HELP: &str = "\
+file=<FILENAME>   (required, may be repeated) The files, in order.";
+
+pub(crate) fn new() -> Box<dyn Plugin> {
+    Box::new(Split { files: Vec::new() })
+}
+
+struct Split {
+    /// Absolute, for the server may leave its directory.
+    files: Vec<PathBuf>,
+}
+
+impl Plugin for Split {
+    fn info(&self) -> Info {
+        Info::bundled("split", "nbdkit split plugin", HELP).magic("file")
+    }
+
+    fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
+        if key != "file" {
+            return Ok(false);
+        }
+        let path = std::path::absolute(value).with_context(|| format!("file={}", value.display()))?;
+        Backing::check(&path)?;
+        self.files.push(path);
+        Ok(true)
+    }
+
+    fn config_complete(&mut self) -> anyhow::Result<()> {
+        if self.files.is_empty() {
+            bail!("you must supply at least one file=FILENAME parameter");
+        }
+        Ok(())
+    }
+
+    fn open(&self, open: &Open) -> Result<Box<dyn Handle>> {
+        let mut disk = Regions::new();
+        for path in &self.files {
+            let file = Backing::open(path, open.readonly)?;
+            disk.push(file.length(), Part::File(file)).ok_or_else(|| {
+                Error::new(Errno::EFBIG, format!("{}: the disk would pass 2^63-1 bytes", path.display()))
+            })?;
+        }
+        Ok(Box::new(Joined::new(Arc::new(disk))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use super::*;
+    use crate::testkit::{check_model, config_error, disk, extents, file, read_all, start};
+    use nbdkit_core::Flags;
+
+    fn params(paths: &[PathBuf]) -> Vec<(&str, &str)> {
+        paths.iter().map(|path| ("file", path.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn files_follow_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [file(&dir, "a", b"abc"), file(&dir, "b", b""), file(&dir, "c", b"defgh")];
+        let disk = disk("split", &params(&paths));
+        assert_eq!(read_all(&disk), b"abcdefgh");
+        disk.pwrite(b"XYZ", 2, Flags::FUA).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(fs::read(&paths[0]).unwrap(), b"abX");
+        assert_eq!(fs::read(&paths[2]).unwrap(), b"YZfgh");
+        assert!(disk.loan(3, 5).is_some_and(|loan| loan.offset == 0 && loan.writable));
+        assert!(disk.loan(2, 2).is_none());
+    }
+
+    #[test]
+    fn model() {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        let parts = [&data[..1], &data[..5000], &data[..], &data[..4096]];
+        let paths: Vec<_> =
+            parts.iter().enumerate().map(|(i, part)| file(&dir, &i.to_string(), part)).collect();
+        check_model(&disk("split", &params(&paths)), |_| true);
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        assert_eq!(paths.iter().map(|path| fs::read(path).unwrap().len()).sum::<usize>(), total);
+    }
+
+    #[test]
+    fn holes_are_seen_and_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [file(&dir, "a", &[1; 65536]), file(&dir, "b", b"")];
+        fs::File::options().write(true).open(&paths[1]).unwrap().set_len(1 << 20).unwrap();
+        let disk = disk("split", &params(&paths));
+        assert_eq!(extents(&disk, 0, disk.size()), [(0, 65536, 0), (65536, 1 << 20, 3)]);
+        let one = disk.extents(disk.size(), 100, Flags::REQ_ONE);
+        assert!(one.is_err(), "past the end");
+        let one = disk.extents(disk.size() - 100, 100, Flags::REQ_ONE).unwrap();
+        assert_eq!((one.len(), one[0].length), (1, 65436));
+        disk.trim(65536, 0, Flags::empty()).unwrap();
+        assert_eq!(fs::metadata(&paths[0]).unwrap().blocks(), 0);
+        assert_eq!(extents(&disk, 0, disk.size()), [(0, 65536 + (1 << 20), 3)]);
+    }
+
+    #[test]
+    fn one_file_that_cannot_be_written_makes_the_disk_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        // A running program cannot be written to, not even by root.
+        let paths = [file(&dir, "a", b"abc"), std::env::current_exe().unwrap()];
+        assert!(!disk("split", &params(&paths)).caps().write);
+        assert!(disk("split", &params(&paths[..1])).caps().write);
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [file(&dir, "a", b"abc")];
+        let disk = disk("split", &params(&paths));
+        fs::write(&paths[0], b"a").unwrap();
+        let error = disk.pread(&mut [0; 3], 0).unwrap_err();
+        assert_eq!(error.errno(), Errno::EIO);
+        assert!(error.to_string().contains("shorter"), "{error}");
+    }
+
+    #[test]
+    fn bad_parameters_name_the_fix() {
+        assert!(config_error("split", &[]).contains("file=FILENAME"));
+        assert!(config_error("split", &[("file", "/")]).contains("/: is a directory"));
+        assert!(config_error("split", &[("file", "/nonexistent")]).contains("/nonexistent: No such file"));
+        assert!(config_error("split", &[("file", "/dev/null")]).contains("neither a regular file"));
+        assert!(start("split", &[("files", "x")]).is_err());
+    }
+}
