@@ -8,6 +8,7 @@ mod overlay;
 use std::{
     ffi::OsStr,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,7 +20,7 @@ use nbdkit_core::{
 };
 use parking_lot::Mutex;
 
-use self::overlay::{Overlay, Patch, State};
+use self::overlay::{Overlay, Patch, Span, State};
 use crate::blocksize::{Limits, read_fitted, read_within_limits};
 
 const HELP: &str = "\
@@ -185,14 +186,44 @@ impl Overlaid {
         Ok(())
     }
 
-    /// Whether a zero of this range would have to copy or write whole blocks.
-    fn is_slow_zero(&self, length: u64, offset: u64, may_trim: bool) -> bool {
-        self.overlay.blocks(offset, length).any(|(at, part)| match self.overlay.span(at, part).state {
-            State::Discarded => false,
-            _ if self.overlay.is_whole(at, part) => !may_trim,
-            State::Stored => false,
-            State::Below => true,
-        })
+    /// Makes whole blocks read as zeroes. Those that do already are passed over, so that a disk of 8 EiB of nothing
+    /// is done at once.
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        for span in self.overlay.spans(range.start, range.end - range.start) {
+            match span.state {
+                State::Discarded => {}
+                State::Stored => self.discard_blocks(span.offset, span.length),
+                State::Below if self.next.caps().extents => self.discard_below(span)?,
+                State::Below => self.discard_blocks(span.offset, span.length),
+            }
+        }
+        Ok(())
+    }
+
+    fn discard_blocks(&self, offset: u64, length: u64) {
+        self.overlay.blocks(offset, length).for_each(|(at, _)| self.overlay.discard(at));
+    }
+
+    /// Discards the blocks of a span that is as on the disk below, but for those in its zeroes.
+    fn discard_below(&self, span: Span) -> Result<()> {
+        let end = span.offset + span.length;
+        // All blocks up to here are done.
+        let mut done = span.offset;
+        let mut at = span.offset;
+        while at < end {
+            let mut extents = Extents::new(at, end);
+            self.extents_below(end - at, at, Flags::empty(), &mut extents)?;
+            for zeroes in extents.as_slice().iter().filter(|extent| extent.zero) {
+                let whole = self.overlay.whole_blocks(zeroes.offset, zeroes.length);
+                if whole.start < whole.end {
+                    self.discard_blocks(done, whole.start - done);
+                    done = whole.end;
+                }
+            }
+            at = extents.covered_to();
+        }
+        self.discard_blocks(done, end - done);
+        Ok(())
     }
 }
 
@@ -310,26 +341,26 @@ impl Handle for Overlaid {
     }
 
     fn trim(&self, length: u64, offset: u64, _: Flags) -> Result<()> {
-        self.overlay
-            .blocks(offset, length)
-            .filter(|(at, length)| self.overlay.is_whole(*at, *length))
-            .for_each(|(at, _)| self.overlay.discard(at));
-        Ok(())
+        self.discard(self.overlay.whole_blocks(offset, length))
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
         let may_trim = flags.contains(Flags::MAY_TRIM);
-        if flags.contains(Flags::FAST_ZERO) && self.is_slow_zero(length, offset, may_trim) {
+        let whole = if may_trim { self.overlay.whole_blocks(offset, length) } else { offset..offset };
+        let ends = [offset..whole.start, whole.end..offset + length];
+        let parts = || ends.iter().flat_map(|end| self.overlay.blocks(end.start, end.end - end.start));
+        let state = |at, length| self.overlay.span(at, length).state;
+        if flags.contains(Flags::FAST_ZERO)
+            && (!may_trim || parts().any(|(at, length)| state(at, length) == State::Below))
+        {
             return Err(Error::new(Errno::EOPNOTSUPP, "a zero of these blocks would not be fast"));
         }
-        for (at, length) in self.overlay.blocks(offset, length) {
-            if self.overlay.is_whole(at, length) && may_trim {
-                self.overlay.discard(at);
-            } else {
+        for (at, length) in parts() {
+            if !may_trim || state(at, length) != State::Discarded {
                 self.store(Patch::Zeroes(length), at)?;
             }
         }
-        Ok(())
+        self.discard(whole)
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {

@@ -162,8 +162,8 @@ impl Faulty {
     fn inject(&self, op: Op) -> Result<()> {
         let Some((kind, rule)) = self.rule(op) else { return Ok(()) };
         if rule.rate <= 0.0
-            || rule.file.as_ref().is_some_and(|file| !file.exists())
             || self.dice.throw() >= rule.rate
+            || rule.file.as_ref().is_some_and(|file| !file.exists())
         {
             return Ok(());
         }

@@ -2,10 +2,9 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{
-    Below, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result,
-    params,
-};
+use nbdkit_core::{Below, Errno, Error, Filter, Handle, Info, NextConfig, Open, Result, params};
+
+use crate::part::Part;
 
 const HELP: &str = "\
 offset=<OFFSET>   Start of the range to show (default 0).
@@ -42,76 +41,17 @@ impl Filter for Offset {
             return past(format!("offset {offset} is past the end"));
         };
         let range = self.range.unwrap_or(rest);
-        if range > rest {
-            return past(format!("offset+range ({offset}+{range}) is past the end"));
+        match Part::new(next, offset, range) {
+            Some(part) => Ok(Box::new(part)),
+            None => past(format!("offset+range ({offset}+{range}) is past the end")),
         }
-        Ok(Box::new(Part { offset, range, next }))
-    }
-}
-
-struct Part {
-    offset: u64,
-    range: u64,
-    next: Next,
-}
-
-// No sum here can overflow: the glue keeps requests within the range, and the range is within the disk below.
-impl Handle for Part {
-    fn next(&self) -> Option<&Next> {
-        Some(&self.next)
-    }
-
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.range)
-    }
-
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.next.pread(buf, self.offset + offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, self.offset + offset)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.next.pwrite(buf, self.offset + offset, flags)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.next.trim(length, self.offset + offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.next.zero(length, self.offset + offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        let start = self.offset + offset;
-        let mut below = Extents::new(start, start + length);
-        self.next.extents(length, start, flags, &mut below)?;
-        for extent in below.as_slice() {
-            // The last one may go on past the range, where this disk has nothing.
-            let end = extent.end().min(self.offset + self.range);
-            extents.add(extent.offset - self.offset, end - extent.offset, extent.hole, extent.zero)?;
-        }
-        Ok(())
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.next.cache(length, self.offset + offset)
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        self.next.may_block(op)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(self.offset + offset, length)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::Flags;
+
     use super::*;
     use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
 

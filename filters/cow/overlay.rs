@@ -12,7 +12,7 @@
 //! Every change of state ends in the flip of one bit, after the data are in place, so readers need no lock. A
 //! change of state is made under the block's lock; to write into a stored block none is needed.
 
-use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
+use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use nbdkit_common::Bitmap;
 use nbdkit_core::{BlockSize, Errno, Error, Result, emulate};
@@ -160,10 +160,12 @@ impl Overlay {
         (block, start, start.saturating_add(self.block_size).min(self.size))
     }
 
-    /// Whether a range covers a whole block, or more.
-    pub(super) fn is_whole(&self, offset: u64, length: u64) -> bool {
-        let (_, start, end) = self.block_at(offset);
-        offset == start && offset + length >= end
+    /// The part of a range that is whole blocks; empty, at the start of the range, when there is none.
+    pub(super) fn whole_blocks(&self, offset: u64, length: u64) -> Range<u64> {
+        let end = offset + length;
+        let first = offset.next_multiple_of(self.block_size);
+        let last = if end == self.size { end } else { end - end % self.block_size };
+        if first < last { first..last } else { offset..offset }
     }
 
     fn lock(&self, block: u64) -> MutexGuard<'_, ()> {

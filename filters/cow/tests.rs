@@ -50,7 +50,7 @@ fn the_disk_below_is_only_read() {
     session.zero(5000, 9000, Flags::FUA).unwrap();
     session.trim(BLOCK, 4 * BLOCK, Flags::empty()).unwrap();
     session.flush().unwrap();
-    assert!(disk.calls().iter().all(|call| call.op == Op::Read), "{:?}", disk.calls());
+    assert!(disk.calls().iter().all(|call| matches!(call.op, Op::Read | Op::Extents)), "{:?}", disk.calls());
     assert_eq!(disk.contents(), before);
 }
 
@@ -205,6 +205,31 @@ fn the_largest_disk_works() {
     if let Err(error) = session.pwrite(b"x", last, Flags::empty()) {
         assert_eq!(error.errno(), Errno::ENOSPC, "{error}");
     }
+}
+
+#[test]
+fn zeroes_of_a_huge_disk_are_not_discarded_one_by_one() {
+    let params = [("truncate", "9223372036854775807")];
+    let data = vec![1; 100];
+    let chain = chain(&Spec { data, ..Spec::default() }.disk(), &["cow", "truncate"], &params).unwrap();
+    let session = open(&chain, client(), false).unwrap();
+    session.trim(session.size() - 5, 5, Flags::empty()).unwrap();
+    session.zero(session.size(), 0, Flags::MAY_TRIM | Flags::FAST_ZERO).unwrap();
+    assert_eq!(read(&session, 200, 0), [0; 200]);
+    assert_eq!(kinds(&session, session.size(), 0), [(0, session.size(), 3)]);
+}
+
+#[test]
+fn discards_keep_to_blocks_with_data_below() {
+    // Zeroes below: half of block 0, all of block 2, half of block 4.
+    let mut data = vec![1; 6 * BLOCK as usize];
+    for (start, end) in [(2048, 4096), (8192, 12288), (16384, 18432)] {
+        data[start..end].fill(0);
+    }
+    let session = cow(&Spec { data, ..Spec::default() }.disk());
+    session.zero(6 * BLOCK - 200, 100, Flags::MAY_TRIM).unwrap();
+    assert_eq!(read(&session, 6 * BLOCK as usize - 200, 100), vec![0; 6 * BLOCK as usize - 200]);
+    assert_eq!((read(&session, 100, 0), read(&session, 100, 6 * BLOCK - 100)), (vec![1; 100], vec![1; 100]));
 }
 
 #[test]
