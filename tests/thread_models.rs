@@ -145,8 +145,10 @@ fn over_nbd(model: ThreadModel, overlap: usize) -> Arc<Census> {
              while todo:\n    h.poll(-1)\n    todo = {{c for c in todo if not h.aio_command_completed(c)}}\n\
              assert all(b.to_bytearray() == b'\\x07' * 512 for b in bufs)\n"
         );
-        let (uri, script) = (&uri, &script);
-        let clients = [(); 2].map(|()| scope.spawn(move || util::run(["nbdsh", "-u", uri, "-c", script])));
+        let clients = [(); 2].map(|()| {
+            let words = ["nbdsh".to_owned(), "-u".into(), uri.clone(), "-c".into(), script.clone()];
+            scope.spawn(move || util::run(words))
+        });
         let ends = clients.map(|client| client.join().expect("a client"));
         stop.raise();
         server.join().expect("the server").expect("serve");

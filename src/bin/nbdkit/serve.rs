@@ -24,13 +24,14 @@ pub(crate) fn serve(mut chain: Chain, plan: Plan) -> Result<u8> {
     if plan.exit_with_parent {
         exit_with_parent()?;
     }
+    // First: a layer that prints must not print to the client.
+    let stdio = matches!(plan.listen, Where::Stdio).then(take_stdio).transpose()?;
     chain.get_ready()?;
     signals::block()?;
     if plan.swap {
         rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE)
             .context("--swap: cannot lock memory: raise the limit (ulimit -l) or run as root")?;
     }
-    let stdio = matches!(plan.listen, Where::Stdio).then(take_stdio).transpose()?;
     let mut bound = Bound::new(&plan.listen)?;
 
     let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
