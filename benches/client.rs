@@ -351,7 +351,7 @@ impl Parser {
         slots: &mut [Slot],
     ) -> Result<Step> {
         let Some(start) = input.get(header..header + 8) else { return Ok(Step::Short) };
-        if offset % BLOCK as u64 == 0 {
+        if offset.is_multiple_of(BLOCK as u64) {
             ensure!(start == stamp(offset), "wrong data at offset {offset:#x}");
         }
         slots[rest.slot].received += rest.left;

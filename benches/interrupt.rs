@@ -1,37 +1,37 @@
 //! Ctrl-C: a flag that every wait looks at, so that servers are stopped and mounts taken down on the way out.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    flag,
+};
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Takes SIGINT, SIGTERM and SIGHUP over. Call it before any thread starts. A second signal ends the process at
-/// once.
+/// Takes SIGINT, SIGTERM and SIGHUP over. A second signal ends the process at once. (Handlers rather than blocked
+/// signals: servers would inherit the mask and never hear SIGTERM.)
 pub(crate) fn install() -> Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGHUP);
-    signals.thread_block()?;
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        while signals.wait().is_ok() {
-            if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        }
-    })?;
+    let interrupted = INTERRUPTED.get_or_init(Arc::default);
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // In this order: the first signal finds the flag down and only raises it.
+        flag::register_conditional_shutdown(signal, 130, interrupted.clone())?;
+        flag::register(signal, interrupted.clone())?;
+    }
     Ok(())
 }
 
 /// Fails once a signal came.
 pub(crate) fn check() -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    if requested() {
         bail!("interrupted");
     }
     Ok(())
@@ -39,7 +39,7 @@ pub(crate) fn check() -> Result<()> {
 
 /// Whether a signal came.
 pub(crate) fn requested() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+    INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
 /// Asks `ready` again and again until it has an answer, an error, or `limit` has passed (then None).

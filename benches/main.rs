@@ -177,9 +177,8 @@ impl Bench<'_> {
         for &kind in kinds {
             interrupt::check()?;
             let started = Server::start(kind, self.programs, disk).and_then(|server| {
-                match (&server, disk) {
-                    (Some(server), Disk::Memory(_)) => jobs::fill(server)?,
-                    _ => {}
+                if let (Some(server), Disk::Memory(_)) = (&server, disk) {
+                    jobs::fill(server)?;
                 }
                 Ok(server)
             });

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -14,6 +15,8 @@ use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 use tempfile::NamedTempFile;
+
+use crate::interrupt::poll;
 
 /// CPU time that the processes have used so far, threads that have ended included. In ticks of 10 ms: meaningful
 /// over a second or so.
@@ -101,6 +104,7 @@ pub(crate) enum SyscallTool {
     Strace(PathBuf),
 }
 
+const COUNTER_STOP_LIMIT: Duration = Duration::from_secs(5);
 const SYSCALL_EVENT: &str = "raw_syscalls:sys_enter";
 
 impl SyscallTool {
@@ -138,6 +142,7 @@ impl SyscallTool {
                 let mut command = Command::new(perf);
                 command.args(["stat", "-x,", "-e", SYSCALL_EVENT, "--control", "fd:0,1", "--delay", "-1"]);
                 command.arg("-p").arg(list).arg("-o").arg(output.path());
+                command.process_group(0);
                 Counter(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
             }
             SyscallTool::Strace(strace) => {
@@ -146,6 +151,7 @@ impl SyscallTool {
                 for pid in pids {
                     command.arg("-p").arg(pid.to_string());
                 }
+                command.process_group(0);
                 Counter(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
             }
         };
@@ -199,7 +205,11 @@ impl Counter {
 
     fn stop(&mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.0), Signal::INT)?;
-        self.0.wait()?;
+        if poll(COUNTER_STOP_LIMIT, || Ok(self.0.try_wait()?))?.is_none() {
+            self.0.kill()?;
+            self.0.wait()?;
+            bail!("the counter of system calls hangs");
+        }
         Ok(())
     }
 }
