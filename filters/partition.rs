@@ -120,7 +120,11 @@ mod tests {
         Disk, Spec, View, chain, check_model_over, client, config_error, open, pattern, session,
     };
     use nbdkit_common::{Guid, Layout, NewPartition};
-    use nbdkit_core::{BlockSize, Flags, Op};
+    use nbdkit_core::{BlockSize, Chain, Flags, Loan, Op, Plugin};
+    use std::{
+        os::{fd::AsFd, unix::fs::FileExt},
+        sync::Arc,
+    };
 
     /// Small partitions close together.
     fn partitions(count: u64) -> Vec<NewPartition> {
@@ -231,6 +235,55 @@ mod tests {
         let calls: Vec<_> = disk.calls().iter().map(|call| (call.op, call.offset, call.length)).collect();
         let start = layout.starts[1];
         assert_eq!(calls, [(Op::Cache, start + 7, 100), (Op::Zero, start + 8, 200)]);
+    }
+
+    /// A plugin that lends its file and reads from the page cache.
+    struct Lender(std::fs::File);
+
+    impl Plugin for Lender {
+        fn info(&self) -> Info {
+            Info::bundled("lender", "a disk for tests", "")
+        }
+
+        fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
+            Ok(Box::new(Lender(self.0.try_clone()?)))
+        }
+    }
+
+    impl Handle for Lender {
+        fn get_size(&self) -> Result<u64> {
+            Ok(self.0.metadata()?.len())
+        }
+
+        fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+            Ok(self.0.read_exact_at(buf, offset)?)
+        }
+
+        fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+            self.pread(buf, offset).map(|()| true)
+        }
+
+        fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
+            Some(Loan { fd: self.0.as_fd(), offset, writable: false })
+        }
+    }
+
+    #[test]
+    fn loans_and_reads_that_do_not_wait_are_shifted() {
+        let layout = mbr(2);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&spec(&layout).data, 0).unwrap();
+        let mut chain = Chain::new(Box::new(Lender(file)), vec![new()]);
+        chain.config("partition", OsStr::new("2")).unwrap();
+        chain.config_complete().unwrap();
+        let session = open(&Arc::new(chain), client(), false).unwrap();
+        assert_eq!(session.loan(7, 10).map(|loan| loan.offset), Some(layout.starts[1] + 7));
+        assert!(session.loan(1, session.size()).is_none());
+        assert!(session.may_block(Op::Read));
+        let (mut waiting, mut other) = ([0; 64], [1; 64]);
+        session.pread(&mut waiting, 1000).unwrap();
+        assert!(session.pread_nowait(&mut other, 1000).unwrap());
+        assert_eq!(waiting, other);
     }
 
     #[test]
