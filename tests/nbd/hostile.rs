@@ -1,95 +1,11 @@
 //! Clients that break the protocol, vanish or stall: their connection ends, nobody else notices.
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    time::{Duration, Instant},
+use std::time::{Duration, Instant};
+
+use crate::util::{
+    self, Server,
+    raw::{OPTION_MAGIC, Raw},
 };
-
-use crate::util::{self, Server};
-
-const OPTION_MAGIC: u64 = 0x4948_4156_454F_5054;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-
-/// A client of our own, since no honest one would say these things.
-struct Raw(UnixStream);
-
-impl Raw {
-    fn connect(server: &Server) -> Self {
-        let stream = UnixStream::connect(server.socket()).expect("connect");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-        let mut raw = Raw(stream);
-        raw.read(18);
-        raw
-    }
-
-    /// After the client flags: in the option phase.
-    fn options(server: &Server) -> Self {
-        let mut raw = Self::connect(server);
-        raw.send(&3_u32.to_be_bytes());
-        raw
-    }
-
-    /// After EXPORT_NAME: in the transmission phase.
-    fn transmission(server: &Server) -> Self {
-        let mut raw = Self::options(server);
-        raw.option(1, b"");
-        raw.read(10);
-        raw
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        // The server may have closed already.
-        let _ = self.0.write_all(bytes);
-    }
-
-    fn option(&mut self, option: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("a length");
-        self.send(
-            &[&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &length.to_be_bytes(), payload]
-                .concat(),
-        );
-    }
-
-    fn request(&mut self, flags: u16, command: u16, offset: u64, length: u32) {
-        let cookie = 42_u64;
-        self.send(
-            &[
-                &REQUEST_MAGIC.to_be_bytes()[..],
-                &flags.to_be_bytes(),
-                &command.to_be_bytes(),
-                &cookie.to_be_bytes(),
-                &offset.to_be_bytes(),
-                &length.to_be_bytes(),
-            ]
-            .concat(),
-        );
-    }
-
-    fn read(&mut self, n: usize) -> Vec<u8> {
-        let mut buf = vec![0; n];
-        self.0.read_exact(&mut buf).expect("an answer");
-        buf
-    }
-
-    /// The type of the next option reply, whose payload is skipped.
-    fn reply(&mut self) -> u32 {
-        let header = self.read(20);
-        let length = u32::from_be_bytes(header[16..].try_into().expect("4 bytes"));
-        self.read(length as usize);
-        u32::from_be_bytes(header[12..16].try_into().expect("4 bytes"))
-    }
-
-    /// The server closes the connection, whatever it says before.
-    #[track_caller]
-    fn ends(mut self) {
-        let mut rest = Vec::new();
-        match self.0.read_to_end(&mut rest) {
-            Ok(_) => {}
-            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "still open after 30 s: {e}"),
-        }
-    }
-}
 
 /// Asks the server to do honest work.
 #[track_caller]
@@ -132,7 +48,7 @@ fn broken_negotiations_end_with_a_reason() {
     ends("a vanished client", &|raw| {
         flags(raw);
         raw.send(&OPTION_MAGIC.to_be_bytes());
-        raw.0.shutdown(std::net::Shutdown::Both).expect("shutdown");
+        raw.vanish();
     });
     serves(&server);
 }

@@ -1,5 +1,7 @@
 //! What every end-to-end test needs: servers and mounts that clean up after themselves, and foreign clients.
 
+pub(crate) mod raw;
+
 mod client;
 mod server;
 
