@@ -150,10 +150,12 @@ fn ask_helper(
             drop(ours);
             let output = child.wait_with_output().with_context(|| HELPER)?;
             let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.trim().strip_prefix("fusermount3: ").unwrap_or(said.trim()).to_owned();
+            // It puts its own path before the message.
+            let said = said.trim();
+            let said = said.split_once("fusermount3: ").map_or(said, |(_, message)| message);
             match received {
                 _ if said.contains("user_allow_other") => bail!(
-                    "allow_other and allow_root are for root only unless user_allow_other stands in /etc/fuse.conf: \
+                    "allow_other, allow_root and auto_unmount are for root only unless user_allow_other stands in /etc/fuse.conf: \
                      add it there, or leave the option out"
                 ),
                 Err(e) if said.is_empty() => Err(e).with_context(|| format!("{HELPER} did not answer")),

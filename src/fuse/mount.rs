@@ -197,9 +197,18 @@ impl Mount {
 
     fn finish(&mut self) -> anyhow::Result<()> {
         let Some(serving) = self.serving.take() else { return Ok(()) };
-        serving.unmount()?;
+        let released = serving.unmount()?;
         let Serving { door, _observer, attachment, life, thread } = serving;
-        let ran = thread.join().map_err(|_| anyhow!("the thread of the mount panicked"))?;
+        let ran = if released {
+            let ran = thread.join().map_err(|_| anyhow!("the thread of the mount panicked"))?;
+            ran.context("the connection to the kernel broke")
+        } else {
+            // Its threads wait for a kernel that only lets go when the process ends.
+            Err(anyhow!(
+                "{} is still in use: its users get errors from now on",
+                attachment.target().display()
+            ))
+        };
         drop(attachment);
         life.client.gone.raise();
         let flushed = if door.session.caps().write && door.session.caps().flush {
@@ -209,7 +218,7 @@ impl Mount {
         };
         drop(door);
         flushed?;
-        ran.context("the mount ended")
+        ran
     }
 }
 
@@ -222,48 +231,48 @@ impl Drop for Mount {
 }
 
 impl Serving {
-    /// Makes the kernel let go of the mount, gently if possible.
-    fn unmount(&self) -> anyhow::Result<()> {
+    /// Makes the kernel let go of the mount, gently if possible. Tells whether it does.
+    fn unmount(&self) -> anyhow::Result<bool> {
         let life = &self.life;
         if life.ended.is_raised() {
-            return Ok(());
+            return Ok(true);
         }
         let target = self.attachment.target().display();
+        match self.unmount_idle() {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+                warn!("{target} is in use: it is taken from its users");
+                life.client.gone.raise();
+                let how = if self.attachment.can_abort() { How::Lazy } else { How::Force };
+                self.attachment.unmount(how).with_context(|| format!("cannot unmount {target}"))?;
+            }
+            Err(e) => bail!("cannot unmount {target}: {e}"),
+        }
+        if life.ended.wait_for(GRACE) {
+            return Ok(true);
+        }
+        // Somebody has the file open, or sees the mount in another name space.
+        life.client.gone.raise();
+        if let Err(e) = self.attachment.abort() {
+            debug!("cannot abort the connection to the kernel: {e}");
+            return Ok(life.ended.is_raised());
+        }
+        Ok(true)
+    }
+
+    /// Unmounts unless the mount is in use. The kernel's last writes go through the chain before this returns.
+    fn unmount_idle(&self) -> io::Result<()> {
         let returned = Stop::new();
-        let idle = thread::scope(|scope| {
-            // Unmounting waits for the kernel's last writes, and those for the chain.
+        thread::scope(|scope| {
             scope.spawn(|| {
                 if !returned.wait_for(GRACE) {
-                    life.client.gone.raise();
+                    self.life.client.gone.raise();
                 }
             });
             let result = self.attachment.unmount(How::Idle);
             returned.raise();
             result
-        });
-        match idle {
-            Ok(()) => {
-                // It may still be in use where it was also mounted, in another name space for one.
-                if !life.ended.wait_for(GRACE) {
-                    life.client.gone.raise();
-                }
-                return Ok(());
-            }
-            Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-                warn!("{target} is in use: it is taken from its users");
-            }
-            Err(e) => bail!("cannot unmount {target}: {e}"),
-        }
-        life.client.gone.raise();
-        let how = if self.attachment.can_abort() { How::Lazy } else { How::Force };
-        self.attachment.unmount(how).with_context(|| format!("cannot unmount {target}"))?;
-        if !life.ended.wait_for(GRACE)
-            && let Err(e) = self.attachment.abort()
-        {
-            debug!("cannot abort the connection: {e}");
-            warn!("{target} is unmounted but still in use: it ends with its last user");
-        }
-        Ok(())
+        })
     }
 }
 

@@ -33,7 +33,9 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<Mountpoint> {
     let full = resolve(path)?;
     let mounted = mountinfo::at(&full).unwrap_or_default();
     let top = mounted.last();
-    let metadata = match fs::metadata(&full) {
+    // The kernel may know the attributes of a dead mount by heart; the free space it has to ask for.
+    let alive = rustix::fs::statfs(&full).map_err(std::io::Error::from);
+    let metadata = match alive.and_then(|_| fs::metadata(&full)) {
         Ok(metadata) => metadata,
         Err(e) if e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => bail!(
             "{shown} is left over from a mount whose server is gone (Transport endpoint is not connected): run \

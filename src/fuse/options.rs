@@ -56,8 +56,8 @@ impl Options {
         for word in words.into_iter().flat_map(|w| w.split(',')).filter(|w| !w.is_empty()) {
             options.set(word)?;
         }
-        if options.auto_unmount && options.acl == SessionACL::Owner {
-            // fusermount3 unmounts by itself only what it may enter.
+        if options.auto_unmount && options.acl == SessionACL::Owner && !rustix::process::geteuid().is_root() {
+            // fusermount3 looks into the mount as root, to see whether it is dead.
             options.acl = SessionACL::RootAndOwner;
         }
         Ok(options)

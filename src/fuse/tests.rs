@@ -518,6 +518,23 @@ fn a_second_mount_at_the_same_place_is_refused() {
 }
 
 #[test]
+fn a_mount_without_a_server_is_named() {
+    if !usable() {
+        return;
+    }
+    let _deadline = deadline();
+    let dir = tempfile::tempdir().unwrap();
+    let mountpoint = crate::mountpoint::check(dir.path()).unwrap();
+    let (fd, attachment) =
+        crate::device::attach(&mountpoint, &crate::options::Options::default(), "x").unwrap();
+    drop(fd);
+    let e = check_mountpoint(dir.path()).unwrap_err().to_string();
+    assert!(e.contains("Transport endpoint") && e.contains("fusermount3 -u /"), "{e}");
+    attachment.unmount(crate::device::How::Idle).unwrap();
+    assert!(unmounted(dir.path()));
+}
+
+#[test]
 fn options_shape_the_mount() {
     if !usable() {
         return;
