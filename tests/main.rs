@@ -3,6 +3,7 @@
 mod bad_input;
 mod chain;
 mod docs;
+mod fuse;
 mod layering;
 mod nbd;
 mod thread_models;

@@ -57,7 +57,6 @@ fn flags_are_those_of_the_c_nbdkit() {
         &["zero"],
         &["pattern", "1M"],
         &["full", "1M"],
-        &["split", disk, disk],
         &["data", "raw=abc"],
         &["info"],
         &["--filter=cow", "memory", "1M"],

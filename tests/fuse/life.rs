@@ -1,0 +1,116 @@
+//! How a mount starts, lives and ends.
+
+use std::{fs, os::unix::fs::FileExt};
+
+use rustix::process::Signal;
+
+use crate::util::{self, Mount, NBDKIT_MOUNT, image, sh, temp};
+
+#[test]
+fn the_command_returns_when_the_mount_answers() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk.img", 1 << 30);
+    let (mnt, pidfile) = (dir.path().join("mnt"), dir.path().join("pid"));
+    fs::create_dir(&mnt).expect("mkdir");
+    // A relative path, since the server changes its directory.
+    sh(&format!("cd {} && {NBDKIT_MOUNT} -P pid file file=disk.img mnt", dir.path().display()));
+    let unmount = Unmount(mnt.clone());
+    assert_eq!(fs::metadata(mnt.join("nbd")).expect("stat").len(), 1 << 30);
+    fs::File::options()
+        .write(true)
+        .open(mnt.join("nbd"))
+        .expect("open")
+        .write_all_at(b"through", 1000)
+        .expect("write");
+    let pid = fs::read_to_string(pidfile).expect("the pidfile");
+    drop(unmount);
+    sh(&format!("tail --pid={} -f /dev/null", pid.trim()));
+    let mut found = [0; 7];
+    fs::File::open(disk).expect("open").read_exact_at(&mut found, 1000).expect("read");
+    assert_eq!(&found, b"through");
+}
+
+/// Unmounts at the end.
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("fusermount3").arg("-u").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_regular_file_as_the_mountpoint() {
+    let dir = temp();
+    let mountpoint = image(dir.path(), "point", 0);
+    let under = temp();
+    let mut mount = Mount::on(mountpoint.clone(), ["memory", "3M"], under);
+    assert_eq!(fs::metadata(&mountpoint).expect("stat").len(), 3 << 20);
+    let file = fs::File::options().read(true).write(true).open(&mountpoint).expect("open");
+    file.write_all_at(b"on top of it", 77).expect("write");
+    let mut found = [0; 12];
+    file.read_exact_at(&mut found, 77).expect("read");
+    assert_eq!(&found, b"on top of it");
+    drop(file);
+    assert_eq!(mount.unmount(), 0);
+    assert_eq!(fs::metadata(&mountpoint).expect("stat").len(), 0, "the file below is as it was");
+}
+
+#[test]
+fn run_mounts_for_one_command() {
+    let out =
+        util::run([NBDKIT_MOUNT, "--run", "echo $mnt $file; stat -c %s $file; exit 9", "memory", "size=2M"]);
+    assert_eq!(out.code, 9, "{}", out.stderr);
+    let words: Vec<&str> = out.stdout.split_whitespace().collect();
+    assert_eq!(words[1], format!("{}/nbd", words[0]));
+    assert_eq!(words[2], "2097152");
+    assert!(!fs::exists(words[0]).expect("exists"), "the private directory goes");
+    assert_eq!(util::run([NBDKIT_MOUNT, "--run", "kill -TERM $$", "memory", "1M"]).code, 128 + 15);
+}
+
+#[test]
+fn signals_unmount() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut mount = Mount::start(["memory", "1M"]);
+        assert_eq!(mount.signal(signal), 0);
+        assert_eq!(fs::read_dir(mount.path()).expect("list").count(), 0, "still mounted");
+    }
+}
+
+#[test]
+fn a_busy_mount_ends_too() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk.img", 1 << 20);
+    let mut mount = Mount::start(["--no-passthrough", "file", disk.to_str().expect("UTF-8")]);
+    let held = fs::File::options().write(true).open(mount.file()).expect("open");
+    held.write_all_at(b"kept", 0).expect("write");
+    assert_eq!(mount.signal(Signal::TERM), 0);
+    drop(held);
+    assert_eq!(&fs::read(&disk).expect("read")[..4], b"kept");
+}
+
+#[test]
+fn a_sleeping_request_does_not_hold_the_end() {
+    let mut mount = Mount::start(["--filter=delay", "memory", "1M", "rdelay=60"]);
+    let file = mount.file();
+    let reader = std::thread::spawn(move || fs::File::open(file).and_then(|f| f.read_at(&mut [0; 512], 0)));
+    // The delay filter's debug lines would tell when the read has arrived, but whether it has does not matter.
+    assert_eq!(mount.signal(Signal::TERM), 0);
+    let _ = reader.join().expect("the reader");
+}
+
+#[test]
+fn bad_mount_options() {
+    let dir = temp();
+    let mnt = dir.path().to_str().expect("UTF-8");
+    let line = util::run([NBDKIT_MOUNT, "-o", "rw,nonsense", "memory", "1M", mnt]).refused();
+    assert!(line.contains("nonsense"), "{line}");
+}
+
+#[test]
+fn owner_and_mode_can_be_chosen() {
+    use std::os::unix::fs::MetadataExt;
+    let mount = Mount::start(["-o", "uid=12,gid=34,umask=077,allow_other", "memory", "1M"]);
+    let file = fs::metadata(mount.file()).expect("stat");
+    assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (12, 34, 0o600));
+}

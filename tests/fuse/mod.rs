@@ -1,0 +1,6 @@
+//! The FUSE door, through the kernel and its tools.
+
+mod file;
+mod filesystem;
+mod life;
+mod two_doors;
