@@ -101,6 +101,8 @@ fn the_second_copy_of_a_gpt_is_as_good_as_the_first() {
     let (array, header) = copy.split_at(128 * 128);
     assert_eq!(array, &layout.tables[0].1[1024..]);
     assert_eq!(u64_at(header, 24), layout.size / 512 - 1);
+    // The protective partition covers all but the first sector.
+    assert_eq!(u64::from(u32_at(&layout.tables[0].1, 446 + 12)), layout.size / 512 - 1);
     assert_eq!(u64_at(header, 32), 1);
     assert_eq!(u64_at(header, 72), start / 512);
     // Put where the first copy was, it leads to the same partitions.
@@ -168,19 +170,23 @@ fn a_damaged_gpt_is_refused() {
         Sparse { size: good.size, parts }.table(None)
     };
     assert!(damage(0, &[], true).is_ok());
-    for (at, field, sealed) in [
-        (512 + 56, &[1][..], false),                 // any bit of the header
-        (1024 + 32, &[1], false),                    // any bit of the entries
-        (512 + 12, &[91], true),                     // header too small
-        (512 + 12, &[1, 2], true),                   // header too large
-        (512 + 72, &[0xff; 8], true),                // entries past the end of 64 bits
-        (512 + 72, &[1, 0, 0, 0, 0, 0, 0, 0], true), // entries in the header
-        (512 + 80, &[0xff; 4], true),                // too many entries
-        (512 + 84, &[0; 4], true),                   // entries without size
-        (512 + 84, &[129, 0, 0, 0], true),           // odd size
-        (512 + 84, &[0xff; 4], true),                // huge size
+    // The checksums of most are right, so that the rule itself is what refuses them.
+    for (at, field, sealed, why) in [
+        (512 + 56, &[1][..], false, "checksum of the GPT header"),
+        (1024 + 32, &[1], false, "checksum of the GPT entries"),
+        (512 + 12, &[91], true, "size of the GPT header"),
+        (512 + 12, &[1, 2], true, "size of the GPT header"),
+        (512 + 72, &[0xff; 8], true, "past the end"),
+        (512 + 72, &[1, 0, 0, 0, 0, 0, 0, 0], true, "where they can be"),
+        (512 + 80, &[0, 0, 1, 0], true, "too many"),
+        (512 + 84, &[0; 4], true, "wrongly sized"),
+        (512 + 84, &[129, 0, 0, 0], true, "wrongly sized"),
+        (512 + 84, &[0xff; 4], true, "wrongly sized"),
     ] {
-        assert!(matches!(damage(at, field, sealed), Err(TableError::Damaged(_))), "{at} {field:?}");
+        match damage(at, field, sealed) {
+            Err(TableError::Damaged(found)) => assert!(found.contains(why), "{at} {field:?}: {found}"),
+            other => panic!("{at} {field:?}: {other:?}"),
+        }
     }
 }
 
