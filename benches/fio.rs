@@ -62,7 +62,9 @@ pub(crate) fn run(fio: &Path, engine: Engine, load: &Load, place: &Path, window:
         }
     }
     let report = output(&mut command, window + GRACE)?;
-    let report: Value = serde_json::from_str(&report).context("cannot read fio's report")?;
+    // The nbd engine says "connected" first.
+    let json = report.find('{').and_then(|start| report.get(start..)).unwrap_or_default();
+    let report: Value = serde_json::from_str(json).context("cannot read fio's report")?;
     sample(&report, load.op).ok_or_else(|| anyhow!("fio's report lacks the numbers"))
 }
 

@@ -146,6 +146,8 @@ impl Plan<'_> {
     /// # Errors
     /// An interrupt. A server that fails is left out from then on.
     pub(crate) fn compare(&self, job: &Job, servers: &[Server]) -> Result<Vec<Cell>> {
+        let servers: Vec<_> =
+            servers.iter().filter(|s| job.load.op == Op::Read || !s.kind.is_readonly()).collect();
         let mut cells: Vec<_> = servers
             .iter()
             .map(|s| Cell { kind: s.kind, samples: Vec::new(), syscalls: None, problem: None })
@@ -169,7 +171,7 @@ impl Plan<'_> {
             std::io::copy(&mut File::open(server.place())?.take(size), &mut std::io::sink())?;
         }
         let _pinned = job.one_cpu.then(|| Pinned::to_one_cpu(&server.pids())).transpose()?;
-        let window = self.window.min(Duration::from_millis(200));
+        let window = (self.window / 4).max(Duration::from_millis(50));
         let Some(tool) = &self.syscalls else {
             return self.load(job, server, Duration::ZERO, window).map(|_| None);
         };

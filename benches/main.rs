@@ -78,6 +78,7 @@ struct Args {
 const NBD_KINDS: &[Kind] = &[Kind::Ours, Kind::Nbdkit, Kind::QemuNbd];
 const MEMORY_KINDS: &[Kind] = &[Kind::Ours, Kind::Nbdkit];
 const FUSE_KINDS: &[Kind] = &[Kind::OursMount, Kind::Nbdfuse, Kind::Qsd, Kind::OursPassthrough];
+const FUSE_KINDS_QUICK: &[Kind] = &[Kind::OursMount, Kind::Nbdfuse, Kind::Qsd];
 const MEMORY_SIZE: u64 = 256 << 20;
 
 fn main() -> ExitCode {
@@ -111,10 +112,11 @@ fn run(args: &Args) -> Result<ExitCode> {
     let begin = Instant::now();
     let bench = Bench { programs: &programs, plan: &plan, only: args.only.as_deref() };
     let file = Disk::File(disk.path());
+    let fuse_kinds = if args.quick { FUSE_KINDS_QUICK } else { FUSE_KINDS };
     let sections = [
         bench.section("NBD, cached file", NBD_KINDS, file, jobs::NBD_FILE)?,
         bench.section("NBD, memory plugin", MEMORY_KINDS, Disk::Memory(MEMORY_SIZE), jobs::NBD_MEMORY)?,
-        bench.section("FUSE, cached file, all CPUs", FUSE_KINDS, file, jobs::FUSE_FILE)?,
+        bench.section("FUSE, cached file, all CPUs", fuse_kinds, file, jobs::FUSE_FILE)?,
     ];
     let sections: Vec<_> = sections.into_iter().flatten().collect();
     let floors = floors(&sections);

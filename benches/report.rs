@@ -17,7 +17,7 @@ pub(crate) struct Row {
     pub(crate) cells: Vec<Cell>,
 }
 
-/// A set of servers compared over a list of jobs. The first kind is ours, the others are its peers.
+/// A set of servers compared over a list of jobs. The first kind is ours: the one that peers are compared with.
 #[derive(Debug)]
 pub(crate) struct Section {
     pub(crate) title: &'static str,
@@ -110,13 +110,18 @@ impl Section {
         absent.chain(failed).collect()
     }
 
-    /// Two tables in Markdown: speed, then cost of a request.
+    /// Those that are not ours.
+    fn peers(&self) -> Vec<Kind> {
+        self.kinds.iter().copied().filter(|kind| !kind.is_ours()).collect()
+    }
+
+    /// Three tables in Markdown: speed, cost of a request, memory.
     pub(crate) fn text(&self) -> String {
         let names: Vec<_> = self.kinds.iter().map(|kind| kind.name()).collect();
-        let (ours, peers) = (self.kinds[0], &self.kinds[1..]);
+        let (ours, peers) = (self.kinds[0], self.peers());
         let mut speed = vec![vec![format!("{}: speed", self.title)]];
         speed[0].extend(names.iter().map(ToString::to_string));
-        speed[0].extend(peers.iter().map(|peer| format!("ours ÷ {}", short(*peer))));
+        speed[0].extend(peers.iter().map(|&peer| format!("ours ÷ {}", peer.name())));
         let mut cost = vec![vec!["cost of a request".to_owned()]];
         for what in ["CPU µs", "system calls", "p99 µs"] {
             cost[0].push(format!("{what}: {}", names.join(" / ")));
@@ -124,7 +129,7 @@ impl Section {
         for row in &self.rows {
             let mut line = vec![row.job.title.to_owned()];
             line.extend(self.kinds.iter().map(|kind| row.rate_text(*kind)));
-            line.extend(peers.iter().map(|peer| row.ratio(ours, *peer).map_or("–".into(), ratio_text)));
+            line.extend(peers.iter().map(|&peer| row.ratio(ours, peer).map_or("–".into(), ratio_text)));
             speed.push(line);
             let each = |value: &dyn Fn(&Cell) -> Option<f64>| {
                 let values = self.kinds.iter().map(|kind| row.cell(*kind).and_then(value));
@@ -146,8 +151,12 @@ impl Section {
             memory.push(line);
         }
         let mut text = [table(&speed), table(&cost), table(&memory)].join("\n");
-        for (_, problem) in self.problems() {
-            let _ = writeln!(text, "\n{problem}");
+        let problems = self.problems();
+        if !problems.is_empty() {
+            text.push('\n');
+        }
+        for (_, problem) in problems {
+            let _ = writeln!(text, "- {problem}");
         }
         text
     }
@@ -166,8 +175,8 @@ impl Section {
                     "problem": cell.problem,
                 })
             });
-            let ratios = self.kinds[1..].iter().map(|peer| {
-                (peer.name().to_owned(), row.ratio(self.kinds[0], *peer).map_or(Value::Null, Spread::json))
+            let ratios = self.peers().into_iter().map(|peer| {
+                (peer.name().to_owned(), row.ratio(self.kinds[0], peer).map_or(Value::Null, Spread::json))
             });
             json!({
                 "id": row.job.id,
@@ -225,11 +234,6 @@ impl Floor {
         json!({ "what": self.what, "value": self.value, "bound": self.bound, "at_most": self.at_most,
                 "holds": self.holds() })
     }
-}
-
-/// A name that fits into a heading.
-fn short(kind: Kind) -> &'static str {
-    if kind == Kind::OursPassthrough { "passthrough" } else { kind.name() }
 }
 
 fn ratio_text(ratio: Spread) -> String {

@@ -81,7 +81,7 @@ pub(crate) enum Kind {
     QemuNbd,
     /// Our mount where each request passes the chain.
     OursMount,
-    /// Our mount that may hand the file to the kernel.
+    /// Our mount that hands the file to the kernel, which needs `-r`.
     OursPassthrough,
     /// nbdfuse over the peer's nbdkit.
     Nbdfuse,
@@ -99,6 +99,11 @@ impl Kind {
             Kind::Nbdfuse => "nbdfuse",
             Kind::Qsd => "qsd",
         }
+    }
+
+    /// Takes no writes.
+    pub(crate) fn is_readonly(self) -> bool {
+        self == Kind::OursPassthrough
     }
 
     /// A server of this project: when it fails, the run fails.
@@ -174,9 +179,7 @@ impl Server {
                 let mount = self.mountpoint("mnt", true)?;
                 let mut command = Command::new(program);
                 command.arg("-f");
-                if self.kind == Kind::OursMount {
-                    command.arg("--no-passthrough");
-                }
+                command.arg(if self.kind == Kind::OursMount { "--no-passthrough" } else { "-r" });
                 self.spawn(command.args(disk.plugin()).arg(&mount))?;
                 self.await_mount(mount.join("nbd"), disk)
             }
