@@ -20,7 +20,7 @@ use crate::{
     door::{Door, is_synchronous},
     passthrough::Passthrough,
     pool::Pool,
-    tree::Node,
+    tree::{NAME_MAX, Node},
 };
 
 /// Largest write, and with it the largest read, in bytes: what the kernel sends at most by default.
@@ -333,7 +333,7 @@ impl Filesystem for Fs {
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u32 = 4096;
         let blocks = self.door.session.size().div_ceil(BLOCK.into());
-        reply.statfs(blocks, 0, 0, 2, 0, BLOCK, 255, BLOCK);
+        reply.statfs(blocks, 0, 0, 2, 0, BLOCK, NAME_MAX, BLOCK);
     }
 
     // What follows is refused: the tree is fixed, or the kernel does it as well without us. `ENOSYS` tells it not to

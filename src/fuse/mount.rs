@@ -130,7 +130,7 @@ impl Mount {
         let mut settings = fuser::Config::default();
         settings.acl = options.acl;
         settings.n_threads = Some(receivers().min(threads));
-        settings.clone_fd = true;
+        settings.clone_fd = true; // each thread then waits for requests of its own
 
         let source = options.fsname.clone().unwrap_or_else(|| format!("nbdkit:{}", chain.plugin_name()));
         let (fd, attachment) = device::attach(&mountpoint, &options, &source)?;
@@ -241,7 +241,7 @@ impl Serving {
         match self.unmount_idle() {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-                warn!("{target} is in use: it is taken from its users");
+                warn!("{target} is in use: it is unmounted all the same, its users get errors");
                 life.client.gone.raise();
                 let how = if self.attachment.can_abort() { How::Lazy } else { How::Force };
                 self.attachment.unmount(how).with_context(|| format!("cannot unmount {target}"))?;

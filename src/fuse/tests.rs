@@ -5,6 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    os::fd::AsFd,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
     sync::{
@@ -16,8 +17,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Extents, Flags, Handle, Info, Op, Open, Peer, Plugin, Result, Session, Stop, Support,
-    ThreadModel,
+    Chain, Client, Extents, Flags, Handle, Info, Loan, Op, Open, Peer, Plugin, Result, Session, Stop,
+    Support, ThreadModel,
 };
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -38,6 +39,8 @@ struct Disk {
     fua: AtomicUsize,
     flushes: AtomicUsize,
     closed: AtomicUsize,
+    /// A file to lend, with other data in it than `data`.
+    lent: Option<File>,
     /// Reads wait here until the sender is dropped.
     gate: Option<Mutex<mpsc::Receiver<()>>>,
 }
@@ -125,6 +128,9 @@ impl Handle for MemoryHandle {
         let at = offset as usize;
         self.0.data.lock()[at..at + length as usize].fill(0);
         Ok(())
+    }
+    fn loan(&self, offset: u64, _length: u64) -> Option<Loan<'_>> {
+        self.0.lent.as_ref().map(|file| Loan { fd: file.as_fd(), offset, writable: true })
     }
     fn extents(&self, length: u64, offset: u64, _flags: Flags, extents: &mut Extents) -> Result<()> {
         let data = self.0.data.lock();
@@ -443,6 +449,62 @@ fn blocking_requests_run_side_by_side() {
         drop(open);
     });
     m.end();
+}
+
+/// A disk that lends a file of `size` bytes 'L', itself full of 'D'.
+fn lending(size: usize, readonly: bool) -> (tempfile::NamedTempFile, Arc<Disk>) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), vec![b'L'; size]).unwrap();
+    let lent = Some(OpenOptions::new().read(true).write(true).open(file.path()).unwrap());
+    let disk = Disk { readonly, lent, data: Mutex::new(vec![b'D'; SIZE]), ..Disk::default() };
+    (file, Arc::new(disk))
+}
+
+/// Whether the kernel has FUSE passthrough: Linux 6.9.
+fn has_passthrough() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
+#[test]
+fn the_kernel_reads_a_lent_file_itself_where_that_is_the_same() {
+    if !usable() || !has_passthrough() {
+        return;
+    }
+    let _deadline = deadline();
+    let first = |disk: &Arc<Disk>, passthrough| {
+        let m = Mounted::with(disk, |config| config.passthrough = passthrough);
+        let (one, two) = (File::open(&m.file).unwrap(), File::open(&m.file).unwrap());
+        let mut bytes = [0; 2];
+        one.read_exact_at(&mut bytes[..1], 0).unwrap();
+        two.read_exact_at(&mut bytes[1..], SIZE as u64 - 1).unwrap();
+        assert_eq!(two.read_at(&mut [0], SIZE as u64).unwrap(), 0);
+        drop((one, two));
+        m.end();
+        bytes
+    };
+    let (_file, disk) = lending(SIZE, true);
+    assert_eq!(&first(&disk, true), b"LL");
+    assert_eq!(&first(&disk, false), b"DD", "not wanted");
+    let (_file, disk) = lending(SIZE, false);
+    assert_eq!(&first(&disk, true), b"DD", "a writer could grow the file");
+    let (_file, disk) = lending(SIZE + 1, true);
+    assert_eq!(&first(&disk, true), b"DD", "a reader could see more than the disk");
+}
+
+#[test]
+fn a_mount_over_its_own_image_is_refused() {
+    let (file, disk) = lending(SIZE, false);
+    let refusal = |mountpoint: &Path| {
+        let config = Config { mountpoint: mountpoint.to_owned(), ..Config::default() };
+        format!("{:#}", Mount::new(chain(&disk), config, Arc::new(Stop::new())).unwrap_err())
+    };
+    if !usable() {
+        return;
+    }
+    assert!(refusal(file.path()).contains("is the disk image itself"));
+    assert!(refusal(file.path().parent().unwrap()).contains("lies in"));
 }
 
 /// A client of the same chain that comes in by another door.

@@ -23,6 +23,9 @@ pub(crate) enum Tree {
     File,
 }
 
+/// Longest name in a directory, in bytes (`FUSE_NAME_MAX` is longer, the rest of the system is not).
+pub(crate) const NAME_MAX: u32 = 255;
+
 /// The file's inode number in a directory.
 const FILE: INodeNo = INodeNo(2);
 
@@ -31,6 +34,9 @@ impl Tree {
     pub(crate) fn directory(name: &OsStr) -> anyhow::Result<Self> {
         if name.is_empty() || name == "." || name == ".." || name.as_encoded_bytes().contains(&b'/') {
             bail!("'{}' cannot be the name of the file: give one without slashes", name.display());
+        }
+        if name.len() > NAME_MAX as usize {
+            bail!("the name of the file has {} bytes: give one of at most {NAME_MAX}", name.len());
         }
         Ok(Tree::Directory(name.to_owned()))
     }
@@ -99,8 +105,9 @@ mod tests {
 
     #[test]
     fn names_that_are_paths_are_refused() {
-        for name in ["", ".", "..", "a/b", "/"] {
+        for name in ["", ".", "..", "a/b", "/", &"x".repeat(256)] {
             assert!(Tree::directory(OsStr::new(name)).is_err(), "{name}");
         }
+        assert!(Tree::directory(OsStr::new(&"x".repeat(255))).is_ok());
     }
 }
