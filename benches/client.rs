@@ -13,16 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 
-use crate::interrupt;
+use crate::{
+    interrupt,
+    replies::{Replies, Slot, be16, be32, be64},
+};
 
 /// Distance of the stamps, and the smallest request.
 pub(crate) const BLOCK: usize = 4096;
 /// How long a server may stay silent before it counts as hung.
 const SILENCE: Duration = Duration::from_secs(10);
-const RECEIVE_BUFFER: usize = 512 << 10;
 
 const OPT_GO: u32 = 7;
 const OPT_STRUCTURED_REPLY: u32 = 8;
@@ -33,13 +35,6 @@ const CMD_READ: u16 = 0;
 const CMD_WRITE: u16 = 1;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REQUEST_LEN: usize = 28;
-const SIMPLE_MAGIC: u32 = 0x6744_6698;
-const SIMPLE_LEN: usize = 16;
-const CHUNK_MAGIC: u32 = 0x668e_33ef;
-const CHUNK_LEN: usize = 20;
-const CHUNK_DONE: u16 = 1;
-const CHUNK_DATA: u16 = 1;
-const CHUNK_ERROR: u16 = 1 << 15;
 
 /// What the block at `offset` starts with. Never zero, so that a hole is not mistaken for data.
 pub(crate) fn stamp(offset: u64) -> [u8; 8] {
@@ -89,6 +84,14 @@ pub(crate) struct Outcome {
     pub(crate) latency: Histogram<u64>,
 }
 
+impl Outcome {
+    /// Nothing yet. Latencies up to a minute are told apart to two figures.
+    pub(crate) fn new() -> Result<Self> {
+        let latency = Histogram::new_with_bounds(1, 60_000_000_000, 2)?;
+        Ok(Outcome { requests: 0, elapsed: Duration::ZERO, latency })
+    }
+}
+
 /// A connection in transmission phase.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -128,12 +131,8 @@ impl Client {
             .map(|_| Slot { payload: vec![0x5a; payload], offset: 0, sent: Instant::now(), received: 0 })
             .collect();
         let mut idle: Vec<usize> = (0..load.depth).collect();
-        let mut replies = Replies::new(load);
-        let mut outcome = Outcome {
-            requests: 0,
-            elapsed: Duration::ZERO,
-            latency: Histogram::new_with_bounds(1, 60_000_000_000, 2)?,
-        };
+        let mut replies = Replies::new(if load.op == Op::Read { load.block } else { 0 });
+        let mut outcome = Outcome::new()?;
         let begin = Instant::now();
         let mut sent = 0;
         loop {
@@ -220,146 +219,6 @@ impl Drop for Client {
     }
 }
 
-/// A request in flight; its index is the cookie.
-struct Slot {
-    payload: Vec<u8>,
-    offset: u64,
-    sent: Instant,
-    /// Bytes of data that arrived.
-    received: usize,
-}
-
-/// Payload that is still to come.
-struct Pending {
-    slot: usize,
-    left: usize,
-    /// The reply is complete after it.
-    done: bool,
-}
-
-/// The stream of replies: a buffer, which holds the start of a header between two calls.
-struct Replies {
-    buffer: Vec<u8>,
-    filled: usize,
-    parser: Parser,
-}
-
-impl Replies {
-    fn new(load: &Load) -> Self {
-        let expected = if load.op == Op::Read { load.block } else { 0 };
-        Replies { buffer: vec![0; RECEIVE_BUFFER], filled: 0, parser: Parser { pending: None, expected } }
-    }
-
-    /// Receives once and takes in whatever arrived. Slots whose reply is complete become idle.
-    fn receive(
-        &mut self,
-        stream: &mut UnixStream,
-        slots: &mut [Slot],
-        idle: &mut Vec<usize>,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
-        let count = stream.read(&mut self.buffer[self.filled..]).context("no reply")?;
-        ensure!(count > 0, "the server closed the connection");
-        let now = Instant::now();
-        let end = self.filled + count;
-        let mut at = 0;
-        while let Step::Took(bytes, finished) = self.parser.step(&self.buffer[at..end], slots)? {
-            at += bytes;
-            let Some(index) = finished else { continue };
-            let (sent, received) = (slots[index].sent, slots[index].received);
-            let expected = self.parser.expected;
-            ensure!(received == expected, "{received} bytes of data in a reply that needs {expected}");
-            outcome.requests += 1;
-            outcome.latency.saturating_record((now - sent).as_nanos() as u64);
-            idle.push(index);
-        }
-        self.buffer.copy_within(at..end, 0);
-        self.filled = end - at;
-        Ok(())
-    }
-}
-
-/// What one step of the parser did.
-enum Step {
-    /// Took this many bytes, which may have finished the reply to a slot.
-    Took(usize, Option<usize>),
-    /// Needs more bytes than there are.
-    Short,
-}
-
-/// Splits the stream into replies and skips their payload, but for the stamp.
-struct Parser {
-    pending: Option<Pending>,
-    /// Data bytes that a successful reply carries.
-    expected: usize,
-}
-
-impl Parser {
-    fn step(&mut self, input: &[u8], slots: &mut [Slot]) -> Result<Step> {
-        if let Some(pending) = &mut self.pending {
-            let taken = pending.left.min(input.len());
-            pending.left -= taken;
-            if pending.left > 0 {
-                return Ok(if taken == 0 { Step::Short } else { Step::Took(taken, None) });
-            }
-            let finished = pending.done.then_some(pending.slot);
-            self.pending = None;
-            return Ok(Step::Took(taken, finished));
-        }
-        if input.len() < SIMPLE_LEN {
-            return Ok(Step::Short);
-        }
-        let slot = be64(&input[8..16]) as usize;
-        ensure!(slot < slots.len(), "a reply to a request that was never sent");
-        match be32(&input[..4]) {
-            SIMPLE_MAGIC => {
-                let error = be32(&input[4..8]);
-                ensure!(error == 0, "the server answered with error {error}");
-                if self.expected == 0 {
-                    return Ok(Step::Took(SIMPLE_LEN, Some(slot)));
-                }
-                let offset = slots[slot].offset;
-                let rest = Pending { slot, left: self.expected, done: true };
-                self.data(input, SIMPLE_LEN, offset, rest, slots)
-            }
-            CHUNK_MAGIC if input.len() < CHUNK_LEN => Ok(Step::Short),
-            CHUNK_MAGIC => self.chunk(input, slot, slots),
-            magic => bail!("bad magic {magic:#x} in a reply"),
-        }
-    }
-
-    fn chunk(&mut self, input: &[u8], slot: usize, slots: &mut [Slot]) -> Result<Step> {
-        let (flags, kind) = (be16(&input[4..6]), be16(&input[6..8]));
-        let length = be32(&input[16..20]) as usize;
-        let done = flags & CHUNK_DONE != 0;
-        ensure!(kind & CHUNK_ERROR == 0, "the server answered with error chunk {kind:#x}");
-        if length == 0 {
-            return Ok(Step::Took(CHUNK_LEN, done.then_some(slot)));
-        }
-        ensure!(kind == CHUNK_DATA && length > 8, "a chunk of type {kind} where data was due");
-        let Some(offset) = input.get(CHUNK_LEN..CHUNK_LEN + 8) else { return Ok(Step::Short) };
-        self.data(input, CHUNK_LEN + 8, be64(offset), Pending { slot, left: length - 8, done }, slots)
-    }
-
-    /// Takes a header of `header` bytes before data for `offset`, and checks the stamp that the data starts with.
-    fn data(
-        &mut self,
-        input: &[u8],
-        header: usize,
-        offset: u64,
-        rest: Pending,
-        slots: &mut [Slot],
-    ) -> Result<Step> {
-        let Some(start) = input.get(header..header + 8) else { return Ok(Step::Short) };
-        if offset.is_multiple_of(BLOCK as u64) {
-            ensure!(start == stamp(offset), "wrong data at offset {offset:#x}");
-        }
-        slots[rest.slot].received += rest.left;
-        self.pending = Some(rest);
-        Ok(Step::Took(header, None))
-    }
-}
-
 /// Negotiates and opens the default export; returns its size in bytes.
 fn handshake(stream: &mut UnixStream, structured: bool) -> Result<u64> {
     let mut greeting = [0; 18];
@@ -401,17 +260,4 @@ fn option_reply(stream: &mut UnixStream) -> Result<(u32, Vec<u8>)> {
     stream.read_exact(&mut data)?;
     ensure!(kind & REP_ERROR == 0, "refused: {}", String::from_utf8_lossy(&data));
     Ok((kind, data))
-}
-
-// Callers pass exactly as many bytes as the number has, which makes these total.
-fn be16(bytes: &[u8]) -> u16 {
-    bytes.iter().take(2).fold(0, |n, b| n << 8 | u16::from(*b))
-}
-
-fn be32(bytes: &[u8]) -> u32 {
-    bytes.iter().take(4).fold(0, |n, b| n << 8 | u32::from(*b))
-}
-
-fn be64(bytes: &[u8]) -> u64 {
-    bytes.iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
 }

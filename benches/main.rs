@@ -11,6 +11,7 @@ mod fio;
 mod interrupt;
 mod jobs;
 mod measure;
+mod replies;
 mod report;
 mod servers;
 
@@ -27,7 +28,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::{
-    jobs::{Job, Plan},
+    jobs::{Job, Plan, Tool},
     measure::{SyscallTool, memory},
     report::{Floor, Row, Section},
     servers::{Disk, Kind, Programs, Server, version},
@@ -160,7 +161,8 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Starts a server of each kind over `disk` and takes them through the jobs. None: no job was asked for.
+    /// Starts a server of each kind over `disk` and takes them through the jobs. None: no job was asked
+    /// for, or all need fio and there is none.
     fn section(
         &self,
         title: &'static str,
@@ -170,7 +172,8 @@ impl Bench<'_> {
     ) -> Result<Option<Section>> {
         let wanted =
             |job: &&Job| self.only.is_none_or(|text| job.id.contains(text) || job.title.contains(text));
-        let jobs: Vec<_> = jobs.iter().filter(wanted).collect();
+        let possible = |job: &&Job| job.tool == Tool::Own || self.plan.fio.is_some();
+        let jobs: Vec<_> = jobs.iter().filter(wanted).filter(possible).collect();
         if jobs.is_empty() {
             return Ok(None);
         }
