@@ -1,7 +1,7 @@
 //! The FUSE door: an export as a file.
 //!
 //! A mount is one connection to the chain. The kernel's requests are decoded by fuser, checked against the shape of
-//! the mount in [`fs`], and run through the same [`Session`](nbdkit_core::Session) as those of NBD clients. Requests
+//! the mount and run through the same [`Session`](nbdkit_core::Session) as those of NBD clients. Requests
 //! that need no wait run on the thread that received them; the others go to a pool.
 #![forbid(unsafe_code)]
 
