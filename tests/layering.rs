@@ -6,12 +6,17 @@ use std::collections::BTreeMap;
 fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("nbdkit-core", &[] as &[_]),
+        ("nbdkit-abi", &[]),
         ("nbdkit-common", &[]),
         ("nbdkit-nbd", &["nbdkit-core"]),
         ("nbdkit-fuse", &["nbdkit-core"]),
+        ("nbdkit-loader", &["nbdkit-core", "nbdkit-abi"]),
         ("nbdkit-plugins", &["nbdkit-core", "nbdkit-common"]),
         ("nbdkit-filters", &["nbdkit-core", "nbdkit-common"]),
-        ("nbdkit-rs", &["nbdkit-core", "nbdkit-nbd", "nbdkit-fuse", "nbdkit-plugins", "nbdkit-filters"]),
+        (
+            "nbdkit-rs",
+            &["nbdkit-core", "nbdkit-nbd", "nbdkit-fuse", "nbdkit-loader", "nbdkit-plugins", "nbdkit-filters"],
+        ),
         ("nbdkit-bench", &[]),
     ])
 }

@@ -82,6 +82,11 @@ impl Chain {
         &*self.plugin
     }
 
+    /// The filters, the outermost first.
+    pub fn filters(&self) -> impl Iterator<Item = &dyn Filter> {
+        self.filters.iter().rev().map(|filter| &**filter)
+    }
+
     /// What the layers say about themselves, the outermost filter first and the plugin last.
     pub fn infos(&self) -> Vec<Info> {
         self.filters.iter().rev().map(|f| f.info()).chain([self.plugin.info()]).collect()

@@ -41,13 +41,24 @@ pub struct Client {
     pub peer: Peer,
     /// Raised when the client is gone or must go: its sleeping requests end.
     pub gone: Stop,
+    /// Raised when a layer asks for the connection to be closed. A door takes no more requests then; it sends the
+    /// replies in flight, unless [`gone`](Self::gone) is up.
+    pub leave: Stop,
     server: Arc<Stop>,
 }
 
 impl Client {
     /// A client of the server whose shutdown flag is `server`.
     pub fn new(number: u64, peer: Peer, server: Arc<Stop>) -> Self {
-        Client { number, peer, gone: Stop::new(), server }
+        Client { number, peer, gone: Stop::new(), leave: Stop::new(), server }
+    }
+
+    /// Asks the door to close the connection, with `force` before the replies in flight are sent.
+    pub fn disconnect(&self, force: bool) {
+        if force {
+            self.gone.raise();
+        }
+        self.leave.raise();
     }
 
     /// Asks the whole server to shut down, as a signal would.

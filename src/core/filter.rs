@@ -34,6 +34,11 @@ pub trait Filter: Send + Sync {
         next()
     }
 
+    /// Further `key=value` lines for `--dump-plugin`. A filter that can only print them does so here.
+    fn dump(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// How many requests may be in the filter at once, over layers of the model `next`. The strictest of the
     /// chain wins, so this can only tighten.
     fn thread_model(&self, next: ThreadModel) -> ThreadModel {
