@@ -10,6 +10,10 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 use crate::{attr::Attributes, tree::Tree};
 
+/// A hole up to this length is made by writing zeroes if need be; a caller that punches a longer one is told that
+/// it cannot be done.
+const WORTH_WRITING: u64 = 4 << 20;
+
 /// An open export as a file.
 pub(crate) struct Door {
     pub(crate) session: Session,
@@ -125,9 +129,16 @@ impl Door {
         Ok((length > 0).then_some((length, flags)))
     }
 
-    /// Makes a range within the file read as zeroes.
+    /// Makes a range within the file read as zeroes. What is not fast, although asked to be, is done all the same
+    /// if it is little.
     pub(crate) fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<(), Errno> {
-        let result = self.session.zero(length, offset, flags);
+        let mut result = self.session.zero(length, offset, flags);
+        if flags.contains(Flags::FAST_ZERO) && length <= WORTH_WRITING {
+            result = match result {
+                Err(e) if e.is_unsupported() => self.session.zero(length, offset, flags - Flags::FAST_ZERO),
+                result => result,
+            };
+        }
         self.attributes.touch();
         result.map_err(|e| errno(&e))
     }

@@ -1,40 +1,83 @@
-//! From names on the command line to a chain: name → registry, and words → parameters.
+//! From names on the command line to a chain: name → registry or file, and words → parameters.
 
-use std::ffi::{OsStr, OsString};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+};
 
-use anyhow::{Result, bail};
-use nbdkit_core::{Chain, params};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
+use nbdkit_core::{Chain, Filter, Plugin, params};
+use nbdkit_loader::{
+    DebugFlags, load_filter, load_plugin,
+    lookup::{self, Found, Kind},
+};
 
-/// Loads the plugin and the filters, the outermost filter first. Nothing is configured yet.
+/// Loads the plugin and the filters, the outermost filter first. Nothing is configured yet, but a plugin that runs
+/// a script has it.
 ///
 /// # Errors
-/// A name that is not known; the message suggests one that looks like it.
-pub(crate) fn load(plugin: &OsStr, filters: &[OsString]) -> Result<Chain> {
-    let plugin = find("plugin", plugin, nbdkit_plugins::load, nbdkit_plugins::names())?;
-    let filters = filters
-        .iter()
-        .map(|name| find("filter", name, nbdkit_filters::load, nbdkit_filters::names()))
-        .collect::<Result<_>>()?;
-    Ok(Chain::new(plugin, filters))
+/// A name that is not known; the message suggests one that looks like it. What is wrong with a file.
+pub(crate) fn load(plugin: &OsStr, filters: &[OsString], debug: &mut DebugFlags) -> Result<Chain> {
+    let (plugin, script) = find_plugin(plugin, debug)?;
+    let filters = filters.iter().map(|name| find_filter(name, debug)).collect::<Result<_>>()?;
+    let mut chain = Chain::new(plugin, filters);
+    let names: Vec<_> = chain.infos().into_iter().map(|info| info.name).collect();
+    debug.warn_unused(&names);
+    if let Some(script) = script {
+        chain.config("script", script.as_os_str())?;
+    }
+    Ok(chain)
 }
 
-fn find<T: ?Sized>(
-    kind: &str,
-    name: &OsStr,
-    load: impl Fn(&str) -> Option<Box<T>>,
-    names: impl Iterator<Item = &'static str>,
-) -> Result<Box<T>> {
-    if let Some(found) = name.to_str().and_then(load) {
-        return Ok(found);
+/// Finds a plugin, and its script if the name is that of one.
+fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>, Option<PathBuf>)> {
+    if let Some(bundled) = name.to_str().and_then(nbdkit_plugins::load) {
+        return Ok((bundled, None));
     }
-    let name = name.to_string_lossy();
+    match lookup::find(Kind::Plugin, name) {
+        Some(Found::Library(path)) => Ok((load_plugin(&path, debug)?, None)),
+        Some(Found::Script { path, plugin: Some(language) }) => {
+            let plugin = find_language(language.as_ref(), debug).with_context(|| path.display().to_string())?;
+            Ok((plugin, Some(path)))
+        }
+        Some(Found::Script { path, plugin: None }) => {
+            bail!("{}: the first line of the script must be #!/usr/sbin/nbdkit PLUGIN", path.display())
+        }
+        None => Err(unknown(Kind::Plugin, name, nbdkit_plugins::names())),
+    }
+}
+
+/// Finds the plugin that runs a script: not a script itself.
+fn find_language(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Plugin>> {
+    if let Some(bundled) = name.to_str().and_then(nbdkit_plugins::load) {
+        return Ok(bundled);
+    }
+    match lookup::find(Kind::Plugin, name) {
+        Some(Found::Library(path)) => load_plugin(&path, debug),
+        _ => Err(unknown(Kind::Plugin, name, nbdkit_plugins::names())),
+    }
+}
+
+fn find_filter(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Filter>> {
+    if let Some(bundled) = name.to_str().and_then(nbdkit_filters::load) {
+        return Ok(bundled);
+    }
+    match lookup::find(Kind::Filter, name) {
+        Some(Found::Library(path)) => load_filter(&path, debug),
+        _ => Err(unknown(Kind::Filter, name, nbdkit_filters::names())),
+    }
+}
+
+/// The error for a name that nothing has; it suggests one that looks like it.
+fn unknown(kind: Kind, name: &OsStr, names: impl Iterator<Item = &'static str>) -> Error {
+    let (kind, name) = (kind.name(), name.to_string_lossy());
     let near = names
         .map(|known| (strsim::jaro_winkler(&name, known), known))
         .filter(|(score, _)| *score > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match near {
-        Some((_, known)) => bail!("unknown {kind} '{name}': did you mean '{known}'?"),
-        None => bail!("unknown {kind} '{name}': --help lists those there are"),
+        Some((_, known)) => anyhow!("unknown {kind} '{name}': did you mean '{known}'?"),
+        None => anyhow!("unknown {kind} '{name}': --help lists those there are"),
     }
 }
 
@@ -114,7 +157,7 @@ mod tests {
 
     #[test]
     fn near_names() {
-        let text = |name: &str| load(OsStr::new(name), &[]).unwrap_err().to_string();
+        let text = |name: &str| load(OsStr::new(name), &[], &mut DebugFlags::default()).unwrap_err().to_string();
         assert!(text("memroy").contains("'memory'"), "{}", text("memroy"));
         assert!(text("qqqq").contains("--help"));
     }

@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, help_heading = "Mount")]
     pub(crate) options: Vec<String>,
-    /// Never let the kernel read and write the file on its own
+    /// Never let the kernel read the file on its own
     #[arg(long, help_heading = "Mount")]
     pub(crate) no_passthrough: bool,
     /// Serve the disk over NBD on this Unix socket too

@@ -52,7 +52,7 @@ fn run() -> Result<u8> {
         return Ok(0);
     }
     let plan = Plan::new(&args)?;
-    let mut chain = chain::load(&plan.plugin, &plan.filters)?;
+    let mut chain = chain::load(&plan.plugin, &plan.filters, &mut DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
         nbdkit_fuse::check_mountpoint(mountpoint)?;
