@@ -4,10 +4,10 @@ use anyhow::{Context as _, Result};
 use nbdkit_core::params;
 
 /// The flags of a command line.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct DebugFlags(Vec<Flag>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Flag {
     layer: String,
     name: String,

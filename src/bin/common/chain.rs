@@ -17,9 +17,9 @@ use nbdkit_loader::{
 ///
 /// # Errors
 /// A name that is not known; the message suggests one that looks like it. What is wrong with a file.
-pub(crate) fn load(plugin: &OsStr, filters: &[OsString], debug: &mut DebugFlags) -> Result<Chain> {
-    let (plugin, script) = find_plugin(plugin, debug)?;
-    let filters = filters.iter().map(|name| find_filter(name, debug)).collect::<Result<_>>()?;
+pub(crate) fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Result<Chain> {
+    let (plugin, script) = find_plugin(plugin, &mut debug)?;
+    let filters = filters.iter().map(|name| find_filter(name, &mut debug)).collect::<Result<_>>()?;
     let mut chain = Chain::new(plugin, filters);
     let names: Vec<_> = chain.infos().into_iter().map(|info| info.name).collect();
     debug.warn_unused(&names);
@@ -37,7 +37,8 @@ fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>,
     match lookup::find(Kind::Plugin, name) {
         Some(Found::Library(path)) => Ok((load_plugin(&path, debug)?, None)),
         Some(Found::Script { path, plugin: Some(language) }) => {
-            let plugin = find_language(language.as_ref(), debug).with_context(|| path.display().to_string())?;
+            let plugin =
+                find_language(language.as_ref(), debug).with_context(|| path.display().to_string())?;
             Ok((plugin, Some(path)))
         }
         Some(Found::Script { path, plugin: None }) => {
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn near_names() {
-        let text = |name: &str| load(OsStr::new(name), &[], &mut DebugFlags::default()).unwrap_err().to_string();
+        let text = |name: &str| load(OsStr::new(name), &[], DebugFlags::default()).unwrap_err().to_string();
         assert!(text("memroy").contains("'memory'"), "{}", text("memroy"));
         assert!(text("qqqq").contains("--help"));
     }

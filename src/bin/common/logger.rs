@@ -2,9 +2,26 @@
 //!
 //! A connection's threads are called `PLUGIN[N]`; their name becomes the part in the middle.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// Debug messages that a flag of the server silences: the flag, their target, and whether it does.
+static MUTABLE: [(&str, &str, AtomicBool); 2] = [
+    ("backend.controlpath", "nbdkit::controlpath", AtomicBool::new(false)),
+    ("backend.datapath", "nbdkit::datapath", AtomicBool::new(false)),
+];
+
+/// Silences the messages whose flag is set to 0.
+#[allow(dead_code, reason = "nbdkit-mount has no debug flags")]
+pub(crate) fn mute(mut is_off: impl FnMut(&str) -> bool) {
+    for (flag, _, muted) in &MUTABLE {
+        muted.store(is_off(flag), Ordering::Relaxed);
+    }
+}
 
 struct Logger {
     /// What every line starts with.
@@ -14,7 +31,9 @@ struct Logger {
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries' own chatter is not the product's.
-        metadata.target().starts_with("nbdkit")
+        let target = metadata.target();
+        target.starts_with("nbdkit")
+            && !MUTABLE.iter().any(|(_, name, muted)| *name == target && muted.load(Ordering::Relaxed))
     }
 
     fn log(&self, record: &Record<'_>) {

@@ -27,6 +27,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser};
+use nbdkit_loader::DebugFlags;
 
 use crate::{args::Args, plan::Plan};
 
@@ -52,7 +53,7 @@ fn run() -> Result<u8> {
         return Ok(0);
     }
     let plan = Plan::new(&args)?;
-    let mut chain = chain::load(&plan.plugin, &plan.filters, &mut DebugFlags::default())?;
+    let mut chain = chain::load(&plan.plugin, &plan.filters, DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
         nbdkit_fuse::check_mountpoint(mountpoint)?;
@@ -64,7 +65,7 @@ fn run() -> Result<u8> {
 
 /// What the options that only print have to say.
 fn information(args: &Args) -> Result<Option<String>> {
-    let layers = || args.words.first().map(|plugin| chain::load(plugin, &args.filter)).transpose();
+    let layers = || args.words.first().map(|plugin| chain::load(plugin, &args.filter, DebugFlags::default())).transpose();
     Ok(Some(if args.help {
         let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {

@@ -114,6 +114,10 @@ pub(crate) struct Args {
     #[arg(short, long, help_heading = "Life")]
     pub(crate) verbose: bool,
 
+    /// Set a debug flag of a plugin or filter, or of the server (NAME nbdkit)
+    #[arg(short = 'D', long, value_name = "NAME.FLAG=N", action = ArgAction::Append, help_heading = "Life")]
+    pub(crate) debug: Vec<String>,
+
     /// Print help, with a PLUGIN about that and its filters
     #[arg(long, help_heading = "Information")]
     pub(crate) help: bool,

@@ -1,8 +1,8 @@
 //! `--dump-config` and `--dump-plugin`: key=value lines that scripts read.
 
-use std::fmt::Write;
+use std::{fmt::Display, io::Write, path::PathBuf};
 
-use nbdkit_core::Chain;
+use nbdkit_core::{Chain, Info};
 
 /// How the server was built.
 pub(crate) fn config() -> String {
@@ -34,28 +34,44 @@ pub(crate) fn config() -> String {
     .collect()
 }
 
-/// What the plugin of a configured chain can do.
-pub(crate) fn plugin(chain: &Chain) -> String {
+/// Prints what a configured chain can do. Returns the lines that the layers themselves add; those written in C
+/// print theirs.
+///
+/// # Errors
+/// Those of standard output.
+pub(crate) fn plugin(chain: &Chain) -> std::io::Result<String> {
     let plugin = chain.plugin();
-    let info = plugin.info();
-    let mut out = String::new();
-    let mut line = |key: &str, value: &str| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "{key}={value}");
-    };
-    line("path", &std::env::current_exe().unwrap_or_default().display().to_string());
-    line("name", &info.name);
-    line("version", &info.version);
-    line("api_version", "2");
-    line("max_thread_model", plugin.max_thread_model().name());
-    line("thread_model", plugin.thread_model().name());
-    line("errno_is_preserved", "1");
+    let (info, interface) = (plugin.info(), plugin.interface());
+    let mut out = std::io::stdout().lock();
+    let mut line = |key: &str, value: &dyn Display| writeln!(out, "{key}={value}");
+    line("path", &path(&info).display())?;
+    line("name", &info.name)?;
+    if !info.version.is_empty() {
+        line("version", &info.version)?;
+    }
+    line("api_version", &interface.api_version)?;
+    if let Some(size) = interface.struct_size {
+        line("struct_size", &size)?;
+    }
+    line("max_thread_model", &plugin.max_thread_model())?;
+    line("thread_model", &chain.filters().fold(plugin.thread_model(), |m, f| m.min(f.thread_model(m))))?;
+    line("errno_is_preserved", &i32::from(interface.errno_is_preserved))?;
     if let Some(key) = &info.magic_config_key {
-        line("magic_config_key", key);
+        line("magic_config_key", key)?;
     }
-    line("has_thread_model", "1");
-    for (key, value) in plugin.dump() {
-        line(&key, &value);
+    for callback in interface.callbacks {
+        line(&format!("has_{callback}"), &1)?;
     }
-    out
+    for info in chain.filters().map(|filter| filter.info()) {
+        line(&format!("{}_path", info.name), &path(&info).display())?;
+        line(&format!("{}_name", info.name), &info.name)?;
+    }
+    out.flush()?;
+    let added = plugin.dump().into_iter().chain(chain.filters().flat_map(|filter| filter.dump()));
+    Ok(added.map(|(key, value)| format!("{key}={value}\n")).collect())
+}
+
+/// The file that a layer is in.
+fn path(info: &Info) -> PathBuf {
+    info.path.clone().or_else(|| std::env::current_exe().ok()).unwrap_or_default()
 }

@@ -28,6 +28,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
+use nbdkit_loader::DebugFlags;
 
 use crate::{args::Args, plan::Plan};
 
@@ -50,7 +51,12 @@ fn run(program: &mut String) -> Result<u8> {
         *program = format!("nbdkit[{name}]");
     }
     logger::start(program, args.verbose);
-    if let Some(text) = information(&args)? {
+    let mut debug = DebugFlags::parse(args.debug.iter().map(String::as_str))?;
+    logger::mute(|flag| debug.take(flag) == Some(0));
+    if args.single {
+        nbdkit_loader::stdio_is_taken();
+    }
+    if let Some(text) = information(&args, &debug)? {
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
     }
@@ -58,15 +64,16 @@ fn run(program: &mut String) -> Result<u8> {
     let Some(plugin) = &args.plugin else {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
-    let mut chain = chain::load(plugin, &args.filter)?;
+    let mut chain = chain::load(plugin, &args.filter, debug)?;
     chain::configure(&mut chain, &args.parameters)?;
     chain.config_complete()?;
     serve::serve(chain, plan)
 }
 
 /// What the options that only print have to say.
-fn information(args: &Args) -> Result<Option<String>> {
-    let layers = || args.plugin.as_ref().map(|plugin| chain::load(plugin, &args.filter)).transpose();
+fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
+    let load = |plugin| chain::load(plugin, &args.filter, debug.clone());
+    let layers = || args.plugin.as_deref().map(load).transpose();
     Ok(Some(if args.help {
         let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {
@@ -84,7 +91,7 @@ fn information(args: &Args) -> Result<Option<String>> {
             bail!("--dump-plugin cannot be used with -p, -U, -s or --run: leave those out");
         }
         chain::configure(&mut chain, &args.parameters)?;
-        dump::plugin(&chain)
+        dump::plugin(&chain)?
     } else if let Some(shell) = args.completions {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Args::command(), "nbdkit", &mut script);
