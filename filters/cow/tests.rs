@@ -1,5 +1,7 @@
 //! Tests of the cow filter.
 
+use std::sync::Barrier;
+
 use nbdkit_core::Session;
 
 use super::*;
@@ -82,6 +84,17 @@ fn extents_tell_the_three_states_apart() {
 }
 
 #[test]
+fn the_rest_of_a_large_discarded_block_is_zero() {
+    let session = session(&Spec::sized(4 << 20).disk(), "cow", &[("cow-block-size", "4M")]);
+    session.trim(4 << 20, 0, Flags::empty()).unwrap();
+    session.pwrite(&[1; 10], 100, Flags::empty()).unwrap();
+    // It is written in chunks, so look at the same place in the next one.
+    assert!(
+        read(&session, 4 << 20, 0).iter().enumerate().all(|(i, b)| *b == u8::from((100..110).contains(&i)))
+    );
+}
+
+#[test]
 fn a_zero_keeps_its_space_unless_it_may_trim() {
     let session = cow(&Spec::sized(4 * BLOCK).disk());
     session.zero(BLOCK, 0, Flags::empty()).unwrap();
@@ -117,19 +130,24 @@ fn connections_share_the_overlay() {
 
 #[test]
 fn parallel_writes_into_one_block_lose_nothing() {
-    let session = cow(&Spec { data: vec![0; 4 * BLOCK as usize], ..Spec::default() }.disk());
+    // Only the first write into a block copies it, so each round takes a fresh one.
+    const ROUNDS: u64 = 256;
+    let session = cow(&Spec { data: vec![0; (ROUNDS * BLOCK) as usize], ..Spec::default() }.disk());
+    let barrier = Barrier::new(4);
     std::thread::scope(|scope| {
-        for thread in 0..8u64 {
-            let session = &session;
+        for thread in 0..4 {
+            let (session, barrier) = (&session, &barrier);
             scope.spawn(move || {
-                for i in 0..4 * BLOCK / 8 {
-                    session.pwrite(&[thread as u8 + 1], i * 8 + thread, Flags::empty()).unwrap();
+                for round in 0..ROUNDS {
+                    barrier.wait();
+                    session.pwrite(&[thread as u8 + 1], round * BLOCK + thread, Flags::empty()).unwrap();
                 }
             });
         }
     });
-    let found = read(&session, 4 * BLOCK as usize, 0);
-    assert!(found.iter().enumerate().all(|(i, byte)| usize::from(*byte) == i % 8 + 1));
+    for round in 0..ROUNDS {
+        assert_eq!(read(&session, 4, round * BLOCK), [1, 2, 3, 4]);
+    }
 }
 
 #[test]
