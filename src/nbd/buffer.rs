@@ -44,15 +44,22 @@ impl Buffer {
 
     /// Where the next byte goes; see [`rewind`](Self::rewind).
     pub(crate) fn mark(&self) -> usize {
-        self.end
+        self.len()
     }
 
     /// Takes back what was appended after `mark`; nothing may have been consumed since.
     pub(crate) fn rewind(&mut self, mark: usize) {
-        self.end = mark;
+        self.end = self.start + mark;
     }
 
     fn ensure(&mut self, n: usize) {
+        if self.end + n <= self.data.len() {
+            return;
+        }
+        if self.start > 0 {
+            self.data.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.len());
+        }
         let needed = self.end + n;
         if needed <= self.data.len() {
             return;
@@ -96,6 +103,21 @@ mod tests {
         b.consume(99);
         assert!(b.is_empty());
         assert_eq!(b.mark(), 0);
+    }
+
+    #[test]
+    fn what_was_sent_makes_room() {
+        let mut b = Buffer::default();
+        b.space(Buffer::FIRST).fill(1);
+        for i in 0..1000 {
+            b.consume(1000);
+            let mark = b.mark();
+            b.space(1000).fill(9);
+            b.rewind(mark);
+            b.space(1000).fill(i as u8);
+        }
+        assert_eq!(b.data.len(), Buffer::FIRST);
+        assert_eq!(b.as_slice().last(), Some(&(999_u32 as u8)));
     }
 
     #[test]

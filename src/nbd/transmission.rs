@@ -116,6 +116,7 @@ pub(crate) fn run(
         drained: true,
         out: Buffer::default(),
         pending: false,
+        stalled: false,
         spin: Spin::new(busy),
     };
     let Err(end) = reader.run();
@@ -145,6 +146,8 @@ struct Reader<'a> {
     out: Buffer,
     /// `out` could not be sent completely; this thread is the one who sends.
     pending: bool,
+    /// Waiting for the client to take more was in vain.
+    stalled: bool,
     spin: Spin,
 }
 
@@ -157,8 +160,8 @@ impl Reader<'_> {
                 };
                 self.start += Request::LEN;
                 self.handle(&request)?;
-                if self.out.len() >= FLUSH && !self.pending {
-                    self.flush()?;
+                if self.out.len() >= FLUSH {
+                    self.relieve()?;
                 }
             }
             self.receive()?;
@@ -255,6 +258,28 @@ impl Reader<'_> {
     fn flush(&mut self) -> Result<(), End> {
         let flushed = self.shared.outbox.flush(&mut self.out, self.pending)?;
         self.pending = flushed == Flushed::Pending;
+        Ok(())
+    }
+
+    /// Sends when much is there. A client that does not take it is waited for, but not for long, unless it is
+    /// too much.
+    fn relieve(&mut self) -> Result<(), End> {
+        let length = self.out.len();
+        self.flush()?;
+        self.stalled &= self.pending && self.out.len() == length;
+        while self.pending && self.out.len() >= FLUSH {
+            let patience = match self.out.len() {
+                OUTPUT_MAX.. => None,
+                _ if self.stalled => return Ok(()),
+                _ => Some(PATIENCE),
+            };
+            let write = Interest { write: true, ..Interest::default() };
+            let ready = self.stream.wait(write, patience)?;
+            self.stalled = !ready.write && !ready.hangup;
+            if !self.stalled {
+                self.flush()?;
+            }
+        }
         Ok(())
     }
 
