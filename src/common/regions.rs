@@ -82,15 +82,17 @@ impl<K> Regions<K> {
     /// Cuts `offset..offset+length` at the borders of regions. What is past the end of the disk is left out.
     pub fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = Piece<'_, K>> {
         let end = offset.saturating_add(length);
-        self.0[self.index(offset)..].iter().take_while(move |region| region.start < end).map(move |region| {
-            let start = region.start.max(offset);
-            Piece {
-                region,
-                within: start - region.start,
-                at: start - offset,
-                length: region.end().min(end) - start,
-            }
-        })
+        self.0[self.index(offset)..].iter().take_while(move |region| region.start.max(offset) < end).map(
+            move |region| {
+                let start = region.start.max(offset);
+                Piece {
+                    region,
+                    within: start - region.start,
+                    at: start - offset,
+                    length: region.end().min(end) - start,
+                }
+            },
+        )
     }
 }
 

@@ -60,7 +60,6 @@ fn flags_are_those_of_the_c_nbdkit() {
         &["data", "raw=abc"],
         &["info"],
         &["--filter=nozero", "memory", "1M"],
-        &["--filter=fua", "memory", "1M", "fuamode=none"],
         &["--filter=fua", "memory", "1M", "fuamode=emulate"],
         &["--filter=noextents", "memory", "1M"],
         &["--filter=blocksize", "memory", "1M"],
