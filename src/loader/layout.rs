@@ -1,5 +1,7 @@
 //! The three layouts of `struct nbdkit_filter`, told apart by the version of nbdkit that a filter was built for.
 
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "a field behind a pointer is read in one step")]
+
 use std::ffi::c_int;
 
 use anyhow::{Context as _, Result, ensure};

@@ -11,7 +11,7 @@ use std::{
     sync::Once,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use log::debug;
 use nbdkit_core::Info;
@@ -54,7 +54,7 @@ impl Module {
         // RTLD_GLOBAL: the modules of an embedded language look for its symbols among everybody's.
         // SAFETY: running the library's initialisers is what the user asked for.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }
-            .with_context(|| format!("cannot open {kind} {}", path.display()))?;
+            .map_err(|e| anyhow!("cannot open {kind}: {}", reason(&e)))?;
         Ok(Module { path, name: String::new(), unload: None, loaded: false, library })
     }
 
@@ -65,12 +65,9 @@ impl Module {
     pub(crate) fn entry<F: Copy>(&self, kind: &str, symbol: &CStr) -> Result<F> {
         // SAFETY: the interface gives the symbol this type; a library that is no plugin rarely has one.
         let found = unsafe { self.library.get::<F>(symbol.to_bytes_with_nul()) };
-        found.map(|f| *f).with_context(|| {
-            format!(
-                "{} is not a {kind} of nbdkit: it does not define {}",
-                self.path.display(),
-                symbol.to_string_lossy()
-            )
+        found.map(|f| *f).map_err(|_| {
+            let symbol = symbol.to_string_lossy();
+            anyhow!("{} is not a {kind} of nbdkit: it does not define {symbol}", self.path.display())
         })
     }
 
@@ -122,6 +119,11 @@ impl Drop for Module {
             context::call(Scope::default(), || unsafe { unload() }).succeeded();
         }
     }
+}
+
+/// What dlerror(3) says, without what it was asked: it names the file itself.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Checks the name that a library registered.

@@ -197,22 +197,23 @@ impl Handle for PluginHandle {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let base = buf.as_ptr();
+        let (handle, base) = (self.handle, buf.as_ptr());
+        let (pwrite, pwrite_v1) = (self.table().pwrite, self.table().pwrite_v1);
+        if pwrite.is_none() && pwrite_v1.is_none() {
+            return Err(Errno::EROFS.into());
+        }
         pieces::each(buf.len() as u64, 0, |count, done| {
             // SAFETY: the pieces are within the buffer.
             let from = unsafe { base.add(done as usize) }.cast();
             let at = offset + done;
-            match (self.table().pwrite, self.table().pwrite_v1) {
-                // SAFETY: the library is loaded, the handle is open and the piece is in the buffer.
-                (Some(pwrite), _) => {
-                    self.request("pwrite", || unsafe { pwrite(self.handle, from, count, at, flags.bits()) })
+            // SAFETY: the library is loaded, the handle is open and the piece is in the buffer.
+            self.request("pwrite", || unsafe {
+                match (pwrite, pwrite_v1) {
+                    (Some(pwrite), _) => pwrite(handle, from, count, at, flags.bits()),
+                    (None, Some(pwrite)) => pwrite(handle, from, count, at),
+                    (None, None) => -1,
                 }
-                // SAFETY: as above.
-                (None, Some(pwrite)) => {
-                    self.request("pwrite", || unsafe { pwrite(self.handle, from, count, at) })
-                }
-                (None, None) => Err(Errno::EROFS.into()),
-            }
+            })
         })
     }
 

@@ -51,19 +51,21 @@ pub(super) unsafe extern "C" fn nbdkit_peer_name(
                 Peer::Local | Peer::Other => return None,
             })
         });
-        given.map_or(-1, |()| 0)
+        given.unwrap_or(-1)
     })
 }
 
 /// An address that can be copied out.
 trait Address {
+    /// Copies it, or as much of it as there is room for, and tells its length. Returns 0.
+    ///
     /// # Safety
     /// Room for `*length` bytes at `to`.
-    unsafe fn give(&self, to: *mut libc::sockaddr, length: *mut libc::socklen_t);
+    unsafe fn give(&self, to: *mut libc::sockaddr, length: *mut libc::socklen_t) -> c_int;
 }
 
 impl<A: SockaddrLike> Address for A {
-    unsafe fn give(&self, to: *mut libc::sockaddr, length: *mut libc::socklen_t) {
+    unsafe fn give(&self, to: *mut libc::sockaddr, length: *mut libc::socklen_t) -> c_int {
         // SAFETY: the caller promises it.
         let room = unsafe { length.read() };
         let count = room.min(self.len()) as usize;
@@ -71,6 +73,7 @@ impl<A: SockaddrLike> Address for A {
         unsafe { ptr::copy_nonoverlapping(self.as_ptr().cast::<u8>(), to.cast(), count) };
         // SAFETY: as above.
         unsafe { length.write(self.len()) };
+        0
     }
 }
 

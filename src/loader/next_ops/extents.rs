@@ -114,7 +114,7 @@ pub(crate) unsafe extern "C" fn nbdkit_extents_aligned(
         let added = layer.and_then(|layer| {
             let list = list.ok_or_else(|| Error::new(Errno::EINVAL, "there is no list of extents"))?;
             let (end, align) = (end_of(count, offset)?, u64::from(align));
-            if align == 0 || offset % align != 0 || end % align != 0 {
+            if align == 0 || !offset.is_multiple_of(align) || !end.is_multiple_of(align) {
                 let text = format!("nbdkit_extents_aligned: {offset}+{count} is not in blocks of {align}");
                 return Err(Error::new(Errno::EINVAL, text));
             }
