@@ -58,7 +58,7 @@ impl Server {
             chain,
             config,
             stop,
-            busy: Busy::new(),
+            busy: Busy::default(),
             connections: Mutex::default(),
             ended: Condvar::new(),
         })

@@ -4,6 +4,7 @@
 //! microseconds saves ours, if a CPU is free for it and requests come that fast.
 
 use std::{
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,46 +16,60 @@ use std::{
 const SPIN: Duration = Duration::from_micros(40);
 /// A wait that was this short, wake-up included, makes the next one worth a spin.
 const SHORT: Duration = Duration::from_micros(100);
+/// Most waits that are not spun for after spins in vain. A client on our own CPU makes all of them so.
+const PENALTY_MAX: u32 = 256;
 
 /// Connections that are not asleep, of the whole server.
-#[derive(Clone, Debug)]
-pub(crate) struct Busy {
-    awake: Arc<AtomicUsize>,
-    cpus: usize,
-}
-
-impl Busy {
-    pub(crate) fn new() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Busy { awake: Arc::default(), cpus }
-    }
-}
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Busy(Arc<AtomicUsize>);
 
 /// One connection's part: awake from its creation on.
 #[derive(Debug)]
 pub(crate) struct Spin {
-    busy: Busy,
+    awake: Busy,
+    /// CPUs that this thread may run on.
+    cpus: usize,
+    /// The last wait was short.
     worth: bool,
+    /// Waits to come without a spin.
+    skip: u32,
+    /// How many that will be after the next spin in vain.
+    penalty: u32,
 }
 
 impl Spin {
-    pub(crate) fn new(busy: Busy) -> Self {
-        busy.awake.fetch_add(1, Ordering::Relaxed);
-        Spin { busy, worth: false }
+    /// To be called on the thread that spins.
+    pub(crate) fn new(awake: Busy) -> Self {
+        awake.0.fetch_add(1, Ordering::Relaxed);
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Spin { awake, cpus, worth: false, skip: 0, penalty: 1 }
+    }
+
+    /// CPUs that this thread may run on.
+    pub(crate) fn cpus(&self) -> usize {
+        self.cpus
     }
 
     /// Calls `look` until it finds something or spinning is not worth it.
     pub(crate) fn find<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        if !self.worth || self.busy.awake.load(Ordering::Relaxed) >= self.busy.cpus {
+        // One CPU is left to those who make the requests.
+        if !self.worth || self.awake.0.load(Ordering::Relaxed) >= self.cpus {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
             return None;
         }
         let start = Instant::now();
         loop {
             if let Some(found) = look() {
+                self.penalty = 1;
                 return Some(found);
             }
             if start.elapsed() > SPIN {
                 self.worth = false;
+                self.skip = self.penalty;
+                self.penalty = (self.penalty * 2).min(PENALTY_MAX);
                 return None;
             }
             for _ in 0..8 {
@@ -65,17 +80,17 @@ impl Spin {
 
     /// Runs a call that sleeps, and learns from how long it took.
     pub(crate) fn sleep<T>(&mut self, call: impl FnOnce() -> T) -> T {
-        self.busy.awake.fetch_sub(1, Ordering::Relaxed);
+        self.awake.0.fetch_sub(1, Ordering::Relaxed);
         let start = Instant::now();
         let result = call();
         self.worth = start.elapsed() < SHORT;
-        self.busy.awake.fetch_add(1, Ordering::Relaxed);
+        self.awake.0.fetch_add(1, Ordering::Relaxed);
         result
     }
 }
 
 impl Drop for Spin {
     fn drop(&mut self) {
-        self.busy.awake.fetch_sub(1, Ordering::Relaxed);
+        self.awake.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

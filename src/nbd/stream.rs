@@ -39,6 +39,11 @@ pub(crate) trait Stream: Send + Sync {
     /// Receives at most `buf.len()` bytes; 0 at the end of the stream.
     fn recv(&self, buf: &mut [u8], wait: bool) -> io::Result<usize>;
 
+    /// Receives, and waits until `buf` is full if that can be had in one call.
+    fn recv_full(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.recv(buf, true)
+    }
+
     /// Sends some of `buf`.
     fn send(&self, buf: &[u8], wait: bool) -> io::Result<usize>;
 
@@ -101,6 +106,13 @@ impl Stream for Socket {
         }
         let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
         Ok(recv(&self.fd, buf, flags)?.0)
+    }
+
+    fn recv_full(&self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.no_input.load(Ordering::Acquire) {
+            return Ok(0);
+        }
+        Ok(recv(&self.fd, buf, RecvFlags::WAITALL)?.0)
     }
 
     fn send(&self, buf: &[u8], wait: bool) -> io::Result<usize> {

@@ -25,6 +25,8 @@ const INPUT: usize = 256 << 10;
 const INPUT_AFTER_LARGE: usize = 4 << 10;
 /// A payload up to this size is completed in the input buffer; a larger one is received where it will be used.
 const LARGE: usize = 64 << 10;
+/// A write of this size is worth a wake-up.
+const PARALLEL: usize = 256 << 10;
 /// Replies are sent when this much is there.
 const FLUSH: usize = 128 << 10;
 /// While a client takes no replies, requests are run until this much is there.
@@ -204,7 +206,7 @@ impl Reader<'_> {
             let mut payload = self.shared.pool.payload(length);
             self.receive_into(&mut payload)?;
             self.at_once = INPUT_AFTER_LARGE;
-            if inline {
+            if inline && !self.parallel(length) {
                 self.shared.requests.run(request, &payload, &mut self.out);
                 self.shared.pool.recycle(payload);
                 return Ok(());
@@ -224,6 +226,11 @@ impl Reader<'_> {
         let mut copy = self.shared.pool.payload(length);
         copy.copy_from_slice(&self.input[payload]);
         self.submit(Job { request: *request, payload: copy })
+    }
+
+    /// Whether so much data is better copied by a worker, while this thread receives or sends.
+    fn parallel(&self, length: usize) -> bool {
+        length >= PARALLEL && !self.serial && self.spin.cpus() > 1
     }
 
     /// Hands a request to a worker, when there is room.
@@ -293,7 +300,7 @@ impl Reader<'_> {
         }
         let mut input = std::mem::take(&mut self.input);
         let most = input.len().min(self.end + self.at_once);
-        let received = self.receive_some(&mut input[self.end..most]);
+        let received = self.receive_some(&mut input[self.end..most], false);
         self.input = input;
         self.end += received?;
         Ok(())
@@ -305,7 +312,7 @@ impl Reader<'_> {
         head.copy_from_slice(&self.input[self.start..self.start + head.len()]);
         self.start += head.len();
         while !rest.is_empty() {
-            let n = self.receive_some(rest)?;
+            let n = self.receive_some(rest, true)?;
             rest = &mut rest[n..];
         }
         Ok(())
@@ -328,8 +335,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Receives at least one byte. Sends the replies before it waits.
-    fn receive_some(&mut self, buf: &mut [u8]) -> Result<usize, End> {
+    /// Receives at least one byte, or what `buf` takes if that is known to come. Sends the replies before it waits.
+    fn receive_some(&mut self, buf: &mut [u8], full: bool) -> Result<usize, End> {
         if !self.drained
             && let Some(n) = self.try_receive(buf)?
         {
@@ -344,6 +351,13 @@ impl Reader<'_> {
                 }
             }
             let stream = self.stream;
+            if full {
+                let result = stream.recv_full(buf);
+                if let Some(n) = self.received(buf, result)? {
+                    return Ok(n);
+                }
+                continue;
+            }
             if self.shared.pool.is_idle()
                 && let Some(result) = self.spin.find(|| match stream.recv(buf, false) {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
