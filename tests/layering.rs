@@ -11,6 +11,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("nbdkit-nbd", &["nbdkit-core"]),
         ("nbdkit-fuse", &["nbdkit-core"]),
         ("nbdkit-loader", &["nbdkit-core", "nbdkit-abi"]),
+        ("nbdkit", &["nbdkit-abi"]),
         ("nbdkit-plugins", &["nbdkit-core", "nbdkit-common"]),
         ("nbdkit-filters", &["nbdkit-core", "nbdkit-common"]),
         (
