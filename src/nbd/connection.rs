@@ -23,6 +23,7 @@ pub(crate) fn run(
     busy: Busy,
 ) {
     log::debug!("connected: {:?}", client.peer);
+    close_on_request(client, stream);
     let end = match begin(chain, config, client, &**stream) {
         Ok(None) => "the client left the negotiation".to_owned(),
         Err(e) => format!("the negotiation failed: {e:#}"),
@@ -33,6 +34,15 @@ pub(crate) fn run(
     client.gone.raise();
     stream.close();
     log::debug!("{end}");
+}
+
+/// Closes the connection when a layer asks for it, after the replies in flight unless the client counts as gone.
+fn close_on_request(client: &Arc<Client>, stream: &Arc<dyn Stream>) {
+    let (asked, stream) = (Arc::downgrade(client), stream.clone());
+    client.leave.on_raise(move || match asked.upgrade() {
+        Some(client) if !client.gone.is_raised() => stream.close_input(),
+        _ => stream.close(),
+    });
 }
 
 /// Everything before the first request.
