@@ -1,0 +1,207 @@
+//! Plugins and filters from shared libraries, through both doors. Those of the distribution are the measure.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::util::{Mount, NBDKIT, NBDKIT_MOUNT, Server, image, nbdsh, patterned, run, run_ok, sh, temp};
+
+/// The distribution's directory of plugins or filters.
+fn distribution(kind: &str) -> PathBuf {
+    let dump = sh("nbdkit --dump-config");
+    let key = format!("{kind}dir=");
+    let line = dump.lines().find_map(|line| line.strip_prefix(&key)).expect("the distribution's nbdkit");
+    line.into()
+}
+
+fn plugin(name: &str) -> String {
+    distribution("plugin").join(format!("nbdkit-{name}-plugin.so")).display().to_string()
+}
+
+fn filter(name: &str) -> String {
+    format!("--filter={}/nbdkit-{name}-filter.so", distribution("filter").display())
+}
+
+fn libraries(kind: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(distribution(kind)).expect("a directory").map(|entry| entry.unwrap().path());
+    let list: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "so")).collect();
+    assert!(list.len() > 20, "{list:?}");
+    list
+}
+
+#[test]
+fn every_plugin_of_the_distribution_tells_what_it_told_there() {
+    for path in libraries("plugin") {
+        let dump = |program: &str| run([program, path.to_str().unwrap(), "--dump-plugin"]).ok();
+        assert_eq!(dump(NBDKIT), dump("nbdkit"), "{}", path.display());
+        let help = run_ok([NBDKIT, path.to_str().unwrap(), "--help"]);
+        assert!(help.contains("plugin: "), "{help}");
+    }
+}
+
+#[test]
+fn every_filter_of_the_distribution_loads() {
+    for path in libraries("filter") {
+        let option = format!("--filter={}", path.display());
+        let dump = run_ok([NBDKIT, &option, "null", "--dump-plugin"]);
+        assert!(dump.contains(&format!("_path={}\n", path.display())), "{dump}");
+        let help = run_ok([NBDKIT, &option, "null", "--help"]);
+        assert!(help.contains("filter: "), "{help}");
+    }
+}
+
+#[test]
+fn both_doors_serve_a_c_plugin_under_c_and_rust_filters() {
+    let dir = temp();
+    let disk = patterned(dir.path(), "disk", 3 << 20);
+    let mut words = vec![filter("offset"), "--filter=cow".into()];
+    words.extend([filter("swab"), filter("swab"), plugin("file"), disk.display().to_string()]);
+    words.extend(["offset=1M".to_owned(), "range=1M".into(), "swab-bits=16".into()]);
+    let want = &fs::read(&disk).unwrap()[1 << 20..2 << 20];
+
+    let server = Server::start(&words);
+    let copy = server.dir().join("copy");
+    run_ok(["nbdcopy", &server.uri(), copy.to_str().unwrap()]);
+    assert!(fs::read(&copy).unwrap() == want);
+    let script = "h.pwrite(b'x' * 4096, 8192, nbd.CMD_FLAG_FUA)\nassert h.pread(4096, 8192) == b'x' * 4096";
+    nbdsh(&server.uri(), script);
+
+    let mut mount = Mount::start(&words);
+    assert!(fs::read(mount.file()).unwrap() == want);
+    fs::write(mount.file(), want).unwrap();
+    assert_eq!(mount.unmount(), 0);
+    assert!(fs::read(&disk).unwrap()[1 << 20..2 << 20] == *want, "cow kept the writes away from the disk");
+}
+
+#[test]
+fn names_are_looked_for_in_directories() {
+    let dir = temp();
+    let name = dir.path().join("nbdkit-mine-plugin.so");
+    fs::copy(plugin("memory"), &name).unwrap();
+    fs::copy(
+        distribution("filter").join("nbdkit-offset-filter.so"),
+        dir.path().join("nbdkit-moved-filter.so"),
+    )
+    .unwrap();
+    let here = dir.path().display();
+    let dump = sh(&format!(
+        "NBDKIT_PLUGINDIR={here} NBDKIT_FILTERDIR={here} {NBDKIT} --filter=moved mine --dump-plugin"
+    ));
+    assert!(dump.contains(&format!("path={}\n", name.display())), "{dump}");
+    assert!(dump.contains(&format!("offset_path={here}/nbdkit-moved-filter.so\n")), "{dump}");
+    // A bundled one has precedence; a path forces the file.
+    let bundled = run_ok([NBDKIT, "memory", "--dump-plugin"]);
+    assert!(!bundled.contains("struct_size="), "{bundled}");
+    assert!(run_ok([NBDKIT, &plugin("memory"), "--dump-plugin"]).contains("struct_size="));
+}
+
+/// Writes an executable script for the Python plugin.
+fn script(path: &Path, first_line: &str) {
+    let body = "def open(readonly):\n    return 1\n\
+                def get_size(h):\n    return 65536\n\
+                def pread(h, count, offset):\n    return b'z' * count\n";
+    fs::write(path, format!("{first_line}\n{body}")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_script_is_a_plugin() {
+    let dir = temp();
+    let path = dir.path().join("nbdkit-zzz-plugin");
+    script(&path, &format!("#!/any/where/nbdkit {}", plugin("python")));
+    let serve = format!("{NBDKIT} -U - {} --run 'nbdcopy \"$uri\" - | head -c 3'", path.display());
+    assert_eq!(sh(&serve), "zzz");
+    let by_name = serve.replace(path.to_str().unwrap(), "zzz");
+    assert_eq!(sh(&format!("NBDKIT_PLUGINDIR={} {by_name}", dir.path().display())), "zzz");
+
+    script(&path, "#!/bin/bash");
+    let refused = run([NBDKIT, path.to_str().unwrap()]);
+    assert!(refused.refused().contains("must be #!/usr/sbin/nbdkit PLUGIN"));
+}
+
+#[test]
+fn what_does_not_load_is_one_line() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk", 512);
+    let disk = disk.to_str().unwrap();
+    for program in [NBDKIT, NBDKIT_MOUNT] {
+        for (words, reason) in [
+            (vec!["./none.so".to_owned()], "none.so: cannot open shared object file"),
+            (vec![disk.to_owned()], "invalid ELF header"),
+            (vec![filter("cow").replace("--filter=", "")], "does not define plugin_init"),
+            (vec![format!("--filter={}", plugin("file")), "null".into()], "does not define filter_init"),
+            (vec![plugin("memory")], "you must specify size"),
+            (vec![plugin("memory"), "1M".into(), "x=1".into()], "unknown parameter 'x'"),
+            (vec![plugin("example1"), "x=1".into()], "'x'"),
+        ] {
+            let mountpoint = dir.path().display().to_string();
+            let mut all = vec![program.to_owned()];
+            all.extend(words.clone());
+            if program == NBDKIT_MOUNT {
+                all.push(mountpoint);
+            }
+            let said = run(&all).refused();
+            assert!(said.contains(reason), "{words:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn debug_flags() {
+    let retry = plugin("memory");
+    let warnings = |flag: &str| run([NBDKIT, "-D", flag, &retry, "--version"]).stderr;
+    assert!(
+        warnings("memory.x=1").contains(
+            "warning: -D memory.x: memory does not contain a global variable called memory_debug_x"
+        )
+    );
+    assert!(warnings("none.x=1").contains("warning: debug flag -D none.x was not used"));
+    let bad = run([NBDKIT, "-D", "x", "null", "--version"]);
+    assert!(bad.refused().contains("must have the format"));
+    // The curl plugin has this one.
+    let good = run([NBDKIT, "-D", "curl.verbose=1", &plugin("curl"), "--version"]);
+    assert_eq!((good.code, &*good.stderr), (0, ""));
+    let loud = |flags: &[&str]| {
+        let words = [&[NBDKIT, "-v"], flags, &["-U", "-", "null", "1M", "--run", "nbdinfo --size \"$uri\""]];
+        run(words.concat()).stderr
+    };
+    assert!(loud(&[]).contains("null: open"));
+    let quiet = loud(&["-D", "nbdkit.backend.controlpath=0"]);
+    assert!(!quiet.contains("null: open") && quiet.contains("debug:"), "{quiet}");
+}
+
+#[test]
+fn the_retry_filter_opens_the_layers_anew() {
+    let dir = temp();
+    let (disk, marker) = (patterned(dir.path(), "disk", 1 << 20), dir.path().join("marker"));
+    let pread = format!(
+        "pread=if [ -f {m} ]; then dd if={d} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none; \
+         else touch {m}; echo EIO not yet >&2; exit 1; fi",
+        m = marker.display(),
+        d = disk.display()
+    );
+    let get_size = format!("get_size=stat -c %s {}", disk.display());
+    let server = Server::start([&filter("retry"), &plugin("eval"), "retry-delay=1", &get_size, &pread]);
+    let copy = server.dir().join("copy");
+    run_ok(["nbdcopy", &server.uri(), copy.to_str().unwrap()]);
+    assert!(fs::read(copy).unwrap() == fs::read(disk).unwrap());
+    assert!(server.stderr().contains("not yet"), "{}", server.stderr());
+}
+
+#[test]
+fn a_filter_may_refuse_a_client_by_its_address() {
+    let server = Server::start([&filter("ip"), &plugin("null"), "size=1M", "deny=all"]);
+    assert_ne!(run(["nbdinfo", &server.uri()]).code, 0);
+    let uid = format!("allow=uid:{}", rustix::process::getuid().as_raw());
+    let server = Server::start([&filter("ip"), &plugin("null"), "size=1M", &uid, "deny=all"]);
+    assert_eq!(run_ok(["nbdinfo", "--size", &server.uri()]), "1048576\n");
+}
+
+#[test]
+fn the_exitlast_filter_stops_the_server() {
+    let mut server = Server::start([&filter("exitlast"), &plugin("null"), "size=1M"]);
+    run_ok(["nbdinfo", "--size", &server.uri()]);
+    assert_eq!(server.wait(), 0);
+}
