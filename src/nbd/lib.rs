@@ -24,6 +24,8 @@ mod requests;
 mod server;
 mod spin;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod transmission;
 
 use std::{ffi::OsString, os::fd::OwnedFd, sync::Arc, time::Duration};

@@ -187,7 +187,7 @@ impl Reader<'_> {
             return self.write(request);
         }
         self.at_once = INPUT;
-        let inline = !self.serial || self.shared.pool.is_idle();
+        let inline = self.may_overtake();
         if inline && request.command == cmd::READ {
             if self.shared.requests.read_now(request, &mut self.out) {
                 return Ok(());
@@ -201,7 +201,7 @@ impl Reader<'_> {
 
     fn write(&mut self, request: &Request) -> Result<(), End> {
         let length = request.length as usize;
-        let inline = (!self.serial || self.shared.pool.is_idle()) && !self.shared.requests.may_block(request);
+        let inline = self.may_overtake() && !self.shared.requests.may_block(request);
         if length > LARGE && self.end - self.start < length {
             let mut payload = self.shared.pool.payload(length);
             self.receive_into(&mut payload)?;
@@ -233,9 +233,17 @@ impl Reader<'_> {
         length >= PARALLEL && !self.serial && self.spin.cpus() > 1
     }
 
+    /// Whether this thread may run a request that came after those of the workers, and send its reply.
+    fn may_overtake(&self) -> bool {
+        !self.serial || (!self.pending && self.shared.pool.is_idle())
+    }
+
     /// Hands a request to a worker, when there is room.
     fn submit(&mut self, job: Job) -> Result<(), End> {
         let shared = self.shared.clone();
+        if self.serial {
+            self.flush()?;
+        }
         if !shared.pool.wait_for_room(Duration::ZERO) {
             self.flush()?;
             while !shared.pool.wait_for_room(LOOK) {
