@@ -28,5 +28,6 @@ man:
 completions: build
 	scripts/completions target/completions
 
-install: build man completions
-	scripts/install "$(DESTDIR)$(PREFIX)"
+# DESTDIR is for packages: everything goes beneath it.
+install: build
+	DESTDIR="$(DESTDIR)" scripts/install "$(PREFIX)"

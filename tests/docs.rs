@@ -19,7 +19,14 @@ fn pages() -> BTreeSet<String> {
 fn every_layer_has_a_page_and_every_page_a_layer() {
     let plugins = nbdkit_plugins::names().map(|name| format!("nbdkit-{name}-plugin.1.scd"));
     let filters = nbdkit_filters::names().map(|name| format!("nbdkit-{name}-filter.1.scd"));
-    let programs = ["nbdkit.1.scd", "nbdkit-mount.1.scd", "nbdkit-rust-plugin.3.scd"].map(String::from);
+    let programs = [
+        "nbdkit.1.scd",
+        "nbdkit-mount.1.scd",
+        "nbdkit-plugin.3.scd",
+        "nbdkit-filter.3.scd",
+        "nbdkit-rust-plugin.3.scd",
+    ]
+    .map(String::from);
     let wanted: BTreeSet<String> = plugins.chain(filters).chain(programs).collect();
     assert_eq!(pages(), wanted);
 }

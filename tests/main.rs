@@ -1,5 +1,6 @@
 //! The product seen from outside: servers and mounts under test, foreign clients as witnesses.
 
+mod abi;
 mod bad_input;
 mod chain;
 mod docs;

@@ -1,0 +1,5 @@
+//! The C interface, from the outside: binaries that others compiled, and those compiled against our headers.
+
+mod headers;
+mod install;
+mod loading;
