@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec},
     process::{Pid, Signal, kill_process},
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
@@ -104,7 +105,8 @@ pub(crate) enum SyscallTool {
     Strace(PathBuf),
 }
 
-const COUNTER_STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the counting tool may take to answer or to end.
+const COUNTER_LIMIT: Duration = Duration::from_secs(5);
 const SYSCALL_EVENT: &str = "raw_syscalls:sys_enter";
 
 impl SyscallTool {
@@ -185,6 +187,9 @@ impl Counter {
             bail!("no pipe to perf")
         };
         control.write_all(b"enable\n")?;
+        let mut ready = [PollFd::new(ack, PollFlags::IN)];
+        let limit = Timespec { tv_sec: COUNTER_LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
+        ensure!(rustix::event::poll(&mut ready, Some(&limit))? > 0, "perf does not answer");
         let mut answer = [0; 4];
         ack.read_exact(&mut answer).context("perf did not start")?;
         ensure!(&answer == b"ack\n", "perf did not start counting");
@@ -205,7 +210,7 @@ impl Counter {
 
     fn stop(&mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.0), Signal::INT)?;
-        if poll(COUNTER_STOP_LIMIT, || Ok(self.0.try_wait()?))?.is_none() {
+        if poll(COUNTER_LIMIT, || Ok(self.0.try_wait()?))?.is_none() {
             self.0.kill()?;
             self.0.wait()?;
             bail!("the counter of system calls hangs");
