@@ -205,3 +205,48 @@ fn the_exitlast_filter_stops_the_server() {
     run_ok(["nbdinfo", "--size", &server.uri()]);
     assert_eq!(server.wait(), 0);
 }
+
+/// Compiles one of the loader's test plugins.
+fn compiled(name: &str, dir: &Path) -> String {
+    let source = format!("{}/src/loader/tests/{name}.c", env!("CARGO_MANIFEST_DIR"));
+    let library = dir.join(format!("{name}.so")).display().to_string();
+    run_ok(["gcc", "-shared", "-fPIC", "-g", "-o", &library, &source]);
+    library
+}
+
+#[test]
+fn a_plugin_that_exits_is_heard() {
+    let dir = temp();
+    let plugin = compiled("plugin", dir.path());
+    for program in [NBDKIT, NBDKIT_MOUNT] {
+        let mountpoint = dir.path().to_str().unwrap();
+        let words = [program, &plugin, "wrong=exit", mountpoint];
+        let ended = run(&words[..if program == NBDKIT { 3 } else { 4 }]);
+        assert_eq!(ended.code, 7, "{}", ended.stderr);
+        assert!(ended.stderr.ends_with("error: the last words\n"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_plugin_may_end_the_connection_or_sleep_until_it_ends() {
+    let dir = temp();
+    let mut server = Server::start([compiled("interface", dir.path())]);
+    let uri = server.uri_of("name");
+    // After the reply, before it, and while another request sleeps.
+    let script = "
+def gone(offset):
+    try:
+        h.pread(512, offset)
+    except nbd.Error:
+        return
+    assert False, 'the connection is still there'
+";
+    nbdsh(&uri, &format!("{script}\nh.pread(512, 1536)\ngone(4096)"));
+    nbdsh(&uri, &format!("{script}\ngone(2048)\ngone(4096)"));
+    let sleeper =
+        "h.aio_pread(nbd.Buffer(512), 512)\nwhile h.aio_in_flight() and h.poll(0): pass\nh.pread(512, 4096)";
+    nbdsh(&uri, sleeper);
+    let sleeping = "h.aio_pread(nbd.Buffer(512), 512)\nh.pread(512, 1024)";
+    nbdsh(&uri, sleeping);
+    assert_eq!(server.wait(), 0, "the plugin asked for it");
+}

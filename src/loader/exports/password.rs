@@ -61,7 +61,10 @@ fn read(value: &CStr) -> Result<Vec<u8>> {
         [b'-', number @ ..] => {
             let fd: RawFd = params::integer("password file descriptor", os(&c_string(number)))?;
             ensure!(fd > 2, "password: -FD cannot be stdin, stdout or stderr: open another one for it");
-            // SAFETY: the user handed this descriptor over for this. If it is not open, reading says so.
+            // SAFETY: the number is only asked about.
+            let is_open = unsafe { nix::libc::fcntl(fd, nix::libc::F_GETFD) } != -1;
+            ensure!(is_open, "password: file descriptor {fd} is not open");
+            // SAFETY: it is open, and the user handed it over for this.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             line(BufReader::new(File::from(fd))).context("cannot read the password's file descriptor")
         }
@@ -118,7 +121,7 @@ mod tests {
         assert_eq!(read(&c_string(format!("-{fd}").as_bytes())).unwrap(), b"secret");
         assert_eq!(read(c"plain").unwrap(), b"plain");
         assert_eq!(read(c"").unwrap(), b"");
-        for bad in [c"-0", c"-2", c"-x", c"+/no/such/file"] {
+        for bad in [c"-0", c"-2", c"-x", c"-98765", c"+/no/such/file"] {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }
