@@ -69,6 +69,13 @@ fn run_mounts_for_one_command() {
 }
 
 #[test]
+fn run_gives_its_status_when_it_unmounts_itself() {
+    let command =
+        "fusermount3 -u $mnt; while grep -qx fuse /proc/$PPID/task/*/comm 2>/dev/null; do :; done; exit 8";
+    assert_eq!(util::run([NBDKIT_MOUNT, "--run", command, "memory", "1M"]).code, 8);
+}
+
+#[test]
 fn signals_unmount() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let mut mount = Mount::start(["memory", "1M"]);

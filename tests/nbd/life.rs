@@ -31,6 +31,17 @@ fn run_sets_variables_and_gives_its_status() {
 }
 
 #[test]
+fn run_gives_its_status_when_the_server_ends_first() {
+    let early = "while nbdinfo --size \"$uri\" 2>/dev/null; do :; done; exit 5";
+    assert_eq!(util::run([NBDKIT, "--filter=exitlast", "memory", "1M", "--run", early]).code, 5);
+    // The server passes SIGTERM on.
+    let terminated = "kill -TERM $PPID; exec sleep 60";
+    assert_eq!(util::run([NBDKIT, "memory", "1M", "--run", terminated]).code, 128 + 15);
+    let stubborn = "trap '' TERM; kill -TERM $PPID; tail --pid=$PPID -f /dev/null";
+    assert_eq!(util::run([NBDKIT, "memory", "1M", "--run", stubborn]).code, 128 + 15);
+}
+
+#[test]
 fn run_gets_no_files_and_no_blocked_signals() {
     let script = "ls -l /proc/self/fd | grep -c -v -E 'total|/proc/|pipe|/dev/null|/dev/pts' || true; \
                   grep SigBlk /proc/self/status";

@@ -51,7 +51,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
     }
     unmounted?;
     chain.cleanup();
-    Ok(captive.and_then(|captive| captive.status()).unwrap_or(0))
+    Ok(captive.map_or(0, |captive| captive.status()))
 }
 
 type Server = JoinHandle<Result<()>>;

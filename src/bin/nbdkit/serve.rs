@@ -51,7 +51,7 @@ pub(crate) fn serve(mut chain: Chain, plan: Plan) -> Result<u8> {
         None => nbdkit_nbd::serve(chain.clone(), plan.config, std::mem::take(&mut bound.listeners), stop)?,
     }
     chain.cleanup();
-    Ok(captive.and_then(|captive| captive.status()).unwrap_or(0))
+    Ok(captive.map_or(0, |captive| captive.status()))
 }
 
 /// Prints the URI and starts the `--run` command.
