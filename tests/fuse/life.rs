@@ -85,6 +85,18 @@ fn signals_unmount() {
 }
 
 #[test]
+fn signals_end_a_start_that_takes_long() {
+    let dir = temp();
+    let script = format!(
+        "{NBDKIT_MOUNT} --filter=delay memory 1M delay-open=1000 {} & children=/proc/$!/task/$!/children
+         until grep -q . $children; do :; done; child=$(cat $children)
+         kill -TERM $!; wait $! || echo $?; tail --pid=$child -f /dev/null",
+        dir.path().display()
+    );
+    assert_eq!(sh(&script).trim(), "143");
+}
+
+#[test]
 fn a_busy_mount_ends_too() {
     let dir = temp();
     let disk = image(dir.path(), "disk.img", 1 << 20);

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use crate::util::{self, NBDKIT, Run, Server, image, temp};
+use crate::util::{self, NBDKIT, NBDKIT_MOUNT, Run, Server, image, temp};
 
 #[test]
 fn run_sets_variables_and_gives_its_status() {
@@ -172,4 +172,27 @@ fn relative_paths_work_in_the_background() {
         dir.path().display()
     ));
     assert_eq!(out.trim(), "1048576");
+}
+
+#[test]
+fn the_callers_umask_does_not_matter() {
+    for umask in ["000", "077", "777"] {
+        let dir = temp();
+        let modes = util::sh(&format!(
+            "cd {} && umask {umask} && {NBDKIT} -U sock -P pid memory 1M && stat -c %a sock pid; kill $(cat pid)",
+            dir.path().display()
+        ));
+        assert_eq!(modes.split_whitespace().collect::<Vec<_>>(), ["755", "644"], "{umask}");
+    }
+}
+
+#[test]
+fn a_relative_path_in_a_directory_that_is_gone() {
+    for command in [format!("{NBDKIT} -U sock memory 1M"), format!("{NBDKIT_MOUNT} memory 1M mnt")] {
+        let dir = temp();
+        let script = format!("mkdir gone && cd gone && rmdir ../gone && exec {command}");
+        let script = format!("cd {} && {script}", dir.path().display());
+        let line = util::run(["sh", "-c", &script]).refused();
+        assert!(line.contains("cannot find the current directory"), "{line}");
+    }
 }

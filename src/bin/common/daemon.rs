@@ -11,9 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::{
-    sys::wait::{WaitStatus, waitpid},
-    unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
+    sys::{
+        signal::SigSet,
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, getppid, setsid},
 };
+use rustix::process::set_parent_process_death_signal;
 
 /// The child's promise to tell the parent that it serves. Dropping it without that is a failure.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ impl Ready {
     /// If /dev/null cannot be opened.
     pub(crate) fn tell(self, keep_stderr: bool) -> Result<()> {
         let Some(mut pipe) = self.0 else { return Ok(()) };
+        set_parent_process_death_signal(None)?;
         null_stdio(keep_stderr)?;
         // The parent may have been killed meanwhile: serve all the same.
         let _ = pipe.write_all(b"R");
@@ -53,7 +58,8 @@ fn null_stdio(keep_stderr: bool) -> Result<()> {
     Ok(())
 }
 
-/// Forks. Returns in the child only; the parent waits for it and exits.
+/// Forks. Returns in the child only; the parent waits for it and exits. A signal that ends the parent before the
+/// child serves ends the child too.
 ///
 /// The process must have one thread.
 ///
@@ -61,16 +67,23 @@ fn null_stdio(keep_stderr: bool) -> Result<()> {
 /// If the kernel refuses.
 pub(crate) fn fork_to_background() -> Result<Ready> {
     let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let parent = Pid::this();
     // SAFETY: called before any thread is started, so the child may do all that the parent may.
     match unsafe { fork() }.context("cannot fork")? {
         ForkResult::Child => {
             drop(reader);
+            set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            if getppid() != parent {
+                exit(1);
+            }
             setsid().context("setsid")?;
             chdir("/").context("chdir to /")?;
             Ok(Ready(Some(writer)))
         }
         ForkResult::Parent { child } => {
             drop(writer);
+            // The child has its own way to end.
+            SigSet::all().thread_unblock()?;
             let mut word = [0];
             if matches!(reader.read(&mut word), Ok(1)) {
                 exit(0);

@@ -46,6 +46,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<u8> {
     std_fds::check()?;
+    // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
     logger::start(PROGRAM, args.verbose);
     if let Some(text) = information(&args)? {

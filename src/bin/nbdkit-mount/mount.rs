@@ -19,9 +19,9 @@ use crate::{captive, daemon, pidfile, plan::Plan, signals};
 /// # Errors
 /// Anything that keeps the mount from starting, and a failed final flush.
 pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
-    let place = Place::new(&plan)?;
     chain.get_ready()?;
     signals::block()?;
+    let place = Place::new(&plan)?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose()?;
 
     let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };

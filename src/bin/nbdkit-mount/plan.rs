@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nbdkit_core::params;
 
 use crate::{args::Args, chain};
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) verbose: bool,
 }
 
+/// Why a relative path has no absolute form.
+const NO_DIRECTORY: &str = "cannot find the current directory: change to one that exists";
 /// Requests at once unless `-t` says otherwise, as nbdkit(1) has it.
 const THREADS: usize = 16;
 
@@ -83,9 +85,9 @@ impl Plan {
             filename: filename.clone(),
             options,
             passthrough: !args.no_passthrough,
-            socket: args.unix.as_deref().map(std::path::absolute).transpose()?,
+            socket: args.unix.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
             foreground: args.foreground || args.run.is_some(),
-            pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose()?,
+            pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
             verbose: args.verbose,
         })
     }
@@ -95,7 +97,7 @@ impl Plan {
 fn mountpoint(words: &mut Vec<OsString>) -> Result<PathBuf> {
     match words.pop() {
         Some(word) if chain::split(&word).is_none() || std::path::Path::new(&word).exists() => {
-            Ok(std::path::absolute(word)?)
+            std::path::absolute(word).context(NO_DIRECTORY)
         }
         Some(word) => bail!(
             "the mountpoint is missing: the last word '{}' is a parameter (add a directory or a regular file)",

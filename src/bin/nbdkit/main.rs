@@ -46,6 +46,8 @@ fn main() -> ExitCode {
 /// Everything; `program` becomes the name that messages start with.
 fn run(program: &mut String) -> Result<u8> {
     std_fds::check()?;
+    // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
     if let Some(name) = &args.name {
         *program = format!("nbdkit[{name}]");

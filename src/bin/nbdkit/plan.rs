@@ -8,6 +8,9 @@ use nbdkit_nbd::{Config, listen::Family};
 
 use crate::args::Args;
 
+/// Why a relative path has no absolute form.
+const NO_DIRECTORY: &str = "cannot find the current directory: change to one that exists";
+
 /// Where clients come from.
 #[derive(Debug)]
 pub(crate) enum Where {
@@ -48,7 +51,7 @@ impl Plan {
             config: config(args)?,
             foreground,
             run: args.run.clone(),
-            pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose()?,
+            pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
             exit_with_parent: args.exit_with_parent,
             print_uri: args.print_uri,
             swap: args.swap,
@@ -79,7 +82,7 @@ fn listen(args: &Args) -> Result<Where> {
         Some(path) if path.as_os_str() == "-" => Where::Private,
         Some(path) => {
             ensure!(!path.as_os_str().is_empty(), "-U needs the path of a socket, or '-' for a private one");
-            Where::Unix(std::path::absolute(path)?)
+            Where::Unix(std::path::absolute(path).context(NO_DIRECTORY)?)
         }
         None if args.run.is_some() && args.port.is_none() => Where::Private,
         None => Where::Tcp {
