@@ -67,7 +67,9 @@ fn run() -> Result<u8> {
 
 /// What the options that only print have to say.
 fn information(args: &Args) -> Result<Option<String>> {
-    let layers = || args.words.first().map(|plugin| chain::load(plugin, &args.filter, DebugFlags::default())).transpose();
+    let layers = || {
+        args.words.first().map(|plugin| chain::load(plugin, &args.filter, DebugFlags::default())).transpose()
+    };
     Ok(Some(if args.help {
         let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {
