@@ -46,15 +46,29 @@ impl Log for Logger {
             _ => "debug",
         };
         let thread = std::thread::current();
-        let line = match thread.name().filter(|name| name.ends_with(']')) {
-            Some(thread) => format!("{}: {thread}: {level}: {}\n", self.name, record.args()),
-            None => format!("{}: {level}: {}\n", self.name, record.args()),
+        let start = match thread.name().filter(|name| name.ends_with(']')) {
+            Some(thread) => format!("{}: {thread}: {level}: ", self.name),
+            None => format!("{}: {level}: ", self.name),
         };
-        // One write for one line, so that lines of threads do not mix. Nobody is left to tell if it fails.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        // One write for one message, so that those of threads do not mix. Nobody is left to tell if it fails.
+        let _ = std::io::stderr().write_all(lines(&start, &record.args().to_string()).as_bytes());
     }
 
     fn flush(&self) {}
+}
+
+/// Gives each line of a message its start, and escapes control characters: a message may quote what a client sent,
+/// which must not pass for another message or move a terminal's cursor.
+fn lines(start: &str, message: &str) -> String {
+    let mut text = String::new();
+    for line in message.trim_end_matches('\n').split('\n') {
+        text += start;
+        for c in line.chars() {
+            if c.is_control() && c != '\t' { text.extend(c.escape_default()) } else { text.push(c) }
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Starts logging for the program `name`; `verbose` is `-v`.
@@ -70,4 +84,17 @@ pub(crate) fn start(name: &str, verbose: bool) {
 pub(crate) fn fatal(name: &str, error: &anyhow::Error) {
     let text = format!("{error:#}").trim_end().replace('\n', " ");
     let _ = writeln!(std::io::stderr(), "{name}: error: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_cannot_pass_for_two() {
+        assert_eq!(lines("n: error: ", "one"), "n: error: one\n");
+        assert_eq!(lines("n: error: ", ""), "n: error: \n");
+        let text = lines("n: error: ", "open: a\nn: error: b\u{1b}[2J\tc\n");
+        assert_eq!(text, "n: error: open: a\nn: error: n: error: b\\u{1b}[2J\tc\n");
+    }
 }
