@@ -16,7 +16,14 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("nbdkit-filters", &["nbdkit-core", "nbdkit-common"]),
         (
             "nbdkit-rs",
-            &["nbdkit-core", "nbdkit-nbd", "nbdkit-fuse", "nbdkit-loader", "nbdkit-plugins", "nbdkit-filters"],
+            &[
+                "nbdkit-core",
+                "nbdkit-nbd",
+                "nbdkit-fuse",
+                "nbdkit-loader",
+                "nbdkit-plugins",
+                "nbdkit-filters",
+            ],
         ),
         ("nbdkit-bench", &[]),
     ])
