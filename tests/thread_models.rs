@@ -152,7 +152,9 @@ fn over_nbd(model: ThreadModel, overlap: usize) -> Arc<Census> {
         let ends = clients.map(|client| client.join().expect("a client"));
         stop.raise();
         server.join().expect("the server").expect("serve");
-        ends.map(util::Run::ok);
+        for end in ends {
+            end.ok();
+        }
     });
     census
 }

@@ -197,11 +197,6 @@ impl Mount {
         self.mountpoint.join("nbd")
     }
 
-    /// What it has said so far.
-    pub(crate) fn stderr(&self) -> String {
-        self.process.stderr()
-    }
-
     /// Unmounts with fusermount3 and waits for the end. Returns the exit code.
     #[track_caller]
     pub(crate) fn unmount(&mut self) -> i32 {
