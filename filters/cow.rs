@@ -1,9 +1,12 @@
-//! Makes any disk writable for the life of the server: changes go into a temporary file, the disk below is only
-//! read.
+//! Makes any disk writable: changes go into a file, the disk below is only read. The file is a temporary one, or with
+//! `cow-file` one that stays.
 //!
 //! All connections share one overlay, so they see each other's changes at once.
 
+pub(crate) mod export;
+mod format;
 mod overlay;
+mod store;
 
 use std::{
     ffi::OsStr,
@@ -20,13 +23,20 @@ use nbdkit_core::{
 };
 use parking_lot::Mutex;
 
-use self::overlay::{Overlay, Patch, Span, State};
+use self::{
+    overlay::{Overlay, Patch, Span, State},
+    store::{Claimed, Store},
+};
 use crate::blocksize::{Limits, read_fitted, read_within_limits};
 
 const HELP: &str = "\
 cow-block-size=<N>              Unit of the overlay, a power of 2 from 4k to 2G (default 64k).
+cow-file=<PATH>                 Keep the changes in this file (default: in a temporary one).
 cow-on-cache=<BOOL>             Cache requests copy data into the overlay (default false).
 cow-on-read=<BOOL>|/PATH        Reads copy data into the overlay: always, never (default), or while PATH exists.";
+
+/// Unless the parameter or an overlay says otherwise.
+const DEFAULT_BLOCK_SIZE: u64 = 64 << 10;
 
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4096..=2 << 30;
 
@@ -35,22 +45,33 @@ const DEFAULT_TMPDIR: &str = "/var/tmp";
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(Cow {
-        block_size: 64 << 10,
+        block_size: None,
         on_cache: false,
         on_read: OnRead::Never,
-        file: None,
-        overlay: Mutex::default(),
+        path: None,
+        overlay: Mutex::new(Backing::Missing),
     })
 }
 
 struct Cow {
-    block_size: u64,
+    block_size: Option<u64>,
     on_cache: bool,
     on_read: OnRead,
-    /// Made early, so that it is an error of the start when it cannot be.
-    file: Option<Arc<File>>,
-    /// Made by the first client, who tells the size.
-    overlay: Mutex<Option<Arc<Overlay>>>,
+    /// Where the changes stay; None: nowhere.
+    path: Option<PathBuf>,
+    overlay: Mutex<Backing>,
+}
+
+/// How far the overlay is.
+enum Backing {
+    /// The server has not started.
+    Missing,
+    /// The file was opened early, so that it is an error of the start when it cannot be; the first client tells the
+    /// size of the disk.
+    Temporary(Arc<File>),
+    /// The same, for an overlay that is to stay.
+    New(Claimed),
+    Ready(Arc<Overlay>),
 }
 
 /// When reads copy what they read.
@@ -73,29 +94,49 @@ impl OnRead {
 }
 
 impl Cow {
+    fn block_size(&self) -> u64 {
+        self.block_size.unwrap_or(DEFAULT_BLOCK_SIZE)
+    }
+
     /// The overlay for a disk of `size` bytes.
     fn overlay(&self, size: u64) -> Result<Arc<Overlay>> {
-        let refuse = |why: String| Err(Error::new(Errno::EINVAL, why));
         let mut shared = self.overlay.lock();
-        if let Some(overlay) = &*shared {
-            if overlay.size() != size {
-                let first = overlay.size();
-                return refuse(format!(
-                    "the disk below has {size} bytes, but it had {first} when first opened"
-                ));
-            }
-            return Ok(overlay.clone());
-        }
-        let Some(file) = &self.file else {
-            return refuse("the server has not started".into());
+        let overlay = match std::mem::replace(&mut *shared, Backing::Missing) {
+            Backing::Missing => return Err(Error::new(Errno::EIO, "the overlay could not be opened")),
+            Backing::Ready(overlay) => overlay,
+            Backing::Temporary(file) => match Overlay::temporary(file.clone(), size, self.block_size()) {
+                Ok(overlay) => Arc::new(overlay),
+                Err(e) => {
+                    *shared = Backing::Temporary(file);
+                    return Err(e);
+                }
+            },
+            Backing::New(claimed) => match Store::new(claimed, size, self.block_size()) {
+                Ok(store) => Arc::new(Overlay::persistent(store)?),
+                Err((claimed, e)) => {
+                    *shared = Backing::New(claimed);
+                    return Err(e);
+                }
+            },
         };
-        let Some(overlay) = Overlay::new(file.clone(), size, self.block_size) else {
-            return refuse(format!(
-                "a disk of {size} bytes has too many blocks of {}: give a larger cow-block-size",
-                self.block_size
-            ));
-        };
-        Ok(shared.insert(Arc::new(overlay)).clone())
+        *shared = Backing::Ready(overlay.clone());
+        overlay.check_size(size)?;
+        Ok(overlay)
+    }
+
+    /// Opens the overlay that is to stay.
+    fn claim(&self, path: &Path) -> anyhow::Result<Backing> {
+        let claimed = Claimed::open(path, true)?;
+        let Some(header) = claimed.header.clone() else { return Ok(Backing::New(claimed)) };
+        let wanted = self.block_size.unwrap_or(header.block_size);
+        ensure!(
+            header.block_size == wanted,
+            "{} has blocks of {} bytes, but cow-block-size={wanted} was given: leave that out, or give another cow-file",
+            path.display(),
+            header.block_size
+        );
+        let store = Store::new(claimed, header.size, header.block_size).map_err(|(_, e)| e)?;
+        Ok(Backing::Ready(Arc::new(Overlay::persistent(store)?)))
     }
 }
 
@@ -114,11 +155,16 @@ impl Filter for Cow {
     fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
         match key {
             "cow-block-size" => {
-                self.block_size = params::size(value)?;
+                let block_size = params::size(value)?;
                 ensure!(
-                    BLOCK_SIZES.contains(&self.block_size) && self.block_size.is_power_of_two(),
+                    BLOCK_SIZES.contains(&block_size) && block_size.is_power_of_two(),
                     "cow-block-size is out of range (4096..2G) or not a power of 2"
                 );
+                self.block_size = Some(block_size);
+            }
+            "cow-file" => {
+                ensure!(!value.is_empty(), "cow-file needs the path of a file");
+                self.path = Some(std::path::absolute(value)?);
             }
             "cow-on-cache" => self.on_cache = params::boolean(value)?,
             "cow-on-read" if Path::new(value).is_absolute() => self.on_read = OnRead::While(value.into()),
@@ -132,14 +178,26 @@ impl Filter for Cow {
     }
 
     fn get_ready(&mut self, _: ThreadModel) -> anyhow::Result<()> {
-        self.file = Some(Arc::new(temporary_file()?));
+        *self.overlay.get_mut() = match &self.path {
+            Some(path) => self.claim(path)?,
+            None => Backing::Temporary(Arc::new(temporary_file()?)),
+        };
         Ok(())
+    }
+
+    fn cleanup(&self, _: &Below) {
+        // What clients wrote and did not flush is still the server's to keep: it ends in peace.
+        if let Backing::Ready(overlay) = &*self.overlay.lock()
+            && let Err(e) = overlay.save()
+        {
+            log::error!("cow: {e}: what was written since the last flush is lost");
+        }
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         let next = next.open(&Open { readonly: true, ..open.clone() })?;
         let overlay = self.overlay(next.caps().size)?;
-        let preferred = self.block_size.min(32 << 20) as u32;
+        let preferred = overlay.block_size().min(32 << 20) as u32;
         Ok(Box::new(Overlaid {
             overlay,
             preferred,
@@ -172,6 +230,10 @@ impl Overlaid {
     fn widen(&self, offset: u64, length: u64) -> (u64, u64) {
         let (start, length) = self.limits().widen(offset, length);
         (start, length.min(self.overlay.size() - start))
+    }
+
+    fn flush_if(&self, flags: Flags) -> Result<()> {
+        if flags.contains(Flags::FUA) { self.overlay.flush() } else { Ok(()) }
     }
 
     fn store(&self, patch: Patch<'_>, offset: u64) -> Result<()> {
@@ -227,7 +289,7 @@ impl Overlaid {
     }
 }
 
-// The overlay dies with the server, so there is nothing to make durable: flush and FUA have nothing to do.
+// A temporary overlay dies with the server, so there is nothing to make durable: flush and FUA have nothing to do.
 impl Handle for Overlaid {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
@@ -319,7 +381,7 @@ impl Handle for Overlaid {
         Ok(true)
     }
 
-    fn pwrite(&self, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let patch = Patch::Data(buf);
         let length = buf.len() as u64;
         // A run of stored blocks takes one write; others are stored one by one, each under its own lock.
@@ -333,15 +395,16 @@ impl Handle for Overlaid {
                 self.store(patch.part(at - offset, length), at)?;
             }
         }
-        Ok(())
+        self.flush_if(flags)
     }
 
     fn flush(&self) -> Result<()> {
-        Ok(())
+        self.overlay.flush()
     }
 
-    fn trim(&self, length: u64, offset: u64, _: Flags) -> Result<()> {
-        self.discard(self.overlay.whole_blocks(offset, length))
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.discard(self.overlay.whole_blocks(offset, length))?;
+        self.flush_if(flags)
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
@@ -360,7 +423,8 @@ impl Handle for Overlaid {
                 self.store(Patch::Zeroes(length), at)?;
             }
         }
-        self.discard(whole)
+        self.discard(whole)?;
+        self.flush_if(flags)
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
@@ -397,9 +461,9 @@ impl Handle for Overlaid {
 
     fn may_block(&self, op: Op) -> bool {
         match op {
-            Op::Flush => false,
+            Op::Flush => self.overlay.is_persistent(),
             Op::Extents => self.next.may_block(op),
-            // The temporary file is on a real disk.
+            // The file is on a real disk.
             _ => true,
         }
     }
@@ -423,5 +487,7 @@ impl Overlaid {
     }
 }
 
+#[cfg(test)]
+mod file_tests;
 #[cfg(test)]
 mod tests;

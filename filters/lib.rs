@@ -6,6 +6,8 @@
 
 use nbdkit_core::Filter;
 
+pub use self::cow::export::{Change, Changes, OverlayFile};
+
 macro_rules! registry {
     ($($module:ident)*) => {
         $(mod $module;)*

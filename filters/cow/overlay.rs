@@ -1,7 +1,8 @@
-//! The overlay of the cow filter: which blocks have changed, and a temporary file with what they hold.
+//! The overlay of the cow filter: which blocks have changed, and a file with what they hold, a temporary one or a
+//! [`Store`].
 //!
-//! A block's data lies in the file at the offset it has on the disk, so there is no index to keep; what has not
-//! changed is a hole. Each block is in one of three states, kept in two bitmaps:
+//! A block's data lies in the file at the offset it has on the disk (after the map, in a store), so there is no index
+//! to keep; what has not changed is a hole. Each block is in one of three states, kept in two bitmaps:
 //!
 //! | changed | discarded | state |
 //! |---|---|---|
@@ -20,6 +21,11 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::{
     fs::{FallocateFlags, fallocate},
     io::{ReadWriteFlags, preadv2},
+};
+
+use super::{
+    format::{PAGE_BLOCKS, Page},
+    store::Store,
 };
 
 /// Blocks share their locks with others at this distance.
@@ -79,7 +85,9 @@ pub(super) struct Span {
 }
 
 pub(super) struct Overlay {
-    file: Arc<File>,
+    backing: Backing,
+    /// Where the data start in the file.
+    data_start: u64,
     /// Size of the disk in bytes.
     size: u64,
     block_size: u64,
@@ -88,16 +96,58 @@ pub(super) struct Overlay {
     locks: [Mutex<()>; LOCKS],
 }
 
+/// What the data lie in.
+enum Backing {
+    /// A file without a name, which dies with the server.
+    Temporary(Arc<File>),
+    Store(Store),
+}
+
 impl Overlay {
-    /// An overlay in which nothing has changed. None: the disk has more blocks than can be kept track of.
-    pub(super) fn new(file: Arc<File>, size: u64, block_size: u64) -> Option<Self> {
+    /// An overlay in which nothing has changed, over a file that dies with the server.
+    ///
+    /// # Errors
+    /// `EINVAL`: the disk has more blocks than can be kept track of.
+    pub(super) fn temporary(file: Arc<File>, size: u64, block_size: u64) -> Result<Self> {
+        Self::new(Backing::Temporary(file), 0, size, block_size)
+    }
+
+    /// An overlay as it was when it was last flushed.
+    ///
+    /// # Errors
+    /// Those of the file; `EIO`: it is damaged; `EINVAL`: it has more blocks than can be kept track of.
+    pub(super) fn persistent(store: Store) -> Result<Self> {
+        let header = store.header().clone();
+        let overlay = Self::new(Backing::Store(store), header.data_start, header.size, header.block_size)?;
+        if let Backing::Store(store) = &overlay.backing {
+            store.load(|page, states| {
+                let first = page * (PAGE_BLOCKS / 64);
+                for (index, (changed, discarded)) in states.changed.iter().zip(states.discarded).enumerate() {
+                    overlay.discarded.set_word(first + index as u64, discarded);
+                    overlay.changed.set_word(first + index as u64, *changed);
+                }
+            })?;
+        }
+        Ok(overlay)
+    }
+
+    fn new(backing: Backing, data_start: u64, size: u64, block_size: u64) -> Result<Self> {
         let blocks = size.div_ceil(block_size);
-        Some(Overlay {
-            file,
+        let bitmap = || {
+            Bitmap::new(blocks).ok_or_else(|| {
+                let why = format!(
+                    "a disk of {size} bytes has too many blocks of {block_size}: give a larger cow-block-size"
+                );
+                Error::new(Errno::EINVAL, why)
+            })
+        };
+        Ok(Overlay {
+            backing,
+            data_start,
             size,
             block_size,
-            changed: Bitmap::new(blocks)?,
-            discarded: Bitmap::new(blocks)?,
+            changed: bitmap()?,
+            discarded: bitmap()?,
             locks: [const { Mutex::new(()) }; LOCKS],
         })
     }
@@ -105,6 +155,119 @@ impl Overlay {
     /// Size of the disk in bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Checks that the disk below has the size that the overlay is for.
+    ///
+    /// # Errors
+    /// `EINVAL`, with both sizes.
+    pub(super) fn check_size(&self, size: u64) -> Result<()> {
+        match &self.backing {
+            _ if size == self.size => Ok(()),
+            Backing::Store(store) => Err(store.wrong_size(size)),
+            Backing::Temporary(_) => {
+                let first = self.size;
+                let why = format!("the disk below has {size} bytes, but it had {first} when first opened");
+                Err(Error::new(Errno::EINVAL, why))
+            }
+        }
+    }
+
+    /// Unit of the overlay in bytes.
+    pub(super) fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    /// Whether it outlives the server.
+    pub(super) fn is_persistent(&self) -> bool {
+        matches!(self.backing, Backing::Store(_))
+    }
+
+    fn file(&self) -> &File {
+        match &self.backing {
+            Backing::Temporary(file) => file,
+            Backing::Store(store) => store.file(),
+        }
+    }
+
+    /// Makes everything that was written durable, if the overlay is persistent.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn flush(&self) -> Result<()> {
+        match &self.backing {
+            Backing::Temporary(_) => Ok(()),
+            Backing::Store(store) => store.flush(|page| self.states(page)),
+        }
+    }
+
+    /// The states of the blocks of a page of the map.
+    fn states(&self, page: u64) -> Page {
+        let first = page * (PAGE_BLOCKS / 64);
+        let mut states = Page::EMPTY;
+        for (index, (changed, discarded)) in states.changed.iter_mut().zip(&mut states.discarded).enumerate()
+        {
+            // In this order, as in `state`.
+            *changed = self.changed.word(first + index as u64);
+            *discarded = self.discarded.word(first + index as u64) & *changed;
+        }
+        states
+    }
+
+    /// After the state of a block has changed.
+    fn touch(&self, block: u64) {
+        if let Backing::Store(store) = &self.backing {
+            store.touch(block);
+        }
+    }
+
+    /// Saves what only memory has of a persistent overlay, at the end of its use.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn save(&self) -> Result<()> {
+        match &self.backing {
+            Backing::Store(store) if store.is_dirty() => self.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets all changes, durably, and gives their space back. A crash on the way leaves some of the changes, each
+    /// of them whole. Nobody else may use the overlay meanwhile.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn clear(&self) -> Result<()> {
+        let mut from = 0;
+        while let Some(block) = self.changed.next_set(from) {
+            let page = block / PAGE_BLOCKS;
+            self.changed.set_range(page * PAGE_BLOCKS, PAGE_BLOCKS, false);
+            self.discarded.set_range(page * PAGE_BLOCKS, PAGE_BLOCKS, false);
+            self.touch(block);
+            from = (page + 1) * PAGE_BLOCKS;
+        }
+        self.flush()?;
+        match &self.backing {
+            Backing::Temporary(_) => Ok(()),
+            Backing::Store(store) => store.drop_data(),
+        }
+    }
+
+    #[cold]
+    fn failed(&self, what: &str, e: std::io::Error) -> Error {
+        let error = Error::from(e);
+        let (file, hint) = match &self.backing {
+            Backing::Temporary(_) => ("temporary file".into(), "set TMPDIR".into()),
+            Backing::Store(store) => {
+                (format!("overlay {}", store.path().display()), "put it on another file system".to_string())
+            }
+        };
+        let error = match error.errno() {
+            // The disk is larger than the files that the file system takes.
+            Errno::EFBIG => Error::new(Errno::ENOSPC, format!("it cannot grow that large there ({hint})")),
+            _ => error,
+        };
+        error.context(format!("cannot {what} the {file}"))
     }
 
     fn state(&self, block: u64) -> State {
@@ -174,28 +337,29 @@ impl Overlay {
 
     /// Reads a range of stored blocks.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|e| failed("read", e))
+        self.file().read_exact_at(buf, self.data_start + offset).map_err(|e| self.failed("read", e))
     }
 
     /// Reads a range of stored blocks, if they are in memory.
     pub(super) fn read_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         let length = buf.len();
         let target = &mut [std::io::IoSliceMut::new(buf)];
-        match preadv2(&self.file, target, offset, ReadWriteFlags::NOWAIT) {
+        match preadv2(self.file(), target, self.data_start + offset, ReadWriteFlags::NOWAIT) {
             Ok(n) => Ok(n == length),
             // A file system in memory need not know the question.
             Err(rustix::io::Errno::OPNOTSUPP) => self.read(buf, offset).map(|()| true),
             Err(rustix::io::Errno::AGAIN) => Ok(false),
-            Err(e) => Err(failed("read", e.into())),
+            Err(e) => Err(self.failed("read", e.into())),
         }
     }
 
     pub(super) fn write(&self, patch: Patch<'_>, offset: u64) -> Result<()> {
+        let write = |data: &[u8], at: u64| {
+            self.file().write_all_at(data, self.data_start + at).map_err(|e| self.failed("write", e))
+        };
         match patch {
-            Patch::Data(data) => self.file.write_all_at(data, offset).map_err(|e| failed("write", e)),
-            Patch::Zeroes(length) => emulate::zero(length, offset, BlockSize::default(), |zeroes, at| {
-                self.file.write_all_at(zeroes, at).map_err(|e| failed("write", e))
-            }),
+            Patch::Data(data) => write(data, offset),
+            Patch::Zeroes(length) => emulate::zero(length, offset, BlockSize::default(), write),
         }
     }
 
@@ -215,6 +379,7 @@ impl Overlay {
                 // Whichever of the two makes it stored comes last.
                 self.discarded.clear(block);
                 self.changed.set(block);
+                self.touch(block);
                 return Ok(());
             }
         }
@@ -272,6 +437,7 @@ impl Overlay {
             self.fill(Patch::Zeroes(0), start, State::Below, read_below)?;
             self.discarded.clear(block);
             self.changed.set(block);
+            self.touch(block);
         }
         Ok(())
     }
@@ -283,21 +449,13 @@ impl Overlay {
         let before = self.state(block);
         self.discarded.set(block);
         self.changed.set(block);
+        if before != State::Discarded {
+            self.touch(block);
+        }
         if before == State::Stored {
             // Space that cannot be given back is no error: the state says what the block reads as.
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let _ = fallocate(&self.file, flags, start, end - start);
+            let _ = fallocate(self.file(), flags, self.data_start + start, end - start);
         }
     }
-}
-
-#[cold]
-fn failed(what: &str, e: std::io::Error) -> Error {
-    let error = Error::from(e);
-    let error = match error.errno() {
-        // The disk is larger than the files that the file system takes.
-        Errno::EFBIG => Error::new(Errno::ENOSPC, "it cannot grow that large there (set TMPDIR)"),
-        _ => error,
-    };
-    error.context(format!("cannot {what} the temporary file"))
 }

@@ -81,6 +81,21 @@ impl Bitmap {
         self.page(bit).is_some_and(|page| page[word].fetch_and(!mask, Ordering::AcqRel) & mask != 0)
     }
 
+    /// The 64 bits from `64 * index` on, the lowest first.
+    pub fn word(&self, index: u64) -> u64 {
+        let Some(bit) = index.checked_mul(64).filter(|bit| *bit < self.bits) else { return 0 };
+        self.page(bit).map_or(0, |page| page[place(bit).0].load(Ordering::Acquire))
+    }
+
+    /// Sets those of the 64 bits from `64 * index` on that are set in `bits`.
+    pub fn set_word(&self, index: u64, bits: u64) {
+        let Some(bit) = index.checked_mul(64).filter(|bit| *bit < self.bits) else { return };
+        let bits = bits & word_mask(bit, self.bits.min(bit + 64));
+        if bits != 0 {
+            self.make_page(bit)[place(bit).0].fetch_or(bits, Ordering::AcqRel);
+        }
+    }
+
     /// Sets or clears `count` bits from `first`, as far as they exist.
     pub fn set_range(&self, first: u64, count: u64, value: bool) {
         let end = first.saturating_add(count).min(self.bits);
@@ -258,6 +273,16 @@ mod tests {
         assert!(Bitmap::new(Bitmap::MAX + 1).is_none());
         assert!(!Bitmap::new(Bitmap::MAX).unwrap().set(Bitmap::MAX - 1));
         assert!(Bitmap::new(0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn words_are_64_bits() {
+        let map = Bitmap::new(100).unwrap();
+        map.set_word(1, u64::MAX);
+        map.set_word(2, u64::MAX);
+        map.set(1);
+        assert_eq!((map.word(0), map.word(1), map.word(2)), (2, (1 << 36) - 1, 0));
+        assert_eq!(map.count(), 37);
     }
 
     #[test]

@@ -1,0 +1,265 @@
+//! How a persistent overlay lies in its file: the header and the pages of the block map.
+//!
+//! ```text
+//! 0          header, 4 KiB, written once
+//! 4 KiB      block map: for each page of the map two slots of 4 KiB, written in turn
+//! data_start blocks, each at data_start plus its offset on the disk
+//! ```
+//!
+//! Numbers are little-endian. A slot that was torn by a crash fails its checksum, and then the other one, which was
+//! durable before, counts. A page that was never written is a hole and says that nothing has changed.
+
+use super::BLOCK_SIZES;
+
+/// What the file starts with.
+const MAGIC: [u8; 8] = *b"NBDKCOW\x1a";
+/// The version written; the only one understood.
+const VERSION: u32 = 1;
+
+/// Bytes of the header.
+pub(super) const HEADER: u64 = 4096;
+/// Bytes of a slot.
+pub(super) const SLOT: usize = 4096;
+/// Words of one bitmap in a page.
+const WORDS: usize = (SLOT - SLOT_HEADER) / 8 / 2;
+const SLOT_HEADER: usize = 32;
+/// Blocks whose state is in one page.
+pub(super) const PAGE_BLOCKS: u64 = WORDS as u64 * 64;
+/// The data start at a multiple of this, so that holes in them can be punched whole.
+const DATA_ALIGNMENT: u64 = 1 << 20;
+
+/// Where the checksums lie: after what they cover in the header, in the middle of a slot.
+const HEADER_CHECKSUM: usize = 48;
+const SLOT_CHECKSUM: usize = 24;
+
+/// What the header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Size in bytes of the disk below.
+    pub(super) size: u64,
+    /// Unit of the overlay in bytes.
+    pub(super) block_size: u64,
+    /// Where the data start in the file.
+    pub(super) data_start: u64,
+    /// A random number, which the slots repeat.
+    pub(super) id: u64,
+}
+
+impl Header {
+    /// The header of a new overlay. None: no file can be that large.
+    pub(super) fn new(size: u64, block_size: u64, id: u64) -> Option<Self> {
+        let pages = size.div_ceil(block_size).div_ceil(PAGE_BLOCKS);
+        let map = pages.checked_mul(2 * SLOT as u64)?;
+        let data_start = HEADER.checked_add(map)?.checked_next_multiple_of(DATA_ALIGNMENT)?;
+        let end = data_start.checked_add(size)?;
+        (end <= i64::MAX as u64).then_some(Header { size, block_size, data_start, id })
+    }
+
+    /// Number of pages of the map.
+    pub(super) fn pages(&self) -> u64 {
+        self.size.div_ceil(self.block_size).div_ceil(PAGE_BLOCKS)
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER as usize];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        for (at, number) in [(16, self.size), (24, self.block_size), (32, self.data_start), (40, self.id)] {
+            bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        let checksum = crc32fast::hash(&bytes[..HEADER_CHECKSUM]);
+        bytes[HEADER_CHECKSUM..HEADER_CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the first bytes of a file. The error completes the sentence "FILE …".
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() < HEADER as usize || bytes[..8] != MAGIC {
+            return Err(
+                "is not an overlay of the cow filter: give another file, or one that does not exist".into()
+            );
+        }
+        let version = number32(bytes, 8);
+        if version > VERSION {
+            return Err(format!(
+                "has version {version}, which needs a newer nbdkit: this one reads up to {VERSION}"
+            ));
+        }
+        if number32(bytes, HEADER_CHECKSUM) != crc32fast::hash(&bytes[..HEADER_CHECKSUM]) {
+            return Err("has a damaged header: its checksum is wrong".into());
+        }
+        let number = |at| number64(bytes, at);
+        let (size, block_size) = (number(16), number(24));
+        let sane = BLOCK_SIZES.contains(&block_size) && block_size.is_power_of_two();
+        match sane.then(|| Header::new(size, block_size, number(40))).flatten() {
+            Some(header) if header.data_start == number(32) && version == VERSION => Ok(header),
+            _ => Err("has a header that makes no sense".into()),
+        }
+    }
+}
+
+/// Where a slot of a page is in the file. Writes with even and odd sequence numbers take turns.
+pub(super) fn slot_offset(page: u64, sequence: u64) -> u64 {
+    HEADER + (2 * page + sequence % 2) * SLOT as u64
+}
+
+/// The states of [`PAGE_BLOCKS`] blocks: the words of the two bitmaps.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) changed: [u64; WORDS],
+    pub(super) discarded: [u64; WORDS],
+}
+
+impl Page {
+    pub(super) const EMPTY: Page = Page { changed: [0; WORDS], discarded: [0; WORDS] };
+
+    pub(super) fn encode(&self, header: &Header, page: u64, sequence: u64) -> Vec<u8> {
+        let mut bytes = vec![0; SLOT];
+        for (at, number) in [(0, sequence), (8, page), (16, header.id)] {
+            bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        let words = self.changed.iter().chain(&self.discarded);
+        for (place, word) in bytes[SLOT_HEADER..].chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        let checksum = crc32fast::hash(&bytes);
+        bytes[SLOT_CHECKSUM..SLOT_CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+}
+
+/// What a slot holds.
+pub(super) enum Slot {
+    /// Nothing was ever written there.
+    Empty,
+    /// The end of a write is missing, or worse.
+    Damaged,
+    Valid(u64, Box<Page>),
+}
+
+impl Slot {
+    /// Reads the slot that is written when the sequence number is even, or odd.
+    fn decode(bytes: &[u8], header: &Header, page: u64, parity: u64) -> Self {
+        if bytes.iter().all(|b| *b == 0) {
+            return Slot::Empty;
+        }
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&bytes[..SLOT_CHECKSUM]);
+        sum.update(&[0; 4]);
+        sum.update(&bytes[SLOT_CHECKSUM + 4..]);
+        let sequence = number64(bytes, 0);
+        if sum.finalize() != number32(bytes, SLOT_CHECKSUM)
+            || sequence % 2 != parity
+            || number64(bytes, 8) != page
+            || number64(bytes, 16) != header.id
+        {
+            return Slot::Damaged;
+        }
+        let mut contents = Box::new(Page::EMPTY);
+        let words = contents.changed.iter_mut().chain(&mut contents.discarded);
+        for (word, place) in words.zip((SLOT_HEADER..SLOT).step_by(8)) {
+            *word = number64(bytes, place);
+        }
+        Slot::Valid(sequence, contents)
+    }
+
+    /// The newer of a page's two slots, which lie in `bytes` one after the other. None: damaged beyond what a crash
+    /// can do.
+    pub(super) fn newest(bytes: &[u8], header: &Header, page: u64) -> Option<Self> {
+        let (even, odd) = bytes.split_at_checked(SLOT)?;
+        match (Slot::decode(even, header, page, 0), Slot::decode(odd, header, page, 1)) {
+            (Slot::Valid(a, even), Slot::Valid(b, odd)) => {
+                Some(if a > b { Slot::Valid(a, even) } else { Slot::Valid(b, odd) })
+            }
+            (valid @ Slot::Valid(..), _) | (_, valid @ Slot::Valid(..)) => Some(valid),
+            (Slot::Damaged, Slot::Damaged) => None,
+            // The very first write of the page was torn.
+            _ => Some(Slot::Empty),
+        }
+    }
+}
+
+fn number32(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes)
+}
+
+fn number64(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header::new(100 << 30, 65536, 7).unwrap()
+    }
+
+    #[test]
+    fn headers_come_back_and_damage_is_seen() {
+        let bytes = header().encode();
+        assert_eq!(Header::decode(&bytes), Ok(header()));
+        for at in 0..HEADER_CHECKSUM + 4 {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x10;
+            assert!(Header::decode(&bytes).is_err(), "{at}");
+        }
+        assert!(Header::decode(&bytes[..100]).unwrap_err().contains("not an overlay"));
+        assert!(Header::decode(&[0; 4096]).unwrap_err().contains("not an overlay"));
+        let mut newer = bytes;
+        newer[8] = 2;
+        assert!(Header::decode(&newer).unwrap_err().contains("newer nbdkit"));
+    }
+
+    #[test]
+    fn a_file_has_an_end() {
+        assert!(Header::new(i64::MAX as u64, 2 << 30, 0).is_none());
+        assert!(Header::new(1 << 62, 4096, 0).is_some());
+        assert_eq!(Header::new(0, 4096, 0).unwrap().pages(), 0);
+    }
+
+    fn page(n: u64) -> Page {
+        let mut page = Page::EMPTY;
+        (page.changed[3], page.discarded[WORDS - 1]) = (n, n + 1);
+        page
+    }
+
+    fn newest(even: &[u8], odd: &[u8]) -> Option<(u64, Page)> {
+        match Slot::newest(&[even, odd].concat(), &header(), 5)? {
+            Slot::Valid(sequence, page) => Some((sequence, *page)),
+            _ => Some((0, Page::EMPTY)),
+        }
+    }
+
+    #[test]
+    fn the_newer_slot_counts_unless_it_is_torn() {
+        let (old, new) = (page(1).encode(&header(), 5, 6), page(2).encode(&header(), 5, 7));
+        assert!(newest(&old, &new).unwrap() == (7, page(2)));
+        // Every sector of the new one may be missing.
+        for sector in 0..8 {
+            let mut torn = new.clone();
+            torn[sector * 512..][..512]
+                .copy_from_slice(&page(0).encode(&header(), 5, 5)[sector * 512..][..512]);
+            let (sequence, found) = newest(&old, &torn).unwrap();
+            assert!((sequence, found) == (6, page(1)) || torn == new, "{sector}");
+        }
+        let zeroes = [0; SLOT];
+        assert!(newest(&zeroes, &new[..]).unwrap() == (7, page(2)));
+        assert!(newest(&zeroes, &zeroes).unwrap() == (0, Page::EMPTY));
+        let torn = [&new[..512], &zeroes[512..]].concat();
+        assert!(newest(&zeroes, &torn).unwrap() == (0, Page::EMPTY), "a torn first write");
+        assert!(newest(&torn, &torn).is_none());
+    }
+
+    #[test]
+    fn a_slot_belongs_to_its_page_and_overlay() {
+        let zeroes = [0; SLOT];
+        for stray in [
+            page(1).encode(&header(), 4, 6),
+            page(1).encode(&header(), 5, 7),
+            page(1).encode(&Header { id: 8, ..header() }, 5, 6),
+        ] {
+            assert!(newest(&stray, &zeroes).unwrap().0 == 0);
+        }
+    }
+}

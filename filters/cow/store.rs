@@ -1,0 +1,418 @@
+//! A persistent overlay's file: opened by one process at a time, and made durable in an order that survives a crash
+//! at any moment.
+//!
+//! Plain writes touch the data alone. A flush then 1. notes the states of the blocks that have changed theirs, 2. makes
+//! all data durable, 3. writes the noted states into the older slots of their pages and 4. makes those durable. So a
+//! block is never in the map before its data are, and what the last flush wrote stays readable until the next one is
+//! complete. Flushes that arrive while one runs wait for one that starts after it, together.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    io::{self, ErrorKind},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use nbdkit_common::Bitmap;
+use nbdkit_core::{Errno, Error, Result};
+use parking_lot::{Condvar, Mutex};
+use rustix::{
+    fs::{FlockOperation, SeekFrom, flock, seek},
+    io::Errno as Os,
+};
+
+use super::format::{HEADER, Header, Page, SLOT, Slot, slot_offset};
+
+/// Pages noted at a time: what a flush needs in memory.
+const BATCH: usize = 1024;
+
+/// A file that this process alone has open as an overlay.
+pub(super) struct Claimed {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    /// None: it is new and the first client tells what size the disk has.
+    pub(super) header: Option<Header>,
+    /// Made by us and still without a header: removed if nothing comes of it.
+    created: bool,
+}
+
+impl Claimed {
+    /// Opens an overlay, or makes an empty file when there is none and `create` is set.
+    ///
+    /// # Errors
+    /// No overlay, damaged, in use; those of open(2). The message names the file.
+    pub(super) fn open(path: &Path, create: bool) -> anyhow::Result<Self> {
+        let shown = path.display();
+        loop {
+            let (file, created) = open(path, create)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Os::WOULDBLOCK) => {
+                    bail!("{shown} is in use by another process: end that first (fuser {shown} finds it)")
+                }
+                Err(e) => return Err(io::Error::from(e)).with_context(|| format!("cannot lock {shown}")),
+            }
+            // Somebody may have removed it between the open and the lock.
+            if file.metadata().with_context(|| shown.to_string())?.nlink() > 0 {
+                return Claimed::read(file, path, created);
+            }
+        }
+    }
+
+    fn read(file: File, path: &Path, created: bool) -> anyhow::Result<Self> {
+        let mut bytes = vec![0; HEADER as usize];
+        let mut length = 0;
+        while length < bytes.len() {
+            match file.read_at(&mut bytes[length..], length as u64) {
+                Ok(0) => break,
+                Ok(n) => length += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+            }
+        }
+        bytes.truncate(length);
+        // A crash while it was made leaves nothing, or zeroes.
+        let fresh = file.metadata()?.len() <= HEADER && bytes.iter().all(|b| *b == 0);
+        let header = match fresh {
+            true => None,
+            false => Some(Header::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?),
+        };
+        Ok(Claimed { file, path: path.to_owned(), header, created })
+    }
+
+    /// Checks that the overlay is for a disk of `size` bytes, or makes it so if it is new. Returns the header and a bitmap
+    /// of the pages of the map.
+    fn prepare(&mut self, size: u64, block_size: u64) -> Result<(Header, Bitmap)> {
+        let refuse = |why: String| Error::new(Errno::EINVAL, why);
+        let shown = self.path.display().to_string();
+        let header = match &self.header {
+            Some(header) => header.clone(),
+            None => {
+                let mut id = [0; 8];
+                getrandom::fill(&mut id).map_err(|e| Error::new(Errno::EIO, e.to_string()))?;
+                Header::new(size, block_size, u64::from_ne_bytes(id))
+                    .ok_or_else(|| refuse(format!("no file can hold an overlay of {size} bytes")))?
+            }
+        };
+        if header.size != size {
+            return Err(wrong_size(&self.path, header.size, size));
+        }
+        let dirty = Bitmap::new(header.pages()).ok_or_else(|| {
+            refuse(format!("an overlay of {size} bytes has too many blocks: give a larger cow-block-size"))
+        })?;
+        if self.header.is_none() {
+            self.initialize(&header).map_err(|e| Error::from(e).context(shown))?;
+            self.header = Some(header.clone());
+        }
+        Ok((header, dirty))
+    }
+
+    /// Writes the header of a new overlay. It and its name are durable afterwards.
+    fn initialize(&mut self, header: &Header) -> io::Result<()> {
+        self.file.write_all_at(&header.encode(), 0)?;
+        self.file.sync_all()?;
+        if let Some(directory) = self.path.parent() {
+            File::open(directory)?.sync_all()?;
+        }
+        self.created = false;
+        Ok(())
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if self.created {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens the file for reading and writing, and tells whether it was made.
+fn open(path: &Path, create: bool) -> anyhow::Result<(File, bool)> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    let found = options.open(path);
+    let (file, created) = match found {
+        Err(e) if create && e.kind() == ErrorKind::NotFound => {
+            match options.clone().create_new(true).open(path) {
+                // Another process was faster.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => (options.open(path), false),
+                made => (made, true),
+            }
+        }
+        found => (found, false),
+    };
+    let file = file.with_context(|| format!("cannot open the overlay {}", path.display()))?;
+    if !file.metadata()?.is_file() {
+        bail!("{} is not a regular file: give another file for the overlay", path.display());
+    }
+    Ok((file, created))
+}
+
+/// See the module.
+pub(super) struct Store {
+    claimed: Claimed,
+    header: Header,
+    /// Pages of the map whose blocks have changed state since they were written.
+    dirty: Bitmap,
+    rounds: Mutex<Rounds>,
+    round_over: Condvar,
+    /// The sequence number of each page that was written; used by the flush that runs.
+    sequences: Mutex<HashMap<u64, u64>>,
+}
+
+/// The flushes: one runs at a time.
+#[derive(Default)]
+struct Rounds {
+    started: u64,
+    finished: u64,
+    /// Why the last one failed.
+    failed: Option<Errno>,
+    /// Data were lost in a way that the map cannot tell: it must not go on.
+    broken: bool,
+}
+
+impl Store {
+    /// Takes an overlay for a disk of `size` bytes, made with `block_size` if it is new.
+    ///
+    /// # Errors
+    /// `EINVAL`: it was made for another disk, or no file can be that large. Those of the file. What was claimed comes
+    /// back with them.
+    pub(super) fn new(
+        mut claimed: Claimed,
+        size: u64,
+        block_size: u64,
+    ) -> std::result::Result<Self, (Claimed, Error)> {
+        match claimed.prepare(size, block_size) {
+            Ok((header, dirty)) => Ok(Store {
+                claimed,
+                header,
+                dirty,
+                rounds: Mutex::default(),
+                round_over: Condvar::new(),
+                sequences: Mutex::default(),
+            }),
+            Err(e) => Err((claimed, e)),
+        }
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The error for a disk of another size.
+    pub(super) fn wrong_size(&self, size: u64) -> Error {
+        wrong_size(self.path(), self.header.size, size)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.claimed.path
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.claimed.file
+    }
+
+    fn failed(&self, what: &str, e: impl Into<io::Error>) -> Error {
+        Error::from(e.into()).context(format!("cannot {what} the overlay {}", self.path().display()))
+    }
+
+    /// Reads the map; gives each page in which something has changed to `each`.
+    ///
+    /// # Errors
+    /// Those of the file; `EIO` when it is damaged.
+    pub(super) fn load(&self, mut each: impl FnMut(u64, &Page)) -> Result<()> {
+        let mut sequences = self.sequences.lock();
+        let mut bytes = [0; 2 * SLOT];
+        let end = slot_offset(self.header.pages(), 0);
+        let mut at = HEADER;
+        while let Some(page) = self.next_page(at, end)? {
+            at = slot_offset(page + 1, 0);
+            self.read_slots(&mut bytes, slot_offset(page, 0))?;
+            match Slot::newest(&bytes, &self.header, page) {
+                Some(Slot::Valid(sequence, contents)) => {
+                    sequences.insert(page, sequence);
+                    each(page, &contents);
+                }
+                Some(_) => {}
+                None => {
+                    let shown = self.path().display();
+                    return Err(Error::new(
+                        Errno::EIO,
+                        format!("{shown} is damaged: page {page} of its block map cannot be read"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The page of the first data from `at` on. Holes in the map are passed over.
+    fn next_page(&self, at: u64, end: u64) -> Result<Option<u64>> {
+        let found = match seek(self.file(), SeekFrom::Data(at)) {
+            Ok(found) => found,
+            Err(Os::NXIO) => return Ok(None),
+            // Some file systems do not know.
+            Err(Os::INVAL) => at,
+            Err(e) => return Err(self.failed("read", e)),
+        };
+        Ok((found < end).then(|| (found.max(at) - HEADER) / (2 * SLOT as u64)))
+    }
+
+    /// Reads a page's slots; what is past the end of the file is zero.
+    fn read_slots(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        bytes.fill(0);
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.file().read_at(&mut bytes[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.failed("read", e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a block's state has changed.
+    pub(super) fn touch(&self, block: u64) {
+        self.dirty.set(block / super::format::PAGE_BLOCKS);
+    }
+
+    /// Whether there are states that only memory has.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.next_set(0).is_some()
+    }
+
+    /// Makes all that was written before durable. `states` tells the states of a page's blocks.
+    ///
+    /// # Errors
+    /// Those of the file. After a failed fdatasync(2) nobody knows what is lost, so all later flushes fail too.
+    pub(super) fn flush(&self, states: impl Fn(u64) -> Page) -> Result<()> {
+        let mut rounds = self.rounds.lock();
+        // A round that runs already may have noted the states before our caller's writes.
+        let wanted = rounds.started + 1;
+        while rounds.finished < wanted {
+            if rounds.started > rounds.finished {
+                self.round_over.wait(&mut rounds);
+                continue;
+            }
+            rounds.started += 1;
+            let broken = rounds.broken;
+            drop(rounds);
+            let result = if broken { Err(Failure::Lost(Errno::EIO)) } else { self.round(&states) };
+            rounds = self.rounds.lock();
+            rounds.finished = rounds.started;
+            (rounds.failed, rounds.broken) = match result {
+                Ok(()) => (None, false),
+                Err(Failure::Retry(errno)) => (Some(errno), false),
+                Err(Failure::Lost(errno)) => (Some(errno), true),
+            };
+            self.round_over.notify_all();
+        }
+        match rounds.failed {
+            None => Ok(()),
+            Some(errno) => Err(self.failed("flush", io::Error::from_raw_os_error(errno as i32))),
+        }
+    }
+
+    fn round(&self, states: &impl Fn(u64) -> Page) -> std::result::Result<(), Failure> {
+        let mut sequences = self.sequences.lock();
+        // Each once: a page that is noted again goes into the same slot again.
+        let mut written = BTreeSet::new();
+        let result = loop {
+            let pages = self.take_dirty();
+            // In this order: the states are noted before the data are made durable.
+            let noted: Vec<_> = pages.iter().map(|page| (*page, states(*page))).collect();
+            written.extend(&pages);
+            if let Err(e) = self.file().sync_data() {
+                break Err(Failure::lost(&e));
+            }
+            let result = noted.iter().try_for_each(|(page, contents)| {
+                let sequence = sequences.get(page).map_or(1, |last| last + 1);
+                let slot = contents.encode(&self.header, *page, sequence);
+                self.file().write_all_at(&slot, slot_offset(*page, sequence))
+            });
+            if let Err(e) = result {
+                break Err(Failure::Retry(errno(&e)));
+            }
+            if noted.len() < BATCH {
+                break Ok(());
+            }
+        };
+        let result = result.and_then(|()| {
+            if written.is_empty() { Ok(()) } else { self.file().sync_data().map_err(|e| Failure::lost(&e)) }
+        });
+        for page in written {
+            match result {
+                Ok(()) => *sequences.entry(page).or_insert(0) += 1,
+                Err(_) => {
+                    self.dirty.set(page);
+                }
+            }
+        }
+        result
+    }
+
+    /// The first dirty pages, which are clean from here on.
+    fn take_dirty(&self) -> Vec<u64> {
+        let mut pages = Vec::new();
+        let mut from = 0;
+        while let Some(page) = self.dirty.next_set(from).filter(|_| pages.len() < BATCH) {
+            self.dirty.clear(page);
+            pages.push(page);
+            from = page + 1;
+        }
+        pages
+    }
+
+    /// Gives back the space of all data. The map says, and durably so, that there are none.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn drop_data(&self) -> Result<()> {
+        // Never the map: its newer slots must not go before the older ones do.
+        let result = self.file().set_len(self.header.data_start).and_then(|()| self.file().sync_all());
+        result.map_err(|e| self.failed("shrink", e))
+    }
+
+    /// Removes the file's name.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
+    pub(super) fn remove(claimed: &Claimed) -> anyhow::Result<()> {
+        let path = &claimed.path;
+        std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+}
+
+/// Why a round failed.
+enum Failure {
+    /// The map could not be written, for lack of space perhaps. What it said before still holds.
+    Retry(Errno),
+    /// The kernel could not write what it had taken, and has forgotten it.
+    Lost(Errno),
+}
+
+impl Failure {
+    fn lost(e: &io::Error) -> Self {
+        Failure::Lost(errno(e))
+    }
+}
+
+fn errno(e: &io::Error) -> Errno {
+    e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn wrong_size(path: &Path, made_for: u64, size: u64) -> Error {
+    let shown = path.display();
+    Error::new(
+        Errno::EINVAL,
+        format!(
+            "{shown} belongs to a disk of {made_for} bytes, but this one has {size}: give the disk that it was made for, \
+             or another cow-file"
+        ),
+    )
+}
