@@ -51,6 +51,8 @@ pub struct Config {
     pub structured_replies: bool,
     /// Meta contexts may be negotiated.
     pub meta_contexts: bool,
+    /// Clients served at once; more wait to be accepted. None: any number.
+    pub max_connections: Option<usize>,
     /// TCP connections are probed when idle.
     pub keepalive: bool,
     /// The export that oldstyle clients, who cannot name one, are given.
@@ -67,6 +69,7 @@ impl Default for Config {
             mask_handshake: u16::MAX,
             structured_replies: true,
             meta_contexts: true,
+            max_connections: None,
             keepalive: true,
             export_name: OsString::new(),
         }

@@ -44,6 +44,8 @@ struct Connections {
     /// How many there have been.
     count: u64,
     live: HashMap<u64, Live>,
+    /// To be told when one leaves, if others wait for its place.
+    left: Option<Arc<OwnedFd>>,
 }
 
 /// What is needed to end a connection from outside.
@@ -69,25 +71,34 @@ impl Server {
         let event = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, event).context("cannot make an event descriptor")?);
         let raised = wake.clone();
+        self.connections.lock().left = self.config.max_connections.map(|_| wake.clone());
         self.stop.on_raise(move || {
             let _ = rustix::io::write(&*raised, &1u64.to_ne_bytes());
         });
         while !self.stop.is_raised() {
-            let mut fds: Vec<_> = listeners.iter().map(|l| PollFd::new(l, PollFlags::IN)).collect();
+            let open = if self.has_room() { listeners } else { &[] };
+            let mut fds: Vec<_> = open.iter().map(|l| PollFd::new(l, PollFlags::IN)).collect();
             fds.push(PollFd::new(&*wake, PollFlags::IN));
             match poll(&mut fds, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e).context("cannot wait for clients"),
             }
-            for (listener, fd) in listeners.iter().zip(&fds) {
-                if !fd.revents().is_empty() {
+            // If that was it, a client left or the server stops.
+            let _ = rustix::io::read(&*wake, &mut [0; 8]);
+            for (listener, fd) in open.iter().zip(&fds) {
+                if !fd.revents().is_empty() && self.has_room() {
                     self.accept(listener);
                 }
             }
         }
         self.wind_down();
         Ok(())
+    }
+
+    /// Whether one more client may be served.
+    fn has_room(&self) -> bool {
+        self.config.max_connections.is_none_or(|max| self.connections.lock().live.len() < max)
     }
 
     fn accept(self: &Arc<Self>, listener: &Listener) {
@@ -197,6 +208,9 @@ impl Drop for Ended {
     fn drop(&mut self) {
         let mut connections = self.server.connections.lock();
         let live = connections.live.remove(&self.number);
+        if let Some(left) = &connections.left {
+            let _ = rustix::io::write(left, &1u64.to_ne_bytes());
+        }
         self.server.ended.notify_all();
         drop(connections);
         if let Some(live) = live {

@@ -1,5 +1,6 @@
 //! The NBD door, through libnbd, qemu and fio.
 
+mod cli;
 mod commands;
 mod copy;
 mod handshake;

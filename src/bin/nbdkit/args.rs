@@ -35,15 +35,25 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "N", help_heading = "Chain")]
     pub(crate) threads: Option<OsString>,
 
-    /// Listen on this Unix socket; '-' makes a private one
-    #[arg(short = 'U', long = "unix", value_name = "SOCKET", help_heading = "Listening")]
-    pub(crate) unix: Option<PathBuf>,
-    /// TCP port (default 10809; 0 lets the kernel choose)
-    #[arg(short, long, value_name = "PORT", help_heading = "Listening")]
-    pub(crate) port: Option<String>,
-    /// TCP address (default: all)
-    #[arg(short, long, alias = "ip-addr", value_name = "ADDR", help_heading = "Listening")]
-    pub(crate) ipaddr: Option<String>,
+    /// Listen on this Unix socket; '-' makes a private one; repeat for more
+    #[arg(short = 'U', long = "unix", value_name = "SOCKET", action = ArgAction::Append, help_heading = "Listening")]
+    pub(crate) unix: Vec<PathBuf>,
+    /// TCP port (default 10809; 0 lets the kernel choose); repeat for more
+    #[arg(short, long, value_name = "PORT", action = ArgAction::Append, help_heading = "Listening")]
+    pub(crate) port: Vec<String>,
+    /// TCP address (default: all), also beside -U; repeat for more
+    #[arg(
+        short,
+        long,
+        alias = "ip-addr",
+        value_name = "ADDR",
+        action = ArgAction::Append,
+        help_heading = "Listening"
+    )]
+    pub(crate) ipaddr: Vec<String>,
+    /// Listen on AF_VSOCK, for virtual machines and their host
+    #[arg(long, help_heading = "Listening")]
+    pub(crate) vsock: bool,
     /// IPv4 only
     #[arg(short = '4', long, overrides_with = "ipv6_only", help_heading = "Listening")]
     pub(crate) ipv4_only: bool,
@@ -56,6 +66,12 @@ pub(crate) struct Args {
     /// Let TCP notice dead clients
     #[arg(long, help_heading = "Listening")]
     pub(crate) keepalive: bool,
+    /// Clients served at once; more have to wait
+    #[arg(long, value_name = "N", help_heading = "Listening")]
+    pub(crate) max_connections: Option<OsString>,
+    /// SELinux label of the sockets
+    #[arg(long, value_name = "LABEL", help_heading = "Listening")]
+    pub(crate) selinux_label: Option<String>,
 
     /// Newstyle handshake (the default)
     #[arg(short, long, alias = "new-style", overrides_with = "oldstyle", help_heading = "Protocol")]
@@ -94,6 +110,15 @@ pub(crate) struct Args {
     /// Write the process ID here once ready
     #[arg(short = 'P', long, alias = "pid-file", value_name = "FILE", help_heading = "Life")]
     pub(crate) pidfile: Option<PathBuf>,
+    /// Write READY=1 to this file descriptor once ready
+    #[arg(long, value_name = "FD", help_heading = "Life")]
+    pub(crate) ready_fd: Option<OsString>,
+    /// Become this user once the sockets are there
+    #[arg(short, long, value_name = "USER", help_heading = "Life")]
+    pub(crate) user: Option<OsString>,
+    /// Become this group once the sockets are there
+    #[arg(short, long, value_name = "GROUP", help_heading = "Life")]
+    pub(crate) group: Option<OsString>,
     /// End when the parent process does
     #[arg(long, help_heading = "Life")]
     pub(crate) exit_with_parent: bool,

@@ -2,9 +2,12 @@
 
 #![deny(unsafe_code)]
 
+mod activation;
 mod args;
 mod dump;
 mod plan;
+mod privileges;
+mod selinux;
 mod serve;
 
 #[path = "../common/captive.rs"]
@@ -30,7 +33,7 @@ use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
 use nbdkit_loader::DebugFlags;
 
-use crate::{args::Args, plan::Plan};
+use crate::{activation::Inherited, args::Args, plan::Plan};
 
 fn main() -> ExitCode {
     let mut name = String::from("nbdkit");
@@ -52,6 +55,7 @@ fn run(program: &mut String) -> Result<u8> {
     if let Some(name) = &args.name {
         *program = format!("nbdkit[{name}]");
     }
+    let inherited = Inherited::take(args.ready_fd.as_deref())?;
     logger::start(program, args.verbose);
     let mut debug = DebugFlags::parse(args.debug.iter().map(String::as_str))?;
     logger::mute(|flag| debug.take(flag) == Some(0));
@@ -62,7 +66,7 @@ fn run(program: &mut String) -> Result<u8> {
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
     }
-    let plan = Plan::new(&args)?;
+    let plan = Plan::new(&args, inherited)?;
     let Some(plugin) = &args.plugin else {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
@@ -88,10 +92,8 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
     } else if args.dump_config {
         dump::config()
     } else if args.dump_plugin {
+        plan::conflicts(args, false)?;
         let Some(mut chain) = layers()? else { bail!("--dump-plugin needs the name of a plugin") };
-        if args.single || args.run.is_some() || args.port.is_some() || args.unix.is_some() {
-            bail!("--dump-plugin cannot be used with -p, -U, -s or --run: leave those out");
-        }
         chain::configure(&mut chain, &args.parameters)?;
         dump::plugin(&chain)?
     } else if let Some(shell) = args.completions {

@@ -1,12 +1,19 @@
 //! The command line as meant: what to serve, where to listen and how to live.
 
-use std::{ffi::OsString, fmt, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt,
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nbdkit_core::params;
 use nbdkit_nbd::{Config, listen::Family};
 
-use crate::args::Args;
+use crate::{activation::Inherited, args::Args, privileges::Identity};
 
 /// Why a relative path has no absolute form.
 const NO_DIRECTORY: &str = "cannot find the current directory: change to one that exists";
@@ -20,6 +27,10 @@ pub(crate) enum Where {
     Private,
     /// TCP.
     Tcp { host: Option<String>, port: String, family: Family },
+    /// A port of AF_VSOCK.
+    Vsock(u32),
+    /// Sockets that the service manager made.
+    Inherited(Vec<OwnedFd>),
     /// Standard input and output.
     Stdio,
 }
@@ -27,11 +38,15 @@ pub(crate) enum Where {
 /// What a serving run does.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) listen: Where,
+    /// At least one.
+    pub(crate) listen: Vec<Where>,
+    pub(crate) selinux_label: Option<String>,
+    pub(crate) identity: Identity,
     pub(crate) config: Config,
     pub(crate) foreground: bool,
     pub(crate) run: Option<OsString>,
     pub(crate) pidfile: Option<PathBuf>,
+    pub(crate) ready: Option<File>,
     pub(crate) exit_with_parent: bool,
     pub(crate) print_uri: bool,
     pub(crate) swap: bool,
@@ -39,19 +54,26 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Checks that the options fit together.
+    /// Checks that the options fit together, and with what was inherited.
     ///
     /// # Errors
     /// Options that exclude each other, and values that make no sense.
-    pub(crate) fn new(args: &Args) -> Result<Self> {
-        conflicts(args)?;
-        let foreground = args.foreground || args.single || args.run.is_some() || args.exit_with_parent;
+    pub(crate) fn new(args: &Args, inherited: Inherited) -> Result<Self> {
+        conflicts(args, !inherited.sockets.is_empty())?;
+        let foreground = args.foreground
+            || args.single
+            || args.run.is_some()
+            || args.exit_with_parent
+            || !inherited.sockets.is_empty();
         Ok(Plan {
-            listen: listen(args)?,
+            listen: listen(args, inherited.sockets)?,
+            selinux_label: args.selinux_label.clone(),
+            identity: Identity::new(args.user.as_deref(), args.group.as_deref())?,
             config: config(args)?,
             foreground,
             run: args.run.clone(),
             pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
+            ready: inherited.ready,
             exit_with_parent: args.exit_with_parent,
             print_uri: args.print_uri,
             swap: args.swap,
@@ -61,12 +83,36 @@ impl Plan {
 }
 
 /// The pairs of options that exclude each other.
-fn conflicts(args: &Args) -> Result<()> {
-    let port = ("-p", args.port.is_some());
-    let unix = ("-U", args.unix.is_some());
+///
+/// # Errors
+/// For the first such pair.
+pub(crate) fn conflicts(args: &Args, activated: bool) -> Result<()> {
+    let ipaddr = ("-i", !args.ipaddr.is_empty());
+    let port = ("-p", !args.port.is_empty());
+    // With an address the port is that of one more listener.
+    let port_alone = ("-p", port.1 && !ipaddr.1);
+    let unix = ("-U", !args.unix.is_empty());
+    let vsock = ("--vsock", args.vsock);
     let single = ("-s", args.single);
     let run = ("--run", args.run.is_some());
-    for (a, b) in [(port, unix), (port, single), (unix, single), (single, run)] {
+    let dump = ("--dump-plugin", args.dump_plugin);
+    let activated = ("socket activation", activated);
+    let pairs = [
+        (port_alone, unix),
+        (port, single),
+        (unix, single),
+        (single, run),
+        (single, dump),
+        (vsock, unix),
+        (vsock, single),
+        (activated, ipaddr),
+        (activated, port),
+        (activated, run),
+        (activated, single),
+        (activated, unix),
+        (activated, vsock),
+    ];
+    for (a, b) in pairs {
         if a.1 && b.1 {
             bail!("{} and {} cannot be used together: leave one out", a.0, b.0);
         }
@@ -74,27 +120,47 @@ fn conflicts(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn listen(args: &Args) -> Result<Where> {
-    if args.single {
-        return Ok(Where::Stdio);
+fn listen(args: &Args, activated: Vec<OwnedFd>) -> Result<Vec<Where>> {
+    if !activated.is_empty() {
+        return Ok(vec![Where::Inherited(activated)]);
     }
-    Ok(match &args.unix {
-        Some(path) if path.as_os_str() == "-" => Where::Private,
-        Some(path) => {
-            ensure!(!path.as_os_str().is_empty(), "-U needs the path of a socket, or '-' for a private one");
-            Where::Unix(std::path::absolute(path).context(NO_DIRECTORY)?)
+    if args.single {
+        return Ok(vec![Where::Stdio]);
+    }
+    let mut places = args.unix.iter().map(|path| unix(path)).collect::<Result<Vec<_>>>()?;
+    let default = [String::from("10809")];
+    let ports = if args.port.is_empty() { &default[..] } else { &args.port };
+    if args.vsock {
+        for port in ports {
+            places.push(Where::Vsock(params::integer("--port", port.as_ref())?));
         }
-        None if args.run.is_some() && args.port.is_none() => Where::Private,
-        None => Where::Tcp {
-            host: args.ipaddr.clone(),
-            port: args.port.clone().unwrap_or_else(|| "10809".into()),
+    }
+    if places.is_empty() && args.run.is_some() && args.port.is_empty() {
+        return Ok(vec![Where::Private]);
+    }
+    let all = [None];
+    let chosen: Vec<_> = args.ipaddr.iter().cloned().map(Some).collect();
+    let hosts = if places.is_empty() && chosen.is_empty() { &all[..] } else { &chosen };
+    for host in hosts {
+        places.extend(ports.iter().map(|port| Where::Tcp {
+            host: host.clone(),
+            port: port.clone(),
             family: match (args.ipv4_only, args.ipv6_only) {
                 (true, _) => Family::V4,
                 (_, true) => Family::V6,
                 _ => Family::Any,
             },
-        },
-    })
+        }));
+    }
+    Ok(places)
+}
+
+fn unix(path: &Path) -> Result<Where> {
+    if path.as_os_str() == "-" {
+        return Ok(Where::Private);
+    }
+    ensure!(!path.as_os_str().is_empty(), "-U needs the path of a socket, or '-' for a private one");
+    Ok(Where::Unix(std::path::absolute(path).context(NO_DIRECTORY)?))
 }
 
 fn config(args: &Args) -> Result<Config> {
@@ -112,6 +178,11 @@ fn config(args: &Args) -> Result<Config> {
             0 => {}
             n => config.threads = n.into(),
         }
+    }
+    if let Some(max) = args.max_connections.as_deref() {
+        let max: u32 = params::integer("--max-connections", max)?;
+        ensure!(max > 0, "--max-connections must be at least 1");
+        config.max_connections = Some(max as usize);
     }
     if let Some(mask) = args.mask_handshake.as_deref() {
         config.mask_handshake = params::integer("--mask-handshake", mask)?;
@@ -131,6 +202,8 @@ pub(crate) enum Address {
     Unix(PathBuf),
     /// A TCP port on this machine.
     Tcp(u16),
+    /// An AF_VSOCK port on this machine.
+    Vsock(u32),
 }
 
 /// An NBD URI (the NBD project's doc/uri.md).
@@ -153,6 +226,7 @@ impl fmt::Display for Uri<'_> {
                 write!(f, "nbd+unix://{export}?socket={}", escape(path.as_os_str()))
             }
             Address::Tcp(port) => write!(f, "nbd://localhost:{port}{export}"),
+            Address::Vsock(port) => write!(f, "nbd+vsock://1:{port}{export}"),
         }
     }
 }
@@ -177,12 +251,20 @@ mod tests {
     use super::*;
 
     fn plan(words: &str) -> Result<Plan> {
-        Plan::new(&Args::try_parse_from(words.split(' ')).unwrap())
+        Plan::new(&Args::try_parse_from(words.split(' ')).unwrap(), Inherited::default())
     }
 
     #[test]
     fn conflicts_are_errors() {
-        for bad in ["-p 1 -U x", "-p 1 -s", "-U x -s", "-s --run true"] {
+        for bad in [
+            "-p 1 -U x",
+            "-p 1 -s",
+            "-U x -s",
+            "-s --run true",
+            "-s --dump-plugin",
+            "--vsock -U x",
+            "--vsock -s",
+        ] {
             let error = plan(&format!("nbdkit {bad} memory 1M")).unwrap_err().to_string();
             assert!(error.contains("cannot be used together"), "{bad}: {error}");
         }
@@ -198,18 +280,40 @@ mod tests {
 
     #[test]
     fn run_implies_a_private_socket() {
-        assert!(matches!(plan("nbdkit memory 1M --run true").unwrap().listen, Where::Private));
-        assert!(matches!(plan("nbdkit -p 5 memory 1M --run true").unwrap().listen, Where::Tcp { .. }));
+        let listen = |words: &str| plan(words).unwrap().listen;
+        assert!(matches!(listen("nbdkit memory 1M --run true")[..], [Where::Private]));
+        assert!(matches!(listen("nbdkit -p 5 memory 1M --run true")[..], [Where::Tcp { .. }]));
+        assert!(matches!(listen("nbdkit --vsock memory 1M --run true")[..], [Where::Vsock(10809)]));
     }
 
     #[test]
     fn last_family_wins() {
-        let family = |words: &str| match plan(words).unwrap().listen {
-            Where::Tcp { family, .. } => family,
-            other => panic!("{other:?}"),
+        let family = |words: &str| match plan(words).unwrap().listen[..] {
+            [Where::Tcp { family, .. }] => family,
+            ref other => panic!("{other:?}"),
         };
         assert!(matches!(family("nbdkit -4 -6 null"), Family::V6));
         assert!(matches!(family("nbdkit -6 -4 null"), Family::V4));
+    }
+
+    #[test]
+    fn listeners_add_up() {
+        let listen = |words: &str| plan(&format!("nbdkit {words} null")).unwrap().listen;
+        assert!(matches!(listen("-U /a -U -")[..], [Where::Unix(_), Where::Private]));
+        let tcp = |words: &str| {
+            let places = listen(words).into_iter();
+            let tcp = places.filter_map(|place| match place {
+                Where::Tcp { host, port, .. } => Some(format!("{} {port}", host.unwrap_or_default())),
+                _ => None,
+            });
+            tcp.collect::<Vec<_>>()
+        };
+        assert_eq!(tcp("-p 1 -p 2"), [" 1", " 2"]);
+        assert_eq!(tcp("-i a -i b -p 1"), ["a 1", "b 1"]);
+        assert_eq!(tcp("-U /x -i a -p 1"), ["a 1"]);
+        assert_eq!(tcp("--vsock -i a"), ["a 10809"]);
+        assert!(tcp("--vsock -p 1").is_empty() && tcp("-U /x").is_empty());
+        assert_eq!(tcp("-r"), [" 10809"]);
     }
 
     #[test]

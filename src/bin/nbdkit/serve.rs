@@ -2,7 +2,9 @@
 
 use std::{
     ffi::OsString,
+    io::Write,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -11,40 +13,58 @@ use nbdkit_core::{Chain, Stop};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    captive, daemon, pidfile,
+    activation, captive, daemon, pidfile,
     plan::{Address, Plan, Uri, Where},
-    signals,
+    privileges::Identity,
+    selinux, signals,
 };
 
 /// Serves until a signal, the `--run` command's end, or the end of the one client of `-s`. Returns the exit code.
 ///
 /// # Errors
 /// Anything that keeps the server from starting or ends it.
-pub(crate) fn serve(mut chain: Chain, plan: Plan) -> Result<u8> {
+pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     if plan.exit_with_parent {
         exit_with_parent()?;
     }
     // First: a layer that prints must not print to the client.
-    let stdio = matches!(plan.listen, Where::Stdio).then(take_stdio).transpose()?;
+    let stdio = matches!(plan.listen[..], [Where::Stdio]).then(take_stdio).transpose()?;
     chain.get_ready()?;
     signals::block()?;
     if plan.swap {
         rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE)
             .context("--swap: cannot lock memory: raise the limit (ulimit -l) or run as root")?;
     }
-    let mut bound = Bound::new(&plan.listen)?;
+    let places = std::mem::take(&mut plan.listen);
+    let mut bound = selinux::with_label(plan.selinux_label.as_deref(), || Bound::new(places, plan.identity))?;
 
-    let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
     let stop = Arc::new(Stop::new());
+    // The command keeps the caller's rights; unless there are rights to lose, it starts when all is ready.
+    let drops = plan.identity.changes();
+    let mut captive = if drops { start(&plan, &bound, &stop)? } else { None };
+    if drops {
+        plan.identity.assume()?;
+        if plan.exit_with_parent {
+            // The kernel forgets it with the old rights.
+            exit_with_parent()?;
+        }
+    }
+    let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
     signals::watch(stop.clone())?;
     if let Some(path) = &plan.pidfile {
         pidfile::write(path)?;
     }
     let chain = Arc::new(chain);
     chain.after_fork()?;
-    let captive = start(&plan, &bound, &stop)?;
+    if !drops {
+        captive = start(&plan, &bound, &stop)?;
+    }
     ready.tell(plan.verbose)?;
-    bound.unlink = None;
+    if let Some(mut file) = plan.ready.take() {
+        file.write_all(b"READY=1\n").context("--ready-fd: cannot write")?;
+    }
+    activation::notify()?;
+    bound.unlink.clear();
 
     match stdio {
         Some((input, output)) => nbdkit_nbd::serve_one(chain.clone(), plan.config, input, output, stop)?,
@@ -57,24 +77,29 @@ pub(crate) fn serve(mut chain: Chain, plan: Plan) -> Result<u8> {
 /// Prints the URI and starts the `--run` command.
 fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive::Captive>> {
     let export_name = &plan.config.export_name;
-    let uri = bound.address.as_ref().map(|address| Uri { address, export_name }.to_string());
-    if let (true, Some(uri)) = (plan.print_uri, &uri) {
-        use std::io::Write;
-        let uri = captive::quote(uri.as_ref());
-        writeln!(std::io::stdout(), "{}", uri.display())?;
+    let uris = bound.addresses.iter().map(|address| Uri { address, export_name }.to_string());
+    let uris: Vec<String> = uris.collect();
+    if plan.print_uri {
+        for uri in &uris {
+            writeln!(std::io::stdout(), "{}", captive::quote(uri.as_ref()).display())?;
+        }
     }
     let Some(command) = &plan.run else { return Ok(None) };
-    let uri: OsString = uri.unwrap_or_default().into();
-    let (socket, port) = match &bound.address {
-        Some(Address::Unix(path)) => (path.clone().into_os_string(), OsString::new()),
-        Some(Address::Tcp(port)) => (OsString::new(), port.to_string().into()),
-        None => Default::default(),
-    };
+    let uri: OsString = uris.into_iter().next().unwrap_or_default().into();
+    let socket = bound.addresses.iter().find_map(|address| match address {
+        Address::Unix(path) => Some(path.clone().into_os_string()),
+        _ => None,
+    });
+    let port = bound.addresses.iter().find_map(|address| match address {
+        Address::Tcp(port) => Some(port.to_string()),
+        Address::Vsock(port) => Some(port.to_string()),
+        Address::Unix(_) => None,
+    });
     let variables = [
         ("uri", uri.clone()),
         ("nbd", uri),
-        ("unixsocket", socket),
-        ("port", port),
+        ("unixsocket", socket.unwrap_or_default()),
+        ("port", port.unwrap_or_default().into()),
         ("exportname", export_name.clone()),
         ("tls", "0".into()),
         ("tls_certificates", OsString::new()),
@@ -83,33 +108,45 @@ fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive:
     captive::run(command, &variables, stop.clone()).map(Some)
 }
 
-/// The sockets, and the private directory that goes when the server does.
+/// The sockets, and the private directories that go when the server does.
+#[derive(Default)]
 struct Bound {
     listeners: Vec<Listener>,
-    address: Option<Address>,
-    /// A named socket to remove if the start fails; one that has served stays, as scripts expect.
-    unlink: Option<std::path::PathBuf>,
-    _private: Option<tempfile::TempDir>,
+    /// In the order of the command line, without those of a service manager.
+    addresses: Vec<Address>,
+    /// Named sockets to remove if the start fails; those that have served stay, as scripts expect.
+    unlink: Vec<PathBuf>,
+    private: Vec<tempfile::TempDir>,
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Some(path) = &self.unlink {
+        for path in &self.unlink {
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
 impl Bound {
-    fn new(place: &Where) -> Result<Self> {
-        let mut private = None;
-        let mut unlink = None;
-        let (listeners, address) = match place {
-            Where::Stdio => (Vec::new(), None),
+    fn new(places: Vec<Where>, identity: Identity) -> Result<Self> {
+        let mut bound = Bound::default();
+        for place in places {
+            bound.listen(place, identity)?;
+        }
+        for listener in &bound.addresses {
+            log::debug!("listening on {listener:?}");
+        }
+        Ok(bound)
+    }
+
+    fn listen(&mut self, place: Where, identity: Identity) -> Result<()> {
+        match place {
+            Where::Stdio => {}
+            Where::Inherited(fds) => self.listeners.extend(fds.into_iter().map(listen::from_fd)),
             Where::Unix(path) => {
-                let listener = listen::unix(path)?;
-                unlink = Some(path.clone());
-                (vec![listener], Some(Address::Unix(path.clone())))
+                self.listeners.push(listen::unix(&path)?);
+                self.unlink.push(path.clone());
+                self.addresses.push(Address::Unix(path));
             }
             Where::Private => {
                 let directory = tempfile::Builder::new()
@@ -117,16 +154,24 @@ impl Bound {
                     .tempdir()
                     .context("cannot make a directory for the socket")?;
                 let path = directory.path().join("socket");
-                private = Some(directory);
-                (vec![listen::unix(&path)?], Some(Address::Unix(path)))
+                self.listeners.push(listen::unix(&path)?);
+                if identity.changes() {
+                    identity.own(directory.path())?;
+                }
+                self.private.push(directory);
+                self.addresses.push(Address::Unix(path));
             }
             Where::Tcp { host, port, family } => {
-                let listeners = listen::tcp(host.as_deref(), port, *family)?;
-                let port = listeners.iter().find_map(Listener::local_port);
-                (listeners, port.map(Address::Tcp))
+                let listeners = listen::tcp(host.as_deref(), &port, family)?;
+                self.addresses.extend(listeners.iter().find_map(Listener::local_port).map(Address::Tcp));
+                self.listeners.extend(listeners);
             }
-        };
-        Ok(Bound { listeners, address, unlink, _private: private })
+            Where::Vsock(port) => {
+                self.listeners.push(listen::vsock(port)?);
+                self.addresses.push(Address::Vsock(port));
+            }
+        }
+        Ok(())
     }
 }
 
