@@ -1,6 +1,7 @@
 //! The bundled filters: one file each, and this registry.
 //!
 //! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Filter>` and put its name into the list below.
+//! A name with dashes follows its module: `multi_conn = "multi-conn"`.
 
 #![deny(unsafe_code)]
 
@@ -9,12 +10,15 @@ use nbdkit_core::Filter;
 pub use self::cow::export::{Change, Changes, OverlayFile};
 
 macro_rules! registry {
-    ($($module:ident)*) => {
+    ($($module:ident $(= $name:literal)?)*) => {
         $(mod $module;)*
 
         /// Name and constructor of each bundled filter, in alphabetical order.
-        const REGISTRY: &[(&str, fn() -> Box<dyn Filter>)] = &[$((stringify!($module), $module::new)),*];
+        const REGISTRY: &[(&str, fn() -> Box<dyn Filter>)] =
+            &[$((registry!(@name $module $($name)?), $module::new)),*];
     };
+    (@name $module:ident) => { stringify!($module) };
+    (@name $module:ident $name:literal) => { $name };
 }
 
 mod part;
@@ -28,6 +32,7 @@ registry! {
     delay
     error
     exitlast
+    exportname
     fua
     log
     noextents
