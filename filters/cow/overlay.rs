@@ -100,7 +100,7 @@ pub(super) struct Overlay {
 enum Backing {
     /// A file without a name, which dies with the server.
     Temporary(Arc<File>),
-    Store(Store),
+    Store(Box<Store>),
 }
 
 impl Overlay {
@@ -118,7 +118,8 @@ impl Overlay {
     /// Those of the file; `EIO`: it is damaged; `EINVAL`: it has more blocks than can be kept track of.
     pub(super) fn persistent(store: Store) -> Result<Self> {
         let header = store.header().clone();
-        let overlay = Self::new(Backing::Store(store), header.data_start, header.size, header.block_size)?;
+        let overlay =
+            Self::new(Backing::Store(Box::new(store)), header.data_start, header.size, header.block_size)?;
         if let Backing::Store(store) = &overlay.backing {
             store.load(|page, states| {
                 let first = page * (PAGE_BLOCKS / 64);

@@ -19,7 +19,7 @@ use parking_lot::RwLock;
 
 use crate::{
     Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ThreadModel, locks::Locks,
-    next::CONTROLPATH,
+    next::CONTROLPATH, stats::Stats,
 };
 
 /// A door that wants to know what other sessions change, so that its caches stay true.
@@ -40,6 +40,7 @@ pub struct Chain {
     pub(crate) locks: Locks,
     observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
     pub(crate) observer_count: AtomicUsize,
+    stats: Option<Stats>,
 }
 
 impl fmt::Debug for Chain {
@@ -64,6 +65,7 @@ impl Chain {
             locks: Locks::new(ThreadModel::Parallel),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
+            stats: None,
         }
     }
 
@@ -114,6 +116,16 @@ impl Chain {
         debug!("using thread model: {}", self.model);
         self.locks = Locks::new(self.model);
         Ok(())
+    }
+
+    /// Counts requests from now on, in what is opened from now on.
+    pub fn count_requests(&mut self) {
+        self.stats = Some(Stats::new(&self.names));
+    }
+
+    /// What was counted, if anything is.
+    pub fn stats(&self) -> Option<&Stats> {
+        self.stats.as_ref()
     }
 
     /// The strictest thread model of all layers.
@@ -364,6 +376,7 @@ impl Below {
             Some(filter) => filter.open(&self.under(), open)?,
             None => self.chain.plugin.open(open)?,
         };
-        Next::new(name.clone(), handle, open.readonly)
+        let counters = self.chain.stats.as_ref().and_then(|stats| stats.layer(self.level - 1)).cloned();
+        Next::new(name.clone(), handle, open.readonly, counters)
     }
 }

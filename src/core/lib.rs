@@ -13,6 +13,7 @@
 
 pub mod emulate;
 pub mod params;
+pub mod stats;
 
 mod caps;
 mod chain;

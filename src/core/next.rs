@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use log::{Level, debug, log_enabled};
 
-use crate::{BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support, emulate};
+use crate::{
+    BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support, emulate,
+    stats::{Counters, timed, timed_at_once},
+};
 
 /// The log target of calls that open, ask and close.
 pub(crate) const CONTROLPATH: &str = "nbdkit::controlpath";
@@ -22,16 +25,22 @@ pub struct Next {
     caps: Caps,
     /// No layer below: the plugin.
     last: bool,
+    counters: Option<Arc<Counters>>,
 }
 
 impl Next {
     /// Prepares the layer and asks it what it can do.
-    pub(crate) fn new(name: Arc<str>, handle: Box<dyn Handle>, readonly: bool) -> Result<Self> {
+    pub(crate) fn new(
+        name: Arc<str>,
+        handle: Box<dyn Handle>,
+        readonly: bool,
+        counters: Option<Arc<Counters>>,
+    ) -> Result<Self> {
         debug!(target: CONTROLPATH, "{name}: prepare readonly={}", i32::from(readonly));
         handle.prepare()?;
         let caps = ask(&name, &*handle, readonly)?;
         let last = !handle.is_filter();
-        Ok(Next { name, handle, caps, last })
+        Ok(Next { name, handle, caps, last, counters })
     }
 
     /// What the layer can do.
@@ -117,7 +126,7 @@ impl Next {
         if log_enabled!(target: DATAPATH, Level::Debug) {
             debug!(target: DATAPATH, "{}: pread count={} offset={offset}", self.name, buf.len());
         }
-        self.handle.pread(buf, offset)
+        timed(self.counters.as_ref(), Op::Read, buf.len() as u64, || self.handle.pread(buf, offset))
     }
 
     /// As [`pread`](Self::pread), unless it would have to wait: then `Ok(false)`.
@@ -126,7 +135,9 @@ impl Next {
     /// As `pread`.
     pub fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         self.check(Op::Read, buf.len() as u64, offset, Flags::empty(), Flags::empty())?;
-        let done = self.handle.pread_nowait(buf, offset)?;
+        let done = timed_at_once(self.counters.as_ref(), buf.len() as u64, || {
+            self.handle.pread_nowait(buf, offset)
+        })?;
         if done && log_enabled!(target: DATAPATH, Level::Debug) {
             debug!(target: DATAPATH, "{}: pread count={} offset={offset}", self.name, buf.len());
         }
@@ -144,8 +155,10 @@ impl Next {
             debug!(target: DATAPATH, "{}: pwrite count={} offset={offset} fua={fua}", self.name, buf.len());
         }
         let (flags, flush) = self.split_fua(flags);
-        self.handle.pwrite(buf, offset, flags)?;
-        self.flush_if(flush)
+        timed(self.counters.as_ref(), Op::Write, buf.len() as u64, || {
+            self.handle.pwrite(buf, offset, flags)?;
+            self.flush_if(flush)
+        })
     }
 
     /// Makes every completed write durable.
@@ -155,7 +168,7 @@ impl Next {
     pub fn flush(&self) -> Result<()> {
         self.check(Op::Flush, 0, 0, Flags::empty(), Flags::empty())?;
         debug!(target: DATAPATH, "{}: flush", self.name);
-        self.handle.flush()
+        timed(self.counters.as_ref(), Op::Flush, 0, || self.handle.flush())
     }
 
     /// Discards a range. Flags: FUA.
@@ -169,10 +182,12 @@ impl Next {
             debug!(target: DATAPATH, "{}: trim count={length} offset={offset} fua={fua}", self.name);
         }
         let (flags, flush) = self.split_fua(flags);
-        if length > 0 {
-            self.handle.trim(length, offset, flags)?;
-        }
-        self.flush_if(flush)
+        timed(self.counters.as_ref(), Op::Trim, length, || {
+            if length > 0 {
+                self.handle.trim(length, offset, flags)?;
+            }
+            self.flush_if(flush)
+        })
     }
 
     /// Makes a range read as zeroes, by writing them when the plugin cannot. Flags: MAY_TRIM, FUA, FAST_ZERO.
@@ -198,20 +213,22 @@ impl Next {
             return self.handle.zero(length, offset, flags);
         }
         let (flags, flush) = self.split_fua(flags);
-        let done = match self.caps.zero {
-            Support::Native => self.handle.zero(length, offset, flags),
-            _ => Err(Errno::EOPNOTSUPP.into()),
-        };
-        match done {
-            Err(e) if e.is_unsupported() && !flags.contains(Flags::FAST_ZERO) => {
-                let block = self.caps.block_size;
-                emulate::zero(length, offset, block, |zeroes, at| {
-                    self.handle.pwrite(zeroes, at, flags & Flags::FUA)
-                })?;
+        timed(self.counters.as_ref(), Op::Zero, length, || {
+            let done = match self.caps.zero {
+                Support::Native => self.handle.zero(length, offset, flags),
+                _ => Err(Errno::EOPNOTSUPP.into()),
+            };
+            match done {
+                Err(e) if e.is_unsupported() && !flags.contains(Flags::FAST_ZERO) => {
+                    let block = self.caps.block_size;
+                    emulate::zero(length, offset, block, |zeroes, at| {
+                        self.handle.pwrite(zeroes, at, flags & Flags::FUA)
+                    })?;
+                }
+                done => done?,
             }
-            done => done?,
-        }
-        self.flush_if(flush)
+            self.flush_if(flush)
+        })
     }
 
     /// Adds the extents of a range, at least one that covers `offset`. Flags: REQ_ONE.
@@ -227,7 +244,9 @@ impl Next {
         if !self.caps.extents {
             return extents.add_data(offset, length);
         }
-        self.handle.extents(length, offset, flags, extents)?;
+        timed(self.counters.as_ref(), Op::Extents, length, || {
+            self.handle.extents(length, offset, flags, extents)
+        })?;
         if extents.as_slice().is_empty() && length > 0 {
             return Err(Error::new(
                 Errno::EIO,
@@ -244,12 +263,14 @@ impl Next {
     pub fn cache(&self, length: u64, offset: u64) -> Result<()> {
         self.check(Op::Cache, length, offset, Flags::empty(), Flags::empty())?;
         debug!(target: DATAPATH, "{}: cache count={length} offset={offset}", self.name);
-        if self.last && self.caps.cache == Support::Emulate {
-            return emulate::cache(length, offset, self.caps.block_size, |buf, at| {
-                self.handle.pread(buf, at)
-            });
-        }
-        self.handle.cache(length, offset)
+        timed(self.counters.as_ref(), Op::Cache, length, || {
+            if self.last && self.caps.cache == Support::Emulate {
+                return emulate::cache(length, offset, self.caps.block_size, |buf, at| {
+                    self.handle.pread(buf, at)
+                });
+            }
+            self.handle.cache(length, offset)
+        })
     }
 
     /// Whether a request of this kind may sleep.

@@ -17,6 +17,7 @@ use crate::{
     Caps, Chain, Client, Errno, Error, Extents, Flags, Loan, Next, Op, Open, Result, Support, ThreadModel,
     WriteObserver,
     locks::{ConnectionPermit, Permit},
+    stats::{self, Counters},
 };
 
 /// A client that has connected and has not chosen an export, or is between two.
@@ -91,6 +92,7 @@ impl Connection {
             caps,
             lock: Mutex::new(()),
             observer: None,
+            counters: self.chain.stats().map(|stats| stats.requests().clone()),
             export_name: open.export_name,
             connection: self.clone(),
         })
@@ -104,6 +106,7 @@ pub struct Session {
     caps: Caps,
     lock: Mutex<()>,
     observer: Option<Arc<dyn WriteObserver>>,
+    counters: Option<Arc<Counters>>,
     export_name: OsString,
     connection: Arc<Connection>,
 }
@@ -163,10 +166,17 @@ impl Session {
     }
 
     /// Runs a request in the chain under its permit, turns a panic into `EIO` and logs a failure.
-    fn run<T>(&self, what: &'static str, request: impl FnOnce(&Next) -> Result<T>) -> Result<T> {
-        let permit = self.permit();
-        let result = guard(what, || request(&self.next));
-        drop(permit);
+    fn run<T>(
+        &self,
+        op: Op,
+        length: u64,
+        what: &'static str,
+        request: impl FnOnce(&Next) -> Result<T>,
+    ) -> Result<T> {
+        let result = stats::timed(self.counters.as_ref(), op, length, || {
+            let _permit = self.permit();
+            guard(what, || request(&self.next))
+        });
         result.inspect_err(|e| self.log(what, e))
     }
 
@@ -229,7 +239,7 @@ impl Session {
     /// `EINVAL` out of range or empty; those of the layers.
     pub fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check(Op::Read, buf.len() as u64, offset)?;
-        self.run("pread", |next| next.pread(buf, offset))
+        self.run(Op::Read, buf.len() as u64, "pread", |next| next.pread(buf, offset))
     }
 
     /// As [`pread`](Self::pread), but only if that needs no wait: `Ok(false)` says that it would, and `buf` may
@@ -240,7 +250,9 @@ impl Session {
     pub fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         self.check(Op::Read, buf.len() as u64, offset)?;
         let Some(permit) = self.connection.chain.locks.request_nowait(&self.lock) else { return Ok(false) };
-        let result = guard("pread", || self.next.pread_nowait(buf, offset));
+        let result = stats::timed_at_once(self.counters.as_ref(), buf.len() as u64, || {
+            guard("pread", || self.next.pread_nowait(buf, offset))
+        });
         drop(permit);
         result.inspect_err(|e| self.log("pread", e))
     }
@@ -252,7 +264,7 @@ impl Session {
     pub fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let length = buf.len() as u64;
         self.check_write(Op::Write, length, offset, flags, Errno::ENOSPC)?;
-        let result = self.run("pwrite", |next| next.pwrite(buf, offset, flags));
+        let result = self.run(Op::Write, length, "pwrite", |next| next.pwrite(buf, offset, flags));
         self.written(offset, length);
         result
     }
@@ -265,7 +277,7 @@ impl Session {
         if !self.caps.flush {
             return Err(Error::new(Errno::EINVAL, "the export does not offer flush"));
         }
-        self.run("flush", Next::flush)
+        self.run(Op::Flush, 0, "flush", Next::flush)
     }
 
     /// Discards a range. Flags: FUA.
@@ -277,7 +289,7 @@ impl Session {
         if !self.caps.trim {
             return Err(Error::new(Errno::EINVAL, "the export does not offer trim"));
         }
-        let result = self.run("trim", |next| next.trim(length, offset, flags));
+        let result = self.run(Op::Trim, length, "trim", |next| next.trim(length, offset, flags));
         self.written(offset, length);
         result
     }
@@ -295,9 +307,10 @@ impl Session {
         if self.caps.zero == Support::None {
             return Err(Error::new(Errno::EINVAL, "the export does not offer zero"));
         }
-        let permit = self.permit();
-        let result = guard("zero", || self.next.zero(length, offset, flags));
-        drop(permit);
+        let result = stats::timed(self.counters.as_ref(), Op::Zero, length, || {
+            let _permit = self.permit();
+            guard("zero", || self.next.zero(length, offset, flags))
+        });
         if let Err(e) = &result
             && !(e.is_unsupported() && flags.contains(Flags::FAST_ZERO))
         {
@@ -315,7 +328,7 @@ impl Session {
     pub fn extents(&self, length: u64, offset: u64, flags: Flags) -> Result<Vec<crate::Extent>> {
         self.check(Op::Extents, length, offset)?;
         let mut extents = Extents::new(offset, offset + length);
-        self.run("extents", |next| next.extents(length, offset, flags, &mut extents))?;
+        self.run(Op::Extents, length, "extents", |next| next.extents(length, offset, flags, &mut extents))?;
         let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
         let mut list = extents.into_list();
         list.truncate(one);
@@ -334,7 +347,7 @@ impl Session {
         if self.caps.cache == Support::None {
             return Err(Error::new(Errno::EINVAL, "the export does not offer cache"));
         }
-        self.run("cache", |next| next.cache(length, offset))
+        self.run(Op::Cache, length, "cache", |next| next.cache(length, offset))
     }
 
     /// Lends a range of the disk, if the chain can and the thread model lets requests by without a permit.

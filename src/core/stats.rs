@@ -1,0 +1,342 @@
+//! What the requests of a chain cost: counts, bytes, errors and latencies, for the doors together and for each layer.
+//!
+//! Counting must not slow down what it counts. So it is off unless a program asks for it, a counter is one atomic add,
+//! threads count in shards of their own, and a latency is a step in a histogram with four steps to a power of two: a
+//! percentile is off by a tenth at most.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{Error, Op, Result};
+
+/// Every kind of request, in the order of their counters.
+pub const OPS: [Op; 7] = [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents];
+
+/// Threads spread over this many copies of the counters.
+const SHARDS: usize = 8;
+/// Steps of a histogram: up to some minutes.
+const STEPS: usize = 124;
+/// The first steps are this wide, in nanoseconds as a power of two.
+const UNIT: u32 = 6;
+
+/// The counters of a chain.
+#[derive(Debug)]
+pub struct Stats {
+    since: Instant,
+    requests: Arc<Counters>,
+    /// Innermost first, as in the chain.
+    layers: Vec<(Arc<str>, Arc<Counters>)>,
+}
+
+impl Stats {
+    pub(crate) fn new(names: &[Arc<str>]) -> Self {
+        Stats {
+            since: Instant::now(),
+            requests: Arc::default(),
+            layers: names.iter().map(|name| (name.clone(), Arc::default())).collect(),
+        }
+    }
+
+    pub(crate) fn requests(&self) -> &Arc<Counters> {
+        &self.requests
+    }
+
+    pub(crate) fn layer(&self, index: usize) -> Option<&Arc<Counters>> {
+        self.layers.get(index).map(|(_, counters)| counters)
+    }
+
+    /// How long they have been counting.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// The requests of all clients, with the time that they wait for their turn.
+    pub fn total(&self) -> Totals {
+        self.requests.totals()
+    }
+
+    /// The name and the requests of a layer, the outermost first. The time of the layers below it is part of its own.
+    pub fn of_layer(&self, index: usize) -> Option<(&str, Totals)> {
+        let (name, counters) = self.layers.iter().rev().nth(index)?;
+        Some((name, counters.totals()))
+    }
+}
+
+/// The counters of one place in the chain.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    shards: [Shard; SHARDS],
+}
+
+/// On cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    ops: [Counter; OPS.len()],
+    at_once: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Counter {
+    bytes: AtomicU64,
+    nanoseconds: AtomicU64,
+    errors: AtomicU64,
+    steps: [AtomicU64; STEPS],
+}
+
+impl Default for Counter {
+    fn default() -> Self {
+        Counter {
+            bytes: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            steps: [const { AtomicU64::new(0) }; STEPS],
+        }
+    }
+}
+
+impl Counters {
+    fn shard(&self) -> &Shard {
+        // Each thread has a stack of its own, some megabytes from the next: no identity is cheaper to come by.
+        let on_stack = 0_u8;
+        let address = &raw const on_stack as usize;
+        &self.shards[((address >> 21) ^ (address >> 24)) % SHARDS]
+    }
+
+    fn record(&self, op: Op, bytes: u64, started: Instant, failure: Option<&Error>) {
+        let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let counter = &self.shard().ops[op as usize];
+        counter.steps[step(took)].fetch_add(1, Ordering::Relaxed);
+        counter.nanoseconds.fetch_add(took, Ordering::Relaxed);
+        match failure {
+            None => counter.bytes.fetch_add(bytes, Ordering::Relaxed),
+            // That is an answer: "not fast".
+            Some(e) if e.is_unsupported() => 0,
+            Some(_) => counter.errors.fetch_add(1, Ordering::Relaxed),
+        };
+    }
+
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for shard in &self.shards {
+            totals.at_once += shard.at_once.load(Ordering::Relaxed);
+            for (sum, counter) in totals.ops.iter_mut().zip(&shard.ops) {
+                sum.bytes += counter.bytes.load(Ordering::Relaxed);
+                sum.nanoseconds += counter.nanoseconds.load(Ordering::Relaxed);
+                sum.errors += counter.errors.load(Ordering::Relaxed);
+                for (count, step) in sum.latency.0.iter_mut().zip(&counter.steps) {
+                    *count += step.load(Ordering::Relaxed);
+                }
+            }
+        }
+        totals
+    }
+}
+
+/// Runs a request, and counts it if there are counters.
+pub(crate) fn timed<T>(
+    counters: Option<&Arc<Counters>>,
+    op: Op,
+    bytes: u64,
+    request: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Some(counters) = counters else { return request() };
+    let started = Instant::now();
+    let result = request();
+    counters.record(op, bytes, started, result.as_ref().err());
+    result
+}
+
+/// As [`timed`], for a read that may find that it would have to wait: then it is not one yet.
+pub(crate) fn timed_at_once(
+    counters: Option<&Arc<Counters>>,
+    bytes: u64,
+    request: impl FnOnce() -> Result<bool>,
+) -> Result<bool> {
+    let Some(counters) = counters else { return request() };
+    let started = Instant::now();
+    let result = request();
+    match &result {
+        Ok(false) => {}
+        Ok(true) => {
+            counters.record(Op::Read, bytes, started, None);
+            counters.shard().at_once.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(e) => counters.record(Op::Read, bytes, started, Some(e)),
+    }
+    result
+}
+
+/// What was counted in one place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Reads that needed no wait, since the data were in memory.
+    pub at_once: u64,
+    /// By kind, in the order of [`OPS`].
+    pub ops: [OpTotals; OPS.len()],
+}
+
+impl Totals {
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Totals) -> Totals {
+        let mut since = self.clone();
+        since.at_once = since.at_once.saturating_sub(earlier.at_once);
+        for (op, earlier) in since.ops.iter_mut().zip(&earlier.ops) {
+            op.bytes = op.bytes.saturating_sub(earlier.bytes);
+            op.nanoseconds = op.nanoseconds.saturating_sub(earlier.nanoseconds);
+            op.errors = op.errors.saturating_sub(earlier.errors);
+            for (count, earlier) in op.latency.0.iter_mut().zip(earlier.latency.0) {
+                *count = count.saturating_sub(earlier);
+            }
+        }
+        since
+    }
+
+    /// What was counted for one kind of request.
+    pub fn of(&self, op: Op) -> &OpTotals {
+        &self.ops[op as usize]
+    }
+}
+
+/// What was counted for one kind of request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpTotals {
+    /// Bytes of those that succeeded.
+    pub bytes: u64,
+    /// The time of all, in nanoseconds.
+    pub nanoseconds: u64,
+    /// How many failed.
+    pub errors: u64,
+    /// How long each took.
+    pub latency: Histogram,
+}
+
+impl OpTotals {
+    /// How many there were, failed ones included.
+    pub fn count(&self) -> u64 {
+        self.latency.0.iter().sum()
+    }
+}
+
+/// Latencies, counted in steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histogram([u64; STEPS]);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Histogram([0; STEPS])
+    }
+}
+
+impl Histogram {
+    /// The steps that are not empty: number and count.
+    pub fn steps(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.0.iter().copied().enumerate().filter(|(_, count)| *count > 0)
+    }
+
+    /// Adds to a step; numbers that do not exist are passed over.
+    pub fn add(&mut self, step: usize, count: u64) {
+        if let Some(sum) = self.0.get_mut(step) {
+            *sum = sum.saturating_add(count);
+        }
+    }
+
+    /// The latency, in nanoseconds, that the share `part` (0 to 1) of the requests did not exceed. None: there were no
+    /// requests.
+    pub fn percentile(&self, part: f64) -> Option<u64> {
+        let total: u64 = self.0.iter().sum();
+        let rank = ((total as f64 * part).ceil() as u64).clamp(1, total.max(1));
+        let mut below = 0;
+        for (step, count) in self.steps() {
+            if below + count >= rank {
+                // As if they were spread evenly over the step.
+                let (from, to) = (lower(step), lower(step + 1));
+                let share = (rank - below) as f64 / count as f64;
+                return Some(from + ((to - from) as f64 * share) as u64);
+            }
+            below += count;
+        }
+        None
+    }
+}
+
+/// The step of a latency in nanoseconds.
+fn step(nanoseconds: u64) -> usize {
+    let units = nanoseconds >> UNIT;
+    if units < 4 {
+        return units as usize;
+    }
+    let power = units.ilog2();
+    let quarter = (units >> (power - 2)) & 3;
+    ((power - 1) as usize * 4 + quarter as usize).min(STEPS - 1)
+}
+
+/// Where a step begins, in nanoseconds.
+fn lower(step: usize) -> u64 {
+    let units = match step {
+        0..4 => step as u64,
+        _ => (4 + step as u64 % 4) << (step / 4 - 1),
+    };
+    units << UNIT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Errno;
+
+    #[test]
+    fn steps_are_a_quarter_of_a_power_of_two_wide() {
+        for n in 0..STEPS {
+            assert_eq!(step(lower(n)), n);
+            assert_eq!(step(lower(n + 1) - 1), n);
+            assert!(n < 4 || lower(n + 1) - lower(n) <= lower(n) / 4, "{n}");
+        }
+        assert_eq!(step(u64::MAX), STEPS - 1);
+        assert!(lower(STEPS) > 180_000_000_000, "three minutes");
+    }
+
+    #[test]
+    fn percentiles() {
+        let mut latency = Histogram::default();
+        assert_eq!(latency.percentile(0.5), None);
+        for microseconds in 1..=1000 {
+            latency.add(step(microseconds * 1000), 1);
+        }
+        for (part, microseconds) in [(0.5, 500), (0.95, 950), (0.99, 990), (0.001, 1)] {
+            let found = latency.percentile(part).unwrap() as f64 / 1000.0;
+            assert!((found / f64::from(microseconds) - 1.0).abs() < 0.15, "{part}: {found}");
+        }
+    }
+
+    #[test]
+    fn threads_lose_no_count() {
+        let counters = Arc::<Counters>::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        timed(Some(&counters), Op::Write, 3, || Ok(())).unwrap();
+                    }
+                });
+            }
+        });
+        let before = counters.totals();
+        assert_eq!((before.of(Op::Write).count(), before.of(Op::Write).bytes), (4000, 12_000));
+        let failure = |errno: Errno| timed(Some(&counters), Op::Zero, 5, || Err::<(), _>(Error::from(errno)));
+        failure(Errno::EIO).unwrap_err();
+        failure(Errno::EOPNOTSUPP).unwrap_err();
+        assert!(!timed_at_once(Some(&counters), 7, || Ok(false)).unwrap());
+        assert!(timed_at_once(Some(&counters), 7, || Ok(true)).unwrap());
+        let after = counters.totals().since(&before);
+        let zero = after.of(Op::Zero);
+        assert_eq!((zero.count(), zero.errors, zero.bytes), (2, 1, 0));
+        assert_eq!((after.of(Op::Read).bytes, after.at_once, after.of(Op::Write).count()), (7, 1, 0));
+    }
+}
