@@ -20,6 +20,7 @@ use crate::{
     door::{Door, is_synchronous},
     passthrough::Passthrough,
     pool::Pool,
+    stats,
     tree::{NAME_MAX, Node},
 };
 
@@ -433,12 +434,17 @@ impl Filesystem for Fs {
         _ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
+        cmd: u32,
         _in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOSYS);
+        match stats::answer(self.door.session.chain(), cmd) {
+            Some(Ok(answer)) => reply.ioctl(0, &answer),
+            Some(Err(e)) => reply.error(e),
+            // ENOSYS would be for ever.
+            None => reply.error(Errno::ENOTTY),
+        }
     }
 
     fn poll(

@@ -19,6 +19,7 @@ mod observer;
 mod options;
 mod passthrough;
 mod pool;
+pub mod stats;
 mod tree;
 
 #[cfg(test)]
