@@ -144,7 +144,7 @@ pub(crate) fn negotiate(
 /// What was agreed on so far. All of it is forgotten when TLS starts.
 #[derive(Default)]
 struct Agreed {
-    structured: bool,
+    replies: Option<Replies>,
     /// `base:allocation` was selected for the export of this name.
     allocation: Option<Vec<u8>>,
 }
@@ -257,23 +257,36 @@ impl Negotiation<'_> {
             };
         }
         match option {
-            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY if length > 0 => {
+            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS
+                if length > 0 =>
+            {
                 self.answer(option, rep::ERR_INVALID, "the option takes no data")
             }
             option::LIST => self.list(),
             option::STARTTLS => self.answer(option, rep::ERR_POLICY, "the server does not offer TLS"),
-            option::STRUCTURED_REPLY if !self.config.structured_replies => {
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if !self.config.structured_replies => {
                 self.answer(option, rep::ERR_UNSUP, "structured replies are off")
             }
-            option::STRUCTURED_REPLY if self.agreed.structured => {
-                self.answer(option, rep::ERR_INVALID, "structured replies are on already")
-            }
-            option::STRUCTURED_REPLY => {
-                self.agreed.structured = true;
-                self.answer(option, rep::ACK, "")
-            }
+            option::STRUCTURED_REPLY => match self.agreed.replies {
+                None => self.agree(option, Replies::Structured),
+                Some(Replies::Extended) => {
+                    self.answer(option, rep::ERR_EXT_HEADER_REQD, "extended headers are on already")
+                }
+                Some(_) => self.answer(option, rep::ERR_INVALID, "structured replies are on already"),
+            },
+            option::EXTENDED_HEADERS => match self.agreed.replies {
+                Some(Replies::Extended) => {
+                    self.answer(option, rep::ERR_INVALID, "extended headers are on already")
+                }
+                _ => self.agree(option, Replies::Extended),
+            },
             _ => self.answer(option, rep::ERR_UNSUP, "the server does not know the option"),
         }
+    }
+
+    fn agree(&mut self, option: u32, replies: Replies) -> anyhow::Result<Next> {
+        self.agreed.replies = Some(replies);
+        self.answer(option, rep::ACK, "")
     }
 
     fn export_name(&mut self, length: usize) -> anyhow::Result<Next> {
@@ -283,7 +296,7 @@ impl Negotiation<'_> {
         check_name(&name)?;
         let session = self.open(&name).context("the client chose an export that cannot be opened")?;
         self.out.extend(session.size().to_be_bytes());
-        self.out.extend(export_flags(session.caps(), self.agreed.structured).to_be_bytes());
+        self.out.extend(export_flags(session.caps(), self.agreed.replies.is_some()).to_be_bytes());
         if !self.no_zeroes {
             self.out.extend([0; 124]);
         }
@@ -326,7 +339,7 @@ impl Negotiation<'_> {
                 return self.answer(option, rep::ERR_UNKNOWN, "the export cannot be opened");
             }
         };
-        let flags = export_flags(session.caps(), self.agreed.structured);
+        let flags = export_flags(session.caps(), self.agreed.replies.is_some());
         let info_head = info::EXPORT.to_be_bytes();
         let size = session.size().to_be_bytes();
         self.reply(option, rep::INFO, &[&info_head, &size, &flags.to_be_bytes()])?;
@@ -360,7 +373,7 @@ impl Negotiation<'_> {
         if !self.config.meta_contexts {
             return self.answer(option, rep::ERR_UNSUP, "meta contexts are off");
         }
-        if set && !self.agreed.structured {
+        if set && self.agreed.replies.is_none() {
             return self.answer(option, rep::ERR_INVALID, "structured replies come first");
         }
         let Some((name, queries)) = meta_queries(&mut data) else {
@@ -393,7 +406,7 @@ impl Negotiation<'_> {
         let agreed = std::mem::take(&mut self.agreed);
         Requests {
             session,
-            replies: if agreed.structured { Replies::Structured } else { Replies::Simple },
+            replies: agreed.replies.unwrap_or(Replies::Simple),
             allocation: agreed.allocation.as_deref() == Some(name),
         }
     }

@@ -183,7 +183,8 @@ mod tests {
     use super::*;
 
     fn job(cookie: u64) -> Job {
-        Job { request: Request { flags: 0, command: 0, cookie, offset: 0, length: 0 }, payload: vec![0; 10] }
+        let request = Request { flags: 0, command: 0, cookie, offset: 0, length: 0, payload: true };
+        Job { request, payload: vec![0; 10] }
     }
 
     #[test]

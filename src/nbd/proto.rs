@@ -19,6 +19,11 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Start of a structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
+/// Start of a request with extended headers.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Start of a reply chunk with extended headers.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
 /// Longest string (export name, description, query, message), in bytes.
 pub const MAX_STRING: usize = 4096;
 /// Most data in one READ or WRITE, in bytes.
@@ -82,6 +87,7 @@ pub mod rep {
     pub const ERR_PLATFORM: u32 = ERR | 4;
     pub const ERR_UNKNOWN: u32 = ERR | 6;
     pub const ERR_TOO_BIG: u32 = ERR | 9;
+    pub const ERR_EXT_HEADER_REQD: u32 = ERR | 10;
 }
 
 /// Kinds of information about an export.
@@ -130,18 +136,22 @@ pub mod cmd_flag {
     pub const DF: u16 = 1 << 2;
     pub const REQ_ONE: u16 = 1 << 3;
     pub const FAST_ZERO: u16 = 1 << 4;
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 const REPLY_FLAG_DONE: u16 = 1;
 const REPLY_NONE: u16 = 0;
 const REPLY_OFFSET_DATA: u16 = 1;
+const REPLY_OFFSET_HOLE: u16 = 2;
 const REPLY_BLOCK_STATUS: u16 = 5;
+const REPLY_BLOCK_STATUS_EXT: u16 = 6;
 const REPLY_ERROR: u16 = (1 << 15) | 1;
+const REPLY_ERROR_OFFSET: u16 = (1 << 15) | 2;
 
 /// A request as it stands on the wire, without its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Bits of [`cmd_flag`].
+    /// Bits of [`cmd_flag`], without PAYLOAD_LEN of an extended header.
     pub flags: u16,
     /// One of [`cmd`], or anything else.
     pub command: u16,
@@ -150,12 +160,16 @@ pub struct Request {
     /// Start of the range, in bytes.
     pub offset: u64,
     /// Length of the range, in bytes.
-    pub length: u32,
+    pub length: u64,
+    /// So many bytes of data follow the header.
+    pub payload: bool,
 }
 
 impl Request {
     /// Bytes on the wire.
     pub const LEN: usize = 28;
+    /// Bytes on the wire with extended headers.
+    pub const EXTENDED_LEN: usize = 32;
 
     /// Decodes a request; None when its magic is wrong.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Option<Self> {
@@ -163,12 +177,32 @@ impl Request {
         if fields.u32()? != REQUEST_MAGIC {
             return None;
         }
+        let (flags, command) = (fields.u16()?, fields.u16()?);
         Some(Request {
-            flags: fields.u16()?,
-            command: fields.u16()?,
+            flags,
+            command,
             cookie: fields.u64()?,
             offset: fields.u64()?,
-            length: fields.u32()?,
+            length: fields.u32()?.into(),
+            payload: command == cmd::WRITE,
+        })
+    }
+
+    /// Decodes a request with an extended header; None when its magic is wrong.
+    pub fn decode_extended(bytes: &[u8; Self::EXTENDED_LEN]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        if fields.u32()? != EXTENDED_REQUEST_MAGIC {
+            return None;
+        }
+        let (flags, command) = (fields.u16()?, fields.u16()?);
+        Some(Request {
+            flags: flags & !cmd_flag::PAYLOAD_LEN,
+            command,
+            cookie: fields.u64()?,
+            offset: fields.u64()?,
+            length: fields.u64()?,
+            // The specification asks for the flag on a WRITE too, but qemu 10 sends the data without it.
+            payload: flags & cmd_flag::PAYLOAD_LEN != 0 || command == cmd::WRITE,
         })
     }
 
@@ -235,16 +269,16 @@ pub fn option_reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[&[u8]]) {
     }
 }
 
-/// The head of a reply: at most 32 bytes, made on the stack.
+/// The head of a reply: at most 44 bytes, made on the stack.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
-    bytes: [u8; 32],
+    bytes: [u8; 44],
     len: usize,
 }
 
 impl Head {
     fn new() -> Self {
-        Head { bytes: [0; 32], len: 0 }
+        Head { bytes: [0; 44], len: 0 }
     }
 
     fn with<const N: usize>(mut self, field: [u8; N]) -> Self {
@@ -266,6 +300,8 @@ pub enum Replies {
     Simple,
     /// Structured replies, for every request.
     Structured,
+    /// Structured replies with extended headers, which requests have too.
+    Extended,
 }
 
 impl Replies {
@@ -276,54 +312,95 @@ impl Replies {
             .with(cookie.to_be_bytes())
     }
 
-    /// The only chunk of a reply, with `length` bytes of payload.
-    fn chunk(kind: u16, cookie: u64, length: u32) -> Head {
-        Head::new()
-            .with(STRUCTURED_REPLY_MAGIC.to_be_bytes())
-            .with(REPLY_FLAG_DONE.to_be_bytes())
+    /// The head of a chunk with `length` bytes of payload; `last` says that it ends the reply.
+    fn chunk(self, kind: u16, request: &Request, length: u64, last: bool) -> Head {
+        let flags = if last { REPLY_FLAG_DONE } else { 0 };
+        let extended = self == Replies::Extended;
+        let magic = if extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
+        let head = Head::new()
+            .with(magic.to_be_bytes())
+            .with(flags.to_be_bytes())
             .with(kind.to_be_bytes())
-            .with(cookie.to_be_bytes())
-            .with(length.to_be_bytes())
+            .with(request.cookie.to_be_bytes());
+        if extended {
+            return head.with(request.offset.to_be_bytes()).with(length.to_be_bytes());
+        }
+        head.with((length as u32).to_be_bytes())
     }
 
-    /// What stands before the data of a READ of `length` bytes, at most [`MAX_PAYLOAD`].
+    /// What stands before the data of a READ of at most [`MAX_PAYLOAD`] bytes.
     pub fn data(self, request: &Request) -> Head {
         match self {
             Replies::Simple => Self::simple(0, request.cookie),
-            Replies::Structured => Self::chunk(REPLY_OFFSET_DATA, request.cookie, request.length + 8)
-                .with(request.offset.to_be_bytes()),
+            _ => self.part(request, request.offset, request.length, true),
         }
+    }
+
+    /// What stands before the data of a part of a READ. Not for simple replies.
+    pub fn part(self, request: &Request, offset: u64, length: u64, last: bool) -> Head {
+        self.chunk(REPLY_OFFSET_DATA, request, length + 8, last).with(offset.to_be_bytes())
+    }
+
+    /// A part of a READ that is zeroes, at most [`MAX_PAYLOAD`] bytes. Not for simple replies.
+    pub fn hole(self, request: &Request, offset: u64, length: u64, last: bool) -> Head {
+        self.chunk(REPLY_OFFSET_HOLE, request, 12, last)
+            .with(offset.to_be_bytes())
+            .with((length as u32).to_be_bytes())
     }
 
     /// Success without data.
     pub fn done(self, request: &Request) -> Head {
         match self {
             Replies::Simple => Self::simple(0, request.cookie),
-            Replies::Structured => Self::chunk(REPLY_NONE, request.cookie, 0),
+            _ => self.chunk(REPLY_NONE, request, 0, true),
         }
     }
 
-    /// Failure: the head, and what of `message` follows it.
-    pub fn error(self, request: &Request, error: u32, message: &str) -> (Head, usize) {
-        match self {
-            Replies::Simple => (Self::simple(error, request.cookie), 0),
-            Replies::Structured => {
-                let mut text = message.len().min(MAX_STRING);
-                while !message.is_char_boundary(text) {
-                    text -= 1;
-                }
-                let head = Self::chunk(REPLY_ERROR, request.cookie, 6 + text as u32)
-                    .with(error.to_be_bytes())
-                    .with((text as u16).to_be_bytes());
-                (head, text)
-            }
+    /// Failure: the head, what of `message` follows it, and what follows that: the offset of a READ from which on it
+    /// failed, if that is not all of it.
+    pub fn error<'a>(
+        self,
+        request: &Request,
+        error: u32,
+        message: &'a str,
+        offset: Option<u64>,
+    ) -> (Head, &'a str, Head) {
+        if self == Replies::Simple {
+            return (Self::simple(error, request.cookie), "", Head::new());
         }
+        let mut text = message.len().min(MAX_STRING);
+        while !message.is_char_boundary(text) {
+            text -= 1;
+        }
+        let text = &message[..text];
+        let (kind, tail) = match offset {
+            None => (REPLY_ERROR, Head::new()),
+            Some(offset) => (REPLY_ERROR_OFFSET, Head::new().with(offset.to_be_bytes())),
+        };
+        let length = 6 + text.len() + tail.len;
+        let head = self
+            .chunk(kind, request, length as u64, true)
+            .with(error.to_be_bytes())
+            .with((text.len() as u16).to_be_bytes());
+        (head, text, tail)
     }
 
-    /// What stands before `count` block status descriptors. Structured replies only.
+    /// What stands before `count` block status descriptors. Not for simple replies.
     pub fn block_status(self, request: &Request, count: usize) -> Head {
-        Self::chunk(REPLY_BLOCK_STATUS, request.cookie, 4 + 8 * count as u32)
-            .with(BASE_ALLOCATION_ID.to_be_bytes())
+        let (count, id) = (count as u64, BASE_ALLOCATION_ID.to_be_bytes());
+        if self == Replies::Extended {
+            let head = self.chunk(REPLY_BLOCK_STATUS_EXT, request, 8 + 16 * count, true);
+            return head.with(id).with((count as u32).to_be_bytes());
+        }
+        self.chunk(REPLY_BLOCK_STATUS, request, 4 + 8 * count, true).with(id)
+    }
+
+    /// One block status descriptor. Without extended headers, `length` is that of a range of such a request.
+    pub fn descriptor(self, length: u64, kind: u32) -> Head {
+        if self == Replies::Extended {
+            return Head::new().with(length.to_be_bytes()).with(u64::from(kind).to_be_bytes());
+        }
+        Head::new().with((length as u32).to_be_bytes()).with(kind.to_be_bytes())
     }
 }
 
@@ -361,6 +438,7 @@ mod tests {
             cookie: 0x0102_0304_0506_0708,
             offset: 0x1_0000_0000,
             length: 512,
+            payload: false,
         }
     }
 
@@ -375,6 +453,38 @@ mod tests {
         assert_eq!(Request::decode(&bytes), Some(request()));
         bytes[0] = 0x26;
         assert_eq!(Request::decode(&bytes), None);
+    }
+
+    #[test]
+    fn an_extended_request_is_decoded() {
+        let mut bytes = [0; Request::EXTENDED_LEN];
+        bytes[..8].copy_from_slice(&[0x21, 0xe4, 0x1c, 0x71, 0, 0x21, 0, 4]);
+        bytes[24] = 1;
+        let request = Request::decode_extended(&bytes).unwrap();
+        assert_eq!((request.flags, request.command, request.payload), (1, cmd::TRIM, true));
+        assert_eq!(request.length, 1 << 56);
+        bytes[3] = 0x13;
+        assert_eq!(Request::decode_extended(&bytes), None);
+    }
+
+    #[test]
+    fn heads_of_extended_replies() {
+        let r = request();
+        let start = [&[0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 2][..], &r.cookie.to_be_bytes()].concat();
+        let hole = Replies::Extended.hole(&r, 5, 6, true);
+        let rest = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 6];
+        assert_eq!(hole.as_slice(), [&start[..], &rest].concat());
+        let status = Replies::Extended.block_status(&r, 3);
+        assert_eq!(status.as_slice()[6..8], [0, 6]);
+        assert_eq!(status.as_slice()[24..], [0, 0, 0, 0, 0, 0, 0, 56, 0, 0, 0, 1, 0, 0, 0, 3]);
+        assert_eq!(Replies::Extended.descriptor(1 << 40, 3).as_slice().len(), 16);
+        let (head, text, tail) = Replies::Extended.error(&r, 5, "why", Some(9));
+        assert_eq!(
+            (head.as_slice().len(), text, tail.as_slice()),
+            (38, "why", &[0, 0, 0, 0, 0, 0, 0, 9][..])
+        );
+        assert_eq!(head.as_slice()[6..8], [0x80, 2]);
+        assert_eq!(head.as_slice()[31], 17);
     }
 
     #[test]
@@ -396,13 +506,12 @@ mod tests {
     #[test]
     fn error_text_is_bounded_and_stays_text() {
         let message = "é".repeat(3000);
-        let (head, text) = Replies::Structured.error(&request(), 5, &message);
-        assert_eq!(text, 4096);
-        assert!(message.is_char_boundary(text));
+        let (head, text, _) = Replies::Structured.error(&request(), 5, &message, None);
+        assert_eq!(text.len(), 4096);
         assert_eq!(head.as_slice()[16..], [0, 0, 0x10, 6, 0, 0, 0, 5, 0x10, 0]);
-        let (_, odd) = Replies::Structured.error(&request(), 5, &format!("x{message}"));
-        assert_eq!(odd, 4095);
-        assert_eq!(Replies::Simple.error(&request(), 5, "why").1, 0);
+        let message = format!("x{message}");
+        assert_eq!(Replies::Structured.error(&request(), 5, &message, None).1.len(), 4095);
+        assert_eq!(Replies::Simple.error(&request(), 5, "why", None).1, "");
     }
 
     #[test]

@@ -6,13 +6,13 @@ use nbdkit_core::{Errno, Error, Flags, Op, Result, Session, Support};
 
 use crate::{
     buffer::Buffer,
-    proto::{Replies, Request, cmd, cmd_flag, error_number},
+    proto::{MAX_PAYLOAD, Replies, Request, cmd, cmd_flag, error_number},
 };
 
 /// Most block status descriptors in one reply: an answer may be shorter than the question.
 const MAX_DESCRIPTORS: usize = 1 << 16;
 /// Longer ranges are not trimmed, zeroed or cached on the connection's thread, even if that cannot block.
-const INLINE_RANGE: u32 = 1 << 20;
+const INLINE_RANGE: u64 = 1 << 20;
 
 /// The export that a client has opened, and how to answer it.
 pub(crate) struct Requests {
@@ -27,7 +27,7 @@ impl Requests {
     pub(crate) fn check(&self, request: &Request) -> Result<()> {
         let caps = self.session.caps();
         let own = match request.command {
-            cmd::READ if self.replies == Replies::Structured => cmd_flag::DF,
+            cmd::READ if self.replies != Replies::Simple => cmd_flag::DF,
             cmd::WRITE_ZEROES => cmd_flag::NO_HOLE | cmd_flag::FAST_ZERO,
             cmd::BLOCK_STATUS => cmd_flag::REQ_ONE,
             _ => 0,
@@ -40,8 +40,11 @@ impl Requests {
                 format!("command {} with flags {:#x} that do not apply", request.command, request.flags),
             ));
         }
+        if request.payload && request.command != cmd::WRITE {
+            return Err(Error::new(Errno::EINVAL, format!("command {} with a payload", request.command)));
+        }
         match request.command {
-            cmd::READ | cmd::WRITE if request.length > crate::proto::MAX_PAYLOAD => Err(Error::new(
+            cmd::READ | cmd::WRITE if request.length > MAX_PAYLOAD.into() => Err(Error::new(
                 Errno::EINVAL,
                 format!("{} bytes in one request are too many", request.length),
             )),
@@ -66,7 +69,7 @@ impl Requests {
     }
 
     fn in_range(&self, request: &Request) -> bool {
-        let end = request.offset.checked_add(u64::from(request.length));
+        let end = request.offset.checked_add(request.length);
         request.length > 0 && end.is_some_and(|end| end <= self.session.size())
     }
 
@@ -122,13 +125,12 @@ impl Requests {
     }
 
     fn call(&self, request: &Request, payload: &[u8], out: &mut Buffer) -> Result<()> {
-        let Request { offset, .. } = *request;
-        let length = u64::from(request.length);
+        let Request { offset, length, .. } = *request;
         let fua = if request.has(cmd_flag::FUA) { Flags::FUA } else { Flags::empty() };
         match request.command {
             cmd::READ => {
                 out.put(self.replies.data(request).as_slice());
-                return self.session.pread(out.space(request.length as usize), offset);
+                return self.session.pread(out.space(length as usize), offset);
             }
             cmd::BLOCK_STATUS => return self.block_status(request, out),
             cmd::WRITE => self.session.pwrite(payload, offset, fua)?,
@@ -150,16 +152,14 @@ impl Requests {
     fn block_status(&self, request: &Request, out: &mut Buffer) -> Result<()> {
         let one = request.has(cmd_flag::REQ_ONE);
         let flags = if one { Flags::REQ_ONE } else { Flags::empty() };
-        let extents = self.session.extents(request.length.into(), request.offset, flags)?;
+        let extents = self.session.extents(request.length, request.offset, flags)?;
         let extents = &extents[..extents.len().min(MAX_DESCRIPTORS)];
         if extents.is_empty() {
             return Err(Error::new(Errno::EIO, "the chain told no extent"));
         }
         out.put(self.replies.block_status(request, extents.len()).as_slice());
         for extent in extents {
-            // The session clips to the request, whose length has 32 bits.
-            out.put(&(extent.length as u32).to_be_bytes());
-            out.put(&extent.kind().to_be_bytes());
+            out.put(self.replies.descriptor(extent.length, extent.kind()).as_slice());
         }
         Ok(())
     }
@@ -169,12 +169,13 @@ impl Requests {
     pub(crate) fn fail(&self, request: &Request, error: &Error, out: &mut Buffer) {
         let message: Cow<'_, str> = match self.replies {
             Replies::Simple => Cow::Borrowed(""),
-            Replies::Structured => Cow::Owned(error.to_string()),
+            _ => Cow::Owned(error.to_string()),
         };
         let number = error_number(error.errno(), request.flags);
-        let (head, text) = self.replies.error(request, number, &message);
+        let (head, text, tail) = self.replies.error(request, number, &message, None);
         out.put(head.as_slice());
-        out.put(&message.as_bytes()[..text]);
+        out.put(text.as_bytes());
+        out.put(tail.as_slice());
         log::debug!(
             "request refused: command {} flags {:#x} offset {} length {}: {error}",
             request.command,

@@ -13,7 +13,7 @@ use crate::{
     buffer::Buffer,
     output::{Flushed, Outbox},
     pool::{Job, Pool, Worker},
-    proto::{MAX_PAYLOAD, Request, cmd},
+    proto::{MAX_PAYLOAD, Replies, Request, cmd},
     requests::{Requests, changes_data},
     spin::{Busy, Spin},
     stream::{Interest, Stream},
@@ -100,6 +100,7 @@ pub(crate) fn run(
     busy: Busy,
 ) -> End {
     let serial = threads <= 1 || requests.session.chain().thread_model() != ThreadModel::Parallel;
+    let extended = requests.replies == Replies::Extended;
     let shared = Arc::new(Shared {
         requests,
         outbox: Outbox::new(stream.clone()),
@@ -111,6 +112,7 @@ pub(crate) fn run(
         client,
         name,
         serial,
+        extended,
         input: vec![0; INPUT],
         start: 0,
         end: 0,
@@ -137,6 +139,8 @@ struct Reader<'a> {
     name: &'a str,
     /// Requests keep their order.
     serial: bool,
+    /// Requests have extended headers.
+    extended: bool,
     input: Vec<u8>,
     /// What was received and not yet used is `input[start..end]`.
     start: usize,
@@ -156,11 +160,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn run(&mut self) -> Result<Never, End> {
         loop {
-            while let Some(header) = self.input[self.start..self.end].first_chunk() {
-                let Some(request) = Request::decode(header) else {
-                    return Err(End::Broken(format!("a request begins with {:02x?}", &header[..4])));
-                };
-                self.start += Request::LEN;
+            while let Some(request) = self.next_request()? {
                 self.handle(&request)?;
                 if self.out.len() >= FLUSH {
                     self.relieve()?;
@@ -170,13 +170,30 @@ impl Reader<'_> {
         }
     }
 
+    /// Decodes the next request, if its header is complete.
+    fn next_request(&mut self) -> Result<Option<Request>, End> {
+        let input = &self.input[self.start..self.end];
+        let (request, length) = if self.extended {
+            let Some(header) = input.first_chunk() else { return Ok(None) };
+            (Request::decode_extended(header), Request::EXTENDED_LEN)
+        } else {
+            let Some(header) = input.first_chunk() else { return Ok(None) };
+            (Request::decode(header), Request::LEN)
+        };
+        if request.is_none() {
+            return Err(End::Broken(format!("a request begins with {:02x?}", &input[..4])));
+        }
+        self.start += length;
+        Ok(request)
+    }
+
     fn handle(&mut self, request: &Request) -> Result<(), End> {
         let checked = match request.command {
             cmd::DISC => return Err(End::Disconnect),
             _ => self.shared.requests.check(request),
         };
         if let Err(e) = checked {
-            if request.command == cmd::WRITE {
+            if request.payload {
                 self.skip(request.length)?;
             }
             // Replies may overtake each other; refusing early breaks no order that matters.
@@ -302,7 +319,9 @@ impl Reader<'_> {
     fn receive(&mut self) -> Result<(), End> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-        } else if self.end == self.input.len() || self.input.len() - self.start <= LARGE + Request::LEN {
+        } else if self.end == self.input.len()
+            || self.input.len() - self.start <= LARGE + Request::EXTENDED_LEN
+        {
             self.input.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
@@ -327,9 +346,9 @@ impl Reader<'_> {
     }
 
     /// Receives the payload of a WRITE that is refused, and forgets it.
-    fn skip(&mut self, length: u32) -> Result<(), End> {
-        if length > 2 * MAX_PAYLOAD {
-            return Err(End::Broken(format!("a write of {length} bytes")));
+    fn skip(&mut self, length: u64) -> Result<(), End> {
+        if length > 2 * u64::from(MAX_PAYLOAD) {
+            return Err(End::Broken(format!("a payload of {length} bytes")));
         }
         let mut left = length as usize;
         loop {

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod copy;
+mod extended;
 mod handshake;
 mod hostile;
 mod life;
