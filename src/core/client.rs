@@ -1,6 +1,11 @@
 //! Who is asking: the client at the other end of a session, and what it asked to open.
 
-use std::{ffi::OsString, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use crate::{Errno, Error, Result, Stop};
 
@@ -32,6 +37,15 @@ pub enum Peer {
     Other,
 }
 
+/// The certificate by which a client proved over TLS who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The distinguished name of its owner, as text (RFC 4514): `CN=client,O=company`.
+    pub subject: String,
+    /// The distinguished name of the authority that issued it.
+    pub issuer: String,
+}
+
 /// One client, from connect to disconnect.
 #[derive(Debug)]
 pub struct Client {
@@ -39,6 +53,10 @@ pub struct Client {
     pub number: u64,
     /// Where it comes from.
     pub peer: Peer,
+    /// The security context (SELinux label) of the process at the other end, where the kernel tells it.
+    pub security_context: OnceLock<String>,
+    /// Its verified certificate; not there before TLS is.
+    pub certificate: OnceLock<Certificate>,
     /// Raised when the client is gone or must go: its sleeping requests end.
     pub gone: Stop,
     /// Raised when a layer asks for the connection to be closed. A door takes no more requests then; it sends the
@@ -50,7 +68,15 @@ pub struct Client {
 impl Client {
     /// A client of the server whose shutdown flag is `server`.
     pub fn new(number: u64, peer: Peer, server: Arc<Stop>) -> Self {
-        Client { number, peer, gone: Stop::new(), leave: Stop::new(), server }
+        Client {
+            number,
+            peer,
+            security_context: OnceLock::new(),
+            certificate: OnceLock::new(),
+            gone: Stop::new(),
+            leave: Stop::new(),
+            server,
+        }
     }
 
     /// Asks the door to close the connection, with `force` before the replies in flight are sent.

@@ -32,7 +32,7 @@ mod stop;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
 pub use chain::{Below, Chain, WriteObserver};
-pub use client::{Client, Open, Peer};
+pub use client::{Certificate, Client, Open, Peer};
 pub use error::{Errno, Error, Result};
 pub use exports::{Export, Exports};
 pub use extents::{Extent, Extents};
