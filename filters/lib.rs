@@ -34,6 +34,8 @@ registry! {
     exitlast
     exportname
     fua
+    ip
+    limit
     log
     noextents
     nofilter
