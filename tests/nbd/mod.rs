@@ -7,3 +7,4 @@ mod extended;
 mod handshake;
 mod hostile;
 mod life;
+mod messages;

@@ -1,13 +1,106 @@
-//! Messages on standard error: `NAME: [PLUGIN[N]: ]error: …` always, `… debug: …` under `-v`.
+//! Messages: `NAME: [PLUGIN[N]: ]error: …` always, `… debug: …` under `-v`.
+//!
+//! Debug messages go to standard error, for who started the program with `-v`. Errors go where they are wanted; left
+//! alone, to standard error, and to syslog once the program has left its terminal.
 //!
 //! A connection's threads are called `PLUGIN[N]`; their name becomes the part in the middle.
 
 use std::{
+    ffi::{CString, OsStr},
+    fs::File,
     io::Write,
-    sync::atomic::{AtomicBool, Ordering},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
+use anyhow::{Context as _, Result, bail};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::syslog::{Facility, LogFlags, Severity, openlog, syslog};
+
+/// Where errors go, if somebody chose it.
+static SINK: OnceLock<Sink> = OnceLock::new();
+/// Whether the program has left its terminal.
+static BACKGROUND: AtomicBool = AtomicBool::new(false);
+
+/// A place for errors.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    /// Standard error.
+    Stderr,
+    /// syslog(3).
+    Syslog,
+    /// None.
+    Null,
+    /// The end of a file.
+    File(File),
+}
+
+impl Sink {
+    /// Reads the value of `--log`: None leaves the choice to the program.
+    ///
+    /// # Errors
+    /// For an unknown word, and a file that cannot be opened.
+    #[allow(dead_code, reason = "nbdkit-mount has no --log")]
+    pub(crate) fn parse(word: &OsStr) -> Result<Option<Self>> {
+        Ok(Some(match word.to_str() {
+            Some("default") => return Ok(None),
+            Some("stderr") => Sink::Stderr,
+            Some("syslog") => Sink::Syslog,
+            Some("null") => Sink::Null,
+            _ if Path::new(word).is_absolute() => {
+                let file = File::options().append(true).create(true).mode(0o644).open(word);
+                Sink::File(file.with_context(|| format!("--log: cannot open {}", word.display()))?)
+            }
+            _ => bail!(
+                "--log={}: must be \"stderr\", \"syslog\", \"null\", \"default\" or the absolute path of a file",
+                word.display()
+            ),
+        }))
+    }
+}
+
+/// Sends errors to `sink` from now on. Only the first call counts.
+#[allow(dead_code, reason = "nbdkit-mount has no --log")]
+pub(crate) fn send_errors_to(sink: Sink) {
+    let _ = SINK.set(sink);
+}
+
+/// Whether standard error is still of use in the background.
+#[allow(dead_code, reason = "nbdkit-mount has no --log")]
+pub(crate) fn keeps_stderr() -> bool {
+    log::log_enabled!(target: "nbdkit", Level::Debug) || matches!(SINK.get(), Some(Sink::Stderr))
+}
+
+/// From now on the program has no terminal.
+#[allow(dead_code, reason = "nbdkit-mount has no --log")]
+pub(crate) fn in_background() {
+    BACKGROUND.store(true, Ordering::Relaxed);
+}
+
+/// Says `text` of one or more lines, which all begin with the part for `start`.
+fn say(level: Level, name: &str, start: &str, text: &str) {
+    let background = BACKGROUND.load(Ordering::Relaxed);
+    let sink = match (level, SINK.get()) {
+        (Level::Error, Some(sink)) => sink,
+        (Level::Warn, Some(sink)) if background => sink,
+        (Level::Error | Level::Warn, None) if background => &Sink::Syslog,
+        _ => &Sink::Stderr,
+    };
+    let with_name = || lines(&format!("{name}: {start}"), text);
+    // One write for one message, so that those of threads do not mix. Nobody is left to tell if it fails.
+    let _ = match sink {
+        Sink::Stderr => std::io::stderr().write_all(with_name().as_bytes()),
+        Sink::File(file) => (&*file).write_all(with_name().as_bytes()),
+        Sink::Syslog => lines(start, text)
+            .lines()
+            .try_for_each(|line| syslog(Severity::LOG_ERR, line).map_err(std::io::Error::from)),
+        Sink::Null => Ok(()),
+    };
+}
 
 /// Debug messages that a flag of the server silences: the flag, their target, and whether it does.
 static MUTABLE: [(&str, &str, AtomicBool); 2] = [
@@ -47,11 +140,10 @@ impl Log for Logger {
         };
         let thread = std::thread::current();
         let start = match thread.name().filter(|name| name.ends_with(']')) {
-            Some(thread) => format!("{}: {thread}: {level}: ", self.name),
-            None => format!("{}: {level}: ", self.name),
+            Some(thread) => format!("{thread}: {level}: "),
+            None => format!("{level}: "),
         };
-        // One write for one message, so that those of threads do not mix. Nobody is left to tell if it fails.
-        let _ = std::io::stderr().write_all(lines(&start, &record.args().to_string()).as_bytes());
+        say(record.level(), &self.name, &start, &record.args().to_string());
     }
 
     fn flush(&self) {}
@@ -73,6 +165,10 @@ fn lines(start: &str, message: &str) -> String {
 
 /// Starts logging for the program `name`; `verbose` is `-v`.
 pub(crate) fn start(name: &str, verbose: bool) {
+    // syslog keeps the pointer, so the name is never freed.
+    if let Ok(name) = CString::new(name) {
+        let _ = openlog(Some(Box::leak(name.into_boxed_c_str())), LogFlags::LOG_PID, Facility::LOG_DAEMON);
+    }
     let logger = Box::new(Logger { name: name.to_owned() });
     if log::set_boxed_logger(logger).is_ok() {
         log::set_max_level(if verbose { LevelFilter::Trace } else { LevelFilter::Warn });
@@ -83,7 +179,7 @@ pub(crate) fn start(name: &str, verbose: bool) {
 /// An error that ends the program, on one line.
 pub(crate) fn fatal(name: &str, error: &anyhow::Error) {
     let text = format!("{error:#}").trim_end().replace('\n', " ");
-    let _ = writeln!(std::io::stderr(), "{name}: error: {text}");
+    say(Level::Error, name, "error: ", &text);
 }
 
 #[cfg(test)]

@@ -135,6 +135,9 @@ pub(crate) struct Args {
     /// Keep the server out of swap
     #[arg(long, help_heading = "Life")]
     pub(crate) swap: bool,
+    /// Where errors go: stderr, syslog, null, default or the absolute path of a file
+    #[arg(long, value_name = "SINK", help_heading = "Life")]
+    pub(crate) log: Option<OsString>,
     /// Print debug messages
     #[arg(short, long, help_heading = "Life")]
     pub(crate) verbose: bool,

@@ -33,7 +33,7 @@ use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
 use nbdkit_loader::DebugFlags;
 
-use crate::{activation::Inherited, args::Args, plan::Plan};
+use crate::{activation::Inherited, args::Args, logger::Sink, plan::Plan};
 
 fn main() -> ExitCode {
     let mut name = String::from("nbdkit");
@@ -56,9 +56,21 @@ fn run(program: &mut String) -> Result<u8> {
         *program = format!("nbdkit[{name}]");
     }
     let inherited = Inherited::take(args.ready_fd.as_deref())?;
+    if let Some(sink) = args.log.as_deref().map(Sink::parse).transpose()?.flatten() {
+        logger::send_errors_to(sink);
+    }
     logger::start(program, args.verbose);
     let mut debug = DebugFlags::parse(args.debug.iter().map(String::as_str))?;
     logger::mute(|flag| debug.take(flag) == Some(0));
+    for flag in ["tls.log", "tls.session"] {
+        // Known, though OpenSSL has no such levels.
+        debug.take(flag);
+    }
+    if debug.take("environ").is_some_and(|value| value > 0) {
+        for (name, value) in std::env::vars_os() {
+            log::debug!("{}={}", name.display(), value.display());
+        }
+    }
     if args.single {
         nbdkit_loader::stdio_is_taken();
     }

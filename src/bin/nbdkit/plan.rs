@@ -50,7 +50,6 @@ pub(crate) struct Plan {
     pub(crate) exit_with_parent: bool,
     pub(crate) print_uri: bool,
     pub(crate) swap: bool,
-    pub(crate) verbose: bool,
 }
 
 impl Plan {
@@ -77,7 +76,6 @@ impl Plan {
             exit_with_parent: args.exit_with_parent,
             print_uri: args.print_uri,
             swap: args.swap,
-            verbose: args.verbose,
         })
     }
 }

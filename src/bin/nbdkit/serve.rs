@@ -13,7 +13,7 @@ use nbdkit_core::{Chain, Stop};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    activation, captive, daemon, pidfile,
+    activation, captive, daemon, logger, pidfile,
     plan::{Address, Plan, Uri, Where},
     privileges::Identity,
     selinux, signals,
@@ -59,7 +59,10 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     if !drops {
         captive = start(&plan, &bound, &stop)?;
     }
-    ready.tell(plan.verbose)?;
+    ready.tell(logger::keeps_stderr())?;
+    if !plan.foreground {
+        logger::in_background();
+    }
     if let Some(mut file) = plan.ready.take() {
         file.write_all(b"READY=1\n").context("--ready-fd: cannot write")?;
     }
