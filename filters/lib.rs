@@ -43,6 +43,7 @@ registry! {
     nozero
     offset
     partition
+    rate
     readonly
     truncate
 }
