@@ -210,7 +210,7 @@ impl Next {
             return Ok(());
         }
         if !self.last {
-            return self.handle.zero(length, offset, flags);
+            return timed(self.counters.as_ref(), Op::Zero, length, || self.handle.zero(length, offset, flags));
         }
         let (flags, flush) = self.split_fua(flags);
         timed(self.counters.as_ref(), Op::Zero, length, || {
@@ -244,7 +244,7 @@ impl Next {
         if !self.caps.extents {
             return extents.add_data(offset, length);
         }
-        timed(self.counters.as_ref(), Op::Extents, length, || {
+        timed(self.counters.as_ref(), Op::Extents, 0, || {
             self.handle.extents(length, offset, flags, extents)
         })?;
         if extents.as_slice().is_empty() && length > 0 {

@@ -328,7 +328,7 @@ impl Session {
     pub fn extents(&self, length: u64, offset: u64, flags: Flags) -> Result<Vec<crate::Extent>> {
         self.check(Op::Extents, length, offset)?;
         let mut extents = Extents::new(offset, offset + length);
-        self.run(Op::Extents, length, "extents", |next| next.extents(length, offset, flags, &mut extents))?;
+        self.run(Op::Extents, 0, "extents", |next| next.extents(length, offset, flags, &mut extents))?;
         let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
         let mut list = extents.into_list();
         list.truncate(one);

@@ -69,6 +69,23 @@ pub(crate) struct Args {
     #[arg(short, long, help_heading = "Life")]
     pub(crate) verbose: bool,
 
+    /// Show throughput on the terminal, in the foreground
+    #[arg(long, help_heading = "Life")]
+    pub(crate) progress: bool,
+
+    /// Show what goes through a mount: live on a terminal, else once
+    #[arg(long, value_name = "MOUNTPOINT", help_heading = "Instead of mounting")]
+    pub(crate) stats: Option<PathBuf>,
+    /// Write the changes in an overlay (cow-file=) to the disk PLUGIN [[KEY=]VALUE ...] and empty it
+    #[arg(long, value_name = "OVERLAY", help_heading = "Instead of mounting")]
+    pub(crate) commit: Option<PathBuf>,
+    /// Remove an overlay with its changes
+    #[arg(long, value_name = "OVERLAY", help_heading = "Instead of mounting")]
+    pub(crate) discard: Option<PathBuf>,
+    /// JSON on standard output instead of a table or a bar
+    #[arg(long, help_heading = "Instead of mounting")]
+    pub(crate) json: bool,
+
     /// Print help, with a PLUGIN about that and its filters
     #[arg(long, help_heading = "Information")]
     pub(crate) help: bool,

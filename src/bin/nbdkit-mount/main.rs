@@ -4,7 +4,9 @@
 
 mod args;
 mod mount;
+mod overlay;
 mod plan;
+mod stats;
 
 #[path = "../common/captive.rs"]
 mod captive;
@@ -16,6 +18,8 @@ mod daemon;
 mod logger;
 #[path = "../common/pidfile.rs"]
 mod pidfile;
+#[path = "../common/progress.rs"]
+mod progress;
 #[path = "../common/signals.rs"]
 mod signals;
 #[path = "../common/std_fds.rs"]
@@ -25,7 +29,7 @@ mod usage;
 
 use std::{io::Write, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use clap::{CommandFactory, Parser};
 use nbdkit_loader::DebugFlags;
 
@@ -54,6 +58,9 @@ fn run() -> Result<u8> {
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
     }
+    if let Some(code) = instead_of_mounting(&args)? {
+        return Ok(code);
+    }
     let plan = Plan::new(&args)?;
     let mut chain = chain::load(&plan.plugin, &plan.filters, DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
@@ -63,6 +70,20 @@ fn run() -> Result<u8> {
     chain::configure(&mut chain, &plan.parameters)?;
     chain.config_complete()?;
     mount::mount(chain, plan)
+}
+
+/// Does what was asked for in place of a mount, if anything.
+fn instead_of_mounting(args: &Args) -> Result<Option<u8>> {
+    Ok(match (&args.stats, &args.commit, &args.discard) {
+        (None, None, None) => {
+            ensure!(!args.json, "--json goes with --stats, --commit or --discard");
+            None
+        }
+        (Some(mountpoint), None, None) => Some(stats::show(mountpoint, args.json)?),
+        (None, Some(overlay), None) => Some(overlay::commit(overlay, args)?),
+        (None, None, Some(overlay)) => Some(overlay::discard(overlay, args)?),
+        _ => bail!("--stats, --commit and --discard cannot be combined: give one of them"),
+    })
 }
 
 /// What the options that only print have to say.

@@ -11,7 +11,7 @@ use nbdkit_core::{Chain, Stop};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
-use crate::{captive, daemon, pidfile, plan::Plan, signals};
+use crate::{captive, daemon, pidfile, plan::Plan, progress::Throughput, signals};
 
 /// Mounts, serves until it is unmounted or a signal or the `--run` command's end asks for it, and unmounts.
 /// Returns the exit code.
@@ -19,6 +19,7 @@ use crate::{captive, daemon, pidfile, plan::Plan, signals};
 /// # Errors
 /// Anything that keeps the mount from starting, and a failed final flush.
 pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
+    chain.count_requests();
     chain.get_ready()?;
     signals::block()?;
     let place = Place::new(&plan)?;
@@ -43,7 +44,9 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
     if served.is_err() {
         stop.raise();
     }
+    let throughput = plan.progress.then(|| Throughput::show(chain.clone())).transpose()?;
     let unmounted = mount.wait();
+    drop(throughput);
     stop.raise();
     let (captive, server) = served?;
     if let Some(server) = server {

@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) foreground: bool,
     pub(crate) pidfile: Option<PathBuf>,
     pub(crate) verbose: bool,
+    /// Show throughput on the terminal.
+    pub(crate) progress: bool,
 }
 
 /// Why a relative path has no absolute form.
@@ -45,6 +47,10 @@ impl Plan {
                 "no plugin was given: nbdkit-mount [OPTIONS] PLUGIN [[KEY=]VALUE ...] MOUNTPOINT (see --help)"
             );
         };
+        ensure!(
+            !args.progress || args.foreground || args.run.is_some(),
+            "--progress needs the foreground: add -f"
+        );
         let mut parameters: Vec<_> = words.collect();
         let mountpoint = match args.run {
             Some(_) => None,
@@ -89,6 +95,7 @@ impl Plan {
             foreground: args.foreground || args.run.is_some(),
             pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
             verbose: args.verbose,
+            progress: args.progress,
         })
     }
 }
