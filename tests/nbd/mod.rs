@@ -6,5 +6,6 @@ mod copy;
 mod extended;
 mod handshake;
 mod hostile;
+mod information;
 mod life;
 mod messages;

@@ -158,6 +158,12 @@ pub(crate) struct Args {
     /// Print what a PLUGIN can do
     #[arg(long, help_heading = "Information")]
     pub(crate) dump_plugin: bool,
+    /// Print the options with one letter
+    #[arg(long, hide = true)]
+    pub(crate) short_options: bool,
+    /// Print the options with a name
+    #[arg(long, hide = true)]
+    pub(crate) long_options: bool,
     /// Print a completion script for a shell
     #[arg(long, value_name = "SHELL", help_heading = "Information")]
     pub(crate) completions: Option<clap_complete::Shell>,

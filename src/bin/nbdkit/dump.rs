@@ -1,8 +1,18 @@
-//! `--dump-config` and `--dump-plugin`: key=value lines that scripts read.
+//! What scripts read: key=value lines of `--dump-config` and `--dump-plugin`, and the lists of options.
 
-use std::{fmt::Display, io::Write, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
+use clap::{Arg, Command};
 use nbdkit_core::{Chain, Info};
+use nbdkit_loader::lookup::Kind;
+
+/// Where the configuration of the machine is.
+const SYSCONFDIR: &str = "/etc";
 
 /// How the server was built.
 pub(crate) fn config() -> String {
@@ -10,28 +20,65 @@ pub(crate) fn config() -> String {
     let mut parts = version.split('.');
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let binary = std::env::current_exe().unwrap_or_default();
-    let bindir = binary.parent().unwrap_or(std::path::Path::new("")).display().to_string();
+    let bindir = binary.parent().unwrap_or(Path::new(""));
+    let prefix = bindir.parent().unwrap_or(Path::new("/"));
+    let plugindir = layers(Kind::Plugin);
+    let libdir = plugindir.ancestors().nth(2).unwrap_or(&plugindir);
+    let show = |path: &Path| path.display().to_string();
     [
-        ("binary", binary.display().to_string()),
-        ("bindir", bindir.clone()),
+        ("binary", show(&binary)),
+        ("bindir", show(bindir)),
         ("exit_with_parent", "yes".into()),
+        ("filterdir", show(&layers(Kind::Filter))),
         ("host_cpu", std::env::consts::ARCH.into()),
         ("host_os", "linux-gnu".into()),
+        ("libdir", show(libdir)),
+        ("mandir", show(&prefix.join("share/man"))),
+        ("max_api_version", "2".into()),
         ("name", "nbdkit".into()),
+        ("plugindir", show(&plugindir)),
+        ("root_tls_certificates_dir", format!("{SYSCONFDIR}/pki/nbdkit")),
         ("run_default_socket", "unix".into()),
-        ("sbindir", bindir),
-        ("selinux", "no".into()),
+        ("sbindir", show(bindir)),
+        ("selinux", "yes".into()),
+        ("soext", "so".into()),
+        ("sysconfdir", SYSCONFDIR.into()),
         ("timeout_option", "yes".into()),
         ("tls", "no".into()),
         ("version", version.into()),
         ("version_major", major.into()),
         ("version_minor", minor.into()),
-        ("vsock_option", "no".into()),
+        ("vsock_option", "yes".into()),
         ("zstd", "no".into()),
     ]
     .into_iter()
     .map(|(key, value)| format!("{key}={value}\n"))
     .collect()
+}
+
+/// The directory where plugins or filters are: the first that exists of those where they are looked for.
+fn layers(kind: Kind) -> PathBuf {
+    let directories = kind.directories();
+    let found = directories.iter().find(|directory| directory.is_dir()).or(directories.first());
+    found.cloned().unwrap_or_default()
+}
+
+/// The options with one letter, one on a line, for completion scripts.
+pub(crate) fn short_options(command: &Command) -> String {
+    sorted(command.get_arguments().filter_map(Arg::get_short).map(|letter| format!("-{letter}")))
+}
+
+/// The options with a name, and their other names.
+pub(crate) fn long_options(command: &Command) -> String {
+    let names = |arg: &Arg| {
+        let others = arg.get_all_aliases().unwrap_or_default();
+        arg.get_long().into_iter().chain(others).map(|name| format!("--{name}")).collect::<Vec<_>>()
+    };
+    sorted(command.get_arguments().flat_map(names))
+}
+
+fn sorted(options: impl Iterator<Item = String>) -> String {
+    options.collect::<BTreeSet<_>>().into_iter().map(|option| option + "\n").collect()
 }
 
 /// Prints what a configured chain can do. Returns the lines that the layers themselves add; those written in C

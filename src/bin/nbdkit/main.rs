@@ -9,6 +9,7 @@ mod plan;
 mod privileges;
 mod selinux;
 mod serve;
+mod shebang;
 
 #[path = "../common/captive.rs"]
 mod captive;
@@ -51,7 +52,8 @@ fn run(program: &mut String) -> Result<u8> {
     std_fds::check()?;
     // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
+    let args =
+        Args::try_parse_from(shebang::command_line(std::env::args_os())).map_err(|e| usage::one_line(&e))?;
     if let Some(name) = &args.name {
         *program = format!("nbdkit[{name}]");
     }
@@ -101,6 +103,10 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
     } else if args.version {
         let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
         format!("nbdkit {}\n{versions}", env!("CARGO_PKG_VERSION"))
+    } else if args.short_options {
+        dump::short_options(&Args::command())
+    } else if args.long_options {
+        dump::long_options(&Args::command())
     } else if args.dump_config {
         dump::config()
     } else if args.dump_plugin {

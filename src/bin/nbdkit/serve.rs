@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io::Write,
+    io::{IsTerminal, Write},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
@@ -85,6 +85,14 @@ fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive:
     if plan.print_uri {
         for uri in &uris {
             writeln!(std::io::stdout(), "{}", captive::quote(uri.as_ref()).display())?;
+        }
+        if let (Some(uri), true) = (uris.first(), std::io::stdout().is_terminal()) {
+            let uri = captive::quote(uri.as_ref());
+            let uri = uri.display();
+            writeln!(
+                std::io::stdout(),
+                "Connect with:\n  nbdinfo {uri}\n  nbdcopy {uri} disk.img\n  nbdsh -u {uri}"
+            )?;
         }
     }
     let Some(command) = &plan.run else { return Ok(None) };
