@@ -37,6 +37,7 @@ registry! {
     ip
     limit
     log
+    multi_conn = "multi-conn"
     noextents
     nofilter
     noparallel
