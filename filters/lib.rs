@@ -38,6 +38,7 @@ registry! {
     limit
     log
     multi_conn = "multi-conn"
+    nocache
     noextents
     nofilter
     noparallel
@@ -46,6 +47,8 @@ registry! {
     partition
     rate
     readonly
+    rotational
+    swab
     truncate
 }
 

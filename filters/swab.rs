@@ -1,0 +1,294 @@
+//! Swaps the order of bytes, for disks that were written the wrong way round.
+//!
+//! Requests must be aligned to the words that are swapped; the filter says so by its minimum block size. What is left
+//! at the end of the disk after the last whole word is not there.
+
+use std::ffi::OsStr;
+
+use anyhow::bail;
+use nbdkit_core::{
+    Below, BlockSize, Errno, Error, Extent, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Open,
+    Result, params,
+};
+
+use crate::transparent::Transparent;
+
+const HELP: &str = "swab-bits=8|16|32|64   Size of the words whose bytes are swapped (default 16).";
+
+pub(crate) fn new() -> Box<dyn Filter> {
+    Box::new(Swab { word: 2 })
+}
+
+struct Swab {
+    /// In bytes: 1, 2, 4 or 8.
+    word: u32,
+}
+
+impl Filter for Swab {
+    fn info(&self) -> Info {
+        Info::bundled("swab", "nbdkit byte-swapping filter", HELP)
+    }
+
+    fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
+        if key != "swab-bits" {
+            return next(key, value);
+        }
+        self.word = match params::text(value)? {
+            "8" => 1,
+            "16" => 2,
+            "32" => 4,
+            "64" => 8,
+            other => bail!("invalid swab-bits '{other}': use 8, 16, 32 or 64"),
+        };
+        Ok(())
+    }
+
+    fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
+        let next = next.open(open)?;
+        Ok(if self.word == 1 {
+            Box::new(Transparent(next))
+        } else {
+            Box::new(Swapped { word: self.word, next })
+        })
+    }
+}
+
+struct Swapped {
+    word: u32,
+    next: Next,
+}
+
+impl Swapped {
+    fn check(&self, length: u64, offset: u64) -> Result<()> {
+        let word = u64::from(self.word);
+        if length.is_multiple_of(word) && offset.is_multiple_of(word) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Errno::EINVAL,
+            format!(
+                "the request of {length} bytes at {offset} is not aligned to swab-bits={}: put \
+                 --filter=blocksize before --filter=swab",
+                self.word * 8
+            ),
+        ))
+    }
+
+    fn swap(&self, bytes: &mut [u8]) {
+        for word in bytes.chunks_exact_mut(self.word as usize) {
+            word.reverse();
+        }
+    }
+}
+
+/// Makes words of what is below: one that lies in several extents is a hole, or zero, if it is in each of them.
+fn whole_words(below: &[Extent], word: u64, out: &mut Extents) -> Result<()> {
+    let mut cut: Option<(bool, bool)> = None;
+    for extent in below {
+        let (mut start, end) = (extent.offset, extent.end());
+        if let Some((hole, zero)) = cut.take() {
+            let (hole, zero) = (hole && extent.hole, zero && extent.zero);
+            let boundary = start.next_multiple_of(word);
+            if end < boundary {
+                cut = Some((hole, zero));
+                continue;
+            }
+            out.add(boundary - word, word, hole, zero)?;
+            start = boundary;
+        }
+        let whole = end - end % word;
+        out.add(start, whole.saturating_sub(start), extent.hole, extent.zero)?;
+        if whole < end {
+            cut = Some((extent.hole, extent.zero));
+        }
+    }
+    if out.as_slice().is_empty() {
+        // Less is known than one word, so nothing is known of it.
+        out.add_data(out.start(), word)?;
+    }
+    Ok(())
+}
+
+impl Handle for Swapped {
+    fn next(&self) -> Option<&Next> {
+        Some(&self.next)
+    }
+
+    fn get_size(&self) -> Result<u64> {
+        let size = self.next.caps().size;
+        Ok(size - size % u64::from(self.word))
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        let below = self.next.caps().block_size;
+        Ok(if below.is_unset() {
+            BlockSize { minimum: self.word, preferred: 512, maximum: u32::MAX }
+        } else {
+            // Both are powers of 2, so what is a multiple of the greater is one of both.
+            let minimum = below.minimum.max(self.word);
+            let maximum = match below.maximum {
+                u32::MAX => u32::MAX,
+                maximum => maximum - maximum % minimum,
+            };
+            BlockSize { minimum, preferred: below.preferred, maximum }
+        })
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check(buf.len() as u64, offset)?;
+        self.next.pread(buf, offset)?;
+        self.swap(buf);
+        Ok(())
+    }
+
+    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.check(buf.len() as u64, offset)?;
+        let done = self.next.pread_nowait(buf, offset)?;
+        if done {
+            self.swap(buf);
+        }
+        Ok(done)
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        self.check(buf.len() as u64, offset)?;
+        let mut swapped = buf.to_vec();
+        self.swap(&mut swapped);
+        self.next.pwrite(&swapped, offset, flags)
+    }
+
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check(length, offset)?;
+        self.next.trim(length, offset, flags)
+    }
+
+    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check(length, offset)?;
+        self.next.zero(length, offset, flags)
+    }
+
+    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        self.check(length, offset)?;
+        let mut below = Extents::new(offset, offset + length);
+        self.next.extents(length, offset, flags, &mut below)?;
+        whole_words(below.as_slice(), u64::from(self.word), extents)
+    }
+
+    fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        self.check(length, offset)?;
+        self.next.cache(length, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Spec, View, check_model, config_error, session};
+
+    #[test]
+    fn model() {
+        // The blocksize filter makes whole words of the model's requests.
+        let view = |map| View { map, ..View::same(20_000) };
+        for (bits, view) in [
+            ("8", view(|at, _| Some(at))),
+            ("16", view(|at, _| Some(at ^ 1))),
+            ("32", view(|at, _| Some(at ^ 3))),
+            ("64", view(|at, _| Some(at ^ 7))),
+        ] {
+            check_model(&["blocksize", "swab"], &[("swab-bits", bits), ("minblock", "8")], 20_000, &view);
+        }
+    }
+
+    #[test]
+    fn the_default_is_16_bits() {
+        let disk = Spec { data: b"badcfehg".to_vec(), ..Spec::default() }.disk();
+        let session = session(&disk, "swab", &[]);
+        let mut buf = [0; 8];
+        session.pread(&mut buf, 0).unwrap();
+        assert_eq!(&buf, b"abcdefgh");
+        assert!(session.pread_nowait(&mut buf[..4], 2).unwrap());
+        assert_eq!(&buf[..4], b"cdef");
+        session.pwrite(b"ABCD", 4, Flags::empty()).unwrap();
+        assert_eq!(disk.contents(), b"badcBADC");
+    }
+
+    #[test]
+    fn what_is_left_at_the_end_is_not_there() {
+        for (bits, size) in [("8", 1023), ("16", 1022), ("32", 1020), ("64", 1016)] {
+            assert_eq!(session(&Spec::sized(1023).disk(), "swab", &[("swab-bits", bits)]).size(), size);
+        }
+    }
+
+    #[test]
+    fn requests_must_be_aligned() {
+        let disk = Spec::default().disk();
+        let session = session(&disk, "swab", &[("swab-bits", "32")]);
+        let mut buf = [0; 6];
+        for error in [
+            session.pread(&mut buf, 0).unwrap_err(),
+            session.pread(&mut buf[..4], 2).unwrap_err(),
+            session.pread_nowait(&mut buf, 0).unwrap_err(),
+            session.pwrite(&buf, 0, Flags::empty()).unwrap_err(),
+            session.trim(4, 1, Flags::empty()).unwrap_err(),
+            session.zero(3, 0, Flags::empty()).unwrap_err(),
+            session.cache(2, 0).unwrap_err(),
+            session.extents(2, 0, Flags::empty()).unwrap_err(),
+        ] {
+            assert_eq!(error.errno(), Errno::EINVAL);
+            assert!(error.to_string().contains("put --filter=blocksize before"), "{error}");
+        }
+        assert!(disk.calls().is_empty());
+    }
+
+    #[test]
+    fn block_sizes() {
+        let block = |minimum, maximum| {
+            let block_size = BlockSize { minimum, preferred: 4096, maximum };
+            session(&Spec { block_size, ..Spec::default() }.disk(), "swab", &[("swab-bits", "64")])
+                .caps()
+                .block_size
+        };
+        let unset = session(&Spec::default().disk(), "swab", &[]).caps().block_size;
+        assert_eq!((unset.minimum, unset.preferred, unset.maximum), (2, 512, u32::MAX));
+        assert_eq!((block(1, u32::MAX).minimum, block(1, u32::MAX).maximum), (8, u32::MAX));
+        assert_eq!(block(1, 10_001).maximum, 10_000);
+        assert_eq!(block(512, 8192).minimum, 512);
+    }
+
+    #[test]
+    fn a_word_in_two_extents_is_what_both_are() {
+        let words = |below: &[(u64, u64, bool, bool)]| {
+            let list: Vec<_> = below
+                .iter()
+                .map(|&(offset, length, hole, zero)| Extent { offset, length, hole, zero })
+                .collect();
+            let mut out = Extents::new(8, 40);
+            whole_words(&list, 8, &mut out).unwrap();
+            out.as_slice().iter().map(|e| (e.offset, e.length, e.kind())).collect::<Vec<_>>()
+        };
+        assert_eq!(words(&[(8, 16, true, true), (24, 16, false, false)]), [(8, 16, 3), (24, 16, 0)]);
+        assert_eq!(words(&[(8, 12, true, true), (20, 20, false, true)]), [(8, 8, 3), (16, 24, 2)]);
+        assert_eq!(
+            words(&[(8, 9, true, true), (17, 1, false, false), (18, 22, true, true)]),
+            [(8, 8, 3), (16, 8, 0), (24, 16, 3)]
+        );
+        assert_eq!(
+            words(&[(8, 4, true, true), (12, 4, true, true), (16, 24, false, false)]),
+            [(8, 8, 3), (16, 24, 0)]
+        );
+        assert_eq!(words(&[(8, 10, true, true)]), [(8, 8, 3)]);
+        assert_eq!(words(&[(8, 3, true, true)]), [(8, 8, 0)]);
+    }
+
+    #[test]
+    fn only_a_filter_that_is_off_lends() {
+        let disk = Spec::default().disk();
+        assert!(session(&disk, "swab", &[("swab-bits", "8")]).loan(0, 512).is_some());
+        assert!(session(&disk, "swab", &[]).loan(0, 512).is_none());
+    }
+
+    #[test]
+    fn other_numbers_of_bits_are_refused() {
+        assert!(config_error("swab", &[("swab-bits", "7")]).contains("use 8, 16, 32 or 64"));
+    }
+}
