@@ -210,7 +210,9 @@ impl Next {
             return Ok(());
         }
         if !self.last {
-            return timed(self.counters.as_ref(), Op::Zero, length, || self.handle.zero(length, offset, flags));
+            return timed(self.counters.as_ref(), Op::Zero, length, || {
+                self.handle.zero(length, offset, flags)
+            });
         }
         let (flags, flush) = self.split_fua(flags);
         timed(self.counters.as_ref(), Op::Zero, length, || {
