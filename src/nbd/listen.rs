@@ -195,7 +195,7 @@ fn tcp_on(address: SocketAddr) -> Result<Listener, Errno> {
 
 fn port_number(port: &str) -> anyhow::Result<u16> {
     if port.bytes().all(|b| b.is_ascii_digit()) && !port.is_empty() {
-        return port.parse().with_context(|| format!("port {port} is not between 0 and 65535"));
+        return port.parse().map_err(|_| anyhow::anyhow!("port {port} is not between 0 and 65535"));
     }
     let services = std::fs::read_to_string("/etc/services").unwrap_or_default();
     service(&services, port)

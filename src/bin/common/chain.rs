@@ -94,7 +94,9 @@ pub(crate) fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
             Some((key, value)) => chain.config(key, value)?,
             None => match &magic {
                 Some(key) => chain.config(key, word)?,
-                None if index == 0 => chain.config("script", word)?,
+                None if index == 0 => chain
+                    .config("script", word)
+                    .with_context(|| format!("'{}' has no KEY= and is taken as script=", word.display()))?,
                 None => bail!("expecting key=value on the command line but got: {}", word.display()),
             },
         }
