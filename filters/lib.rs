@@ -21,6 +21,7 @@ macro_rules! registry {
     (@name $module:ident $name:literal) => { $name };
 }
 
+mod contents;
 mod part;
 #[cfg(test)]
 mod testing;
@@ -28,6 +29,8 @@ mod transparent;
 
 registry! {
     blocksize
+    blocksize_policy = "blocksize-policy"
+    checkwrite
     cow
     delay
     error
@@ -45,6 +48,7 @@ registry! {
     nozero
     offset
     partition
+    protect
     rate
     readonly
     rotational

@@ -1,0 +1,351 @@
+//! Tells clients which sizes of requests are welcome, and refuses the others if asked to.
+
+use std::{ffi::OsStr, sync::Arc};
+
+use anyhow::{Context as _, bail, ensure};
+use nbdkit_core::{
+    Below, BlockSize, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig,
+    NextConfigComplete, Op, Open, Result, params,
+};
+
+const HELP: &str = "\
+blocksize-minimum=<SIZE>           Smallest request and alignment: a power of 2, 1 to 64K.
+blocksize-preferred=<SIZE>         Best size: a power of 2, 512 to 32M.
+blocksize-maximum=<SIZE>           Largest read or write: a multiple of the minimum.
+blocksize-error-policy=<POLICY>    'allow' (default) or 'error': what becomes of other requests.
+blocksize-write-disconnect=<SIZE>  Disconnect clients that write more at once.";
+
+pub(crate) fn new() -> Box<dyn Filter> {
+    Box::new(Policy::default())
+}
+
+#[derive(Clone, Default)]
+struct Policy {
+    minimum: Option<u32>,
+    preferred: Option<u32>,
+    maximum: Option<u32>,
+    refuse: bool,
+    /// 0: never.
+    disconnect_over: u64,
+}
+
+fn size(key: &str, value: &OsStr) -> anyhow::Result<u32> {
+    let size = params::size(value).with_context(|| key.to_owned())?;
+    u32::try_from(size).ok().with_context(|| format!("{key}={} is over 4294967295 bytes", value.display()))
+}
+
+impl Policy {
+    /// What clients are told: what is not set here is as below, or does not limit anything.
+    fn block_size(&self, below: BlockSize) -> Result<BlockSize> {
+        if self.minimum.is_none() && self.preferred.is_none() && self.maximum.is_none() {
+            return Ok(below);
+        }
+        let default = if below.is_unset() {
+            let minimum = self.minimum.unwrap_or(1);
+            let maximum = match self.disconnect_over {
+                0 => u32::MAX,
+                over => u32::try_from(over - over % u64::from(minimum)).unwrap_or(u32::MAX),
+            };
+            BlockSize { minimum, preferred: 4096, maximum }
+        } else {
+            below
+        };
+        BlockSize {
+            minimum: self.minimum.unwrap_or(default.minimum),
+            preferred: self.preferred.unwrap_or(default.preferred),
+            maximum: self.maximum.unwrap_or(default.maximum),
+        }
+        .validate()
+        .map_err(|e| e.context("the block sizes of blocksize-policy and of the disk do not fit"))
+    }
+}
+
+impl Filter for Policy {
+    fn info(&self) -> Info {
+        Info::bundled("blocksize-policy", "nbdkit blocksize policy filter", HELP)
+    }
+
+    fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
+        match key {
+            "blocksize-minimum" => {
+                let minimum = size(key, value)?;
+                ensure!(
+                    minimum.is_power_of_two() && minimum <= 65536,
+                    "{key}={minimum} is not a power of 2 between 1 and 64K"
+                );
+                self.minimum = Some(minimum);
+            }
+            "blocksize-preferred" => {
+                let preferred = size(key, value)?;
+                ensure!(
+                    preferred.is_power_of_two() && (512..=32 << 20).contains(&preferred),
+                    "{key}={preferred} is not a power of 2 between 512 and 32M"
+                );
+                self.preferred = Some(preferred);
+            }
+            "blocksize-maximum" => {
+                let maximum = size(key, value)?;
+                ensure!(maximum > 0, "{key}=0 would allow no request: leave it out for no limit");
+                self.maximum = Some(maximum);
+            }
+            "blocksize-error-policy" => {
+                self.refuse = match params::text(value)? {
+                    "allow" => false,
+                    "error" => true,
+                    other => bail!("unknown {key} '{other}': use allow or error"),
+                }
+            }
+            "blocksize-write-disconnect" => {
+                self.disconnect_over = params::size(value).with_context(|| key.to_owned())?;
+            }
+            _ => return next(key, value),
+        }
+        Ok(())
+    }
+
+    fn config_complete(&mut self, next: &mut NextConfigComplete<'_>) -> anyhow::Result<()> {
+        if let (Some(minimum), Some(preferred)) = (self.minimum, self.preferred) {
+            ensure!(
+                minimum <= preferred,
+                "blocksize-minimum={minimum} is over blocksize-preferred={preferred}"
+            );
+        }
+        if let (Some(preferred), Some(maximum)) = (self.preferred, self.maximum) {
+            ensure!(
+                preferred <= maximum,
+                "blocksize-preferred={preferred} is over blocksize-maximum={maximum}"
+            );
+        }
+        if let (Some(minimum), Some(maximum)) = (self.minimum, self.maximum) {
+            ensure!(
+                maximum == u32::MAX || maximum.is_multiple_of(minimum),
+                "blocksize-maximum={maximum} is not a multiple of blocksize-minimum={minimum}"
+            );
+        }
+        next()
+    }
+
+    fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
+        let next = next.open(open)?;
+        let block = self.block_size(next.caps().block_size)?;
+        Ok(Box::new(Strict { policy: self.clone(), block, client: open.client.clone(), next }))
+    }
+}
+
+struct Strict {
+    policy: Policy,
+    block: BlockSize,
+    client: Arc<Client>,
+    next: Next,
+}
+
+impl Strict {
+    fn check(&self, op: Op, length: u64, offset: u64) -> Result<()> {
+        if !self.policy.refuse || self.block.is_unset() {
+            return Ok(());
+        }
+        let BlockSize { minimum, maximum, .. } = self.block;
+        let why = if length < u64::from(minimum) {
+            format!("{length} bytes are fewer than the minimum of {minimum}")
+        } else if matches!(op, Op::Read | Op::Write) && length > u64::from(maximum) {
+            format!("{length} bytes are more than the maximum of {maximum}")
+        } else if !length.is_multiple_of(u64::from(minimum)) {
+            format!("{length} bytes are not a multiple of the minimum of {minimum}")
+        } else if !offset.is_multiple_of(u64::from(minimum)) {
+            format!("offset {offset} is not a multiple of the minimum of {minimum}")
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(
+            Errno::EINVAL,
+            format!("{op:?} request refused: {why} (blocksize-error-policy=error)"),
+        ))
+    }
+}
+
+impl Handle for Strict {
+    fn next(&self) -> Option<&Next> {
+        Some(&self.next)
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(self.block)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check(Op::Read, buf.len() as u64, offset)?;
+        self.next.pread(buf, offset)
+    }
+
+    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.check(Op::Read, buf.len() as u64, offset)?;
+        self.next.pread_nowait(buf, offset)
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        let (length, most) = (buf.len() as u64, self.policy.disconnect_over);
+        if most > 0 && length > most {
+            self.client.disconnect(true);
+            return Err(Error::new(
+                Errno::ESHUTDOWN,
+                format!("disconnected: a write of {length} bytes is over blocksize-write-disconnect={most}"),
+            ));
+        }
+        self.check(Op::Write, length, offset)?;
+        self.next.pwrite(buf, offset, flags)
+    }
+
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check(Op::Trim, length, offset)?;
+        self.next.trim(length, offset, flags)
+    }
+
+    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        self.check(Op::Zero, length, offset)?;
+        self.next.zero(length, offset, flags)
+    }
+
+    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        self.check(Op::Extents, length, offset)?;
+        self.next.extents(length, offset, flags, extents)
+    }
+
+    fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        self.check(Op::Cache, length, offset)?;
+        self.next.cache(length, offset)
+    }
+
+    /// A range that may not be asked for is not lent either.
+    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
+        self.check(Op::Read, length, offset).ok()?;
+        let loan = self.next.loan(offset, length)?;
+        let free = !self.policy.refuse && self.policy.disconnect_over == 0;
+        Some(Loan { writable: loan.writable && free, ..loan })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+
+    fn told(below: BlockSize, params: &[(&str, &str)]) -> Result<(u32, u32, u32)> {
+        let disk = Spec { block_size: below, ..Spec::default() }.disk();
+        let chain = chain(&disk, &["blocksize-policy"], params).unwrap();
+        let session = open(&chain, client(), false)?;
+        let BlockSize { minimum, preferred, maximum } = session.caps().block_size;
+        Ok((minimum, preferred, maximum))
+    }
+
+    const STRICT: [(&str, &str); 4] = [
+        ("blocksize-minimum", "512"),
+        ("blocksize-preferred", "4K"),
+        ("blocksize-maximum", "8K"),
+        ("blocksize-error-policy", "error"),
+    ];
+
+    #[test]
+    fn model() {
+        check_model(&["blocksize-policy"], &[], 20_000, &View::same(20_000));
+        check_model(&["blocksize-policy"], &STRICT[..3], 20_480, &View::same(20_480));
+    }
+
+    #[test]
+    fn what_clients_are_told() {
+        let unset = BlockSize::default();
+        let set = BlockSize { minimum: 512, preferred: 8192, maximum: 1 << 20 };
+        let told_ok = |below, params: &[_]| told(below, params).unwrap();
+        assert_eq!(told_ok(unset, &[]), (0, 0, 0));
+        assert_eq!(told_ok(set, &[]), (512, 8192, 1 << 20));
+        assert_eq!(told_ok(unset, &[("blocksize-preferred", "32K")]), (1, 32768, u32::MAX));
+        assert_eq!(told_ok(unset, &[("blocksize-minimum", "4K")]), (4096, 4096, u32::MAX));
+        assert_eq!(told_ok(unset, &[("blocksize-maximum", "64K")]), (1, 4096, 65536));
+        assert_eq!(told_ok(set, &[("blocksize-minimum", "4K")]), (4096, 8192, 1 << 20));
+        assert_eq!(told_ok(set, &[("blocksize-preferred", "512")]), (512, 512, 1 << 20));
+        let disconnect = [("blocksize-minimum", "512"), ("blocksize-write-disconnect", "10000")];
+        assert_eq!(told_ok(unset, &disconnect), (512, 4096, 9728));
+        assert!(told(unset, &[("blocksize-minimum", "32K")]).is_err());
+        assert!(told(set, &[("blocksize-maximum", "4K")]).is_err());
+    }
+
+    #[test]
+    fn other_requests_are_refused_when_asked() {
+        let disk = Spec::default().disk();
+        let session = session(&disk, "blocksize-policy", &STRICT);
+        let mut buf = [0; 16_384];
+        for (length, offset) in [(511, 0), (1, 0), (513, 0), (512, 1)] {
+            let n = length as usize;
+            for error in [
+                session.pread(&mut buf[..n], offset).unwrap_err(),
+                session.pread_nowait(&mut buf[..n], offset).unwrap_err(),
+                session.pwrite(&buf[..n], offset, Flags::empty()).unwrap_err(),
+                session.trim(length, offset, Flags::empty()).unwrap_err(),
+                session.zero(length, offset, Flags::empty()).unwrap_err(),
+                session.cache(length, offset).unwrap_err(),
+                session.extents(length, offset, Flags::empty()).unwrap_err(),
+            ] {
+                assert_eq!(error.errno(), Errno::EINVAL, "{length}@{offset}");
+            }
+        }
+        assert_eq!(session.pread(&mut buf, 0).unwrap_err().errno(), Errno::EINVAL);
+        assert_eq!(session.pwrite(&buf, 0, Flags::empty()).unwrap_err().errno(), Errno::EINVAL);
+        assert!(disk.calls().is_empty());
+        session.pread(&mut buf[..8192], 512).unwrap();
+        session.pwrite(&buf[..512], 8192, Flags::empty()).unwrap();
+        // The maximum is about data that travels.
+        session.zero(16_384, 0, Flags::empty()).unwrap();
+        session.trim(16_384, 0, Flags::empty()).unwrap();
+    }
+
+    #[test]
+    fn other_requests_pass_by_default() {
+        let disk = Spec::default().disk();
+        let session = session(&disk, "blocksize-policy", &STRICT[..3]);
+        session.pread(&mut [0; 16_384], 3).unwrap();
+        session.pwrite(&[0; 3], 3, Flags::empty()).unwrap();
+        assert_eq!(disk.calls().len(), 2);
+    }
+
+    #[test]
+    fn a_client_that_writes_too_much_is_disconnected() {
+        let disk = Spec::default().disk();
+        let session = session(&disk, "blocksize-policy", &[("blocksize-write-disconnect", "4K")]);
+        session.pwrite(&[0; 4096], 0, Flags::empty()).unwrap();
+        assert!(!session.client().leave.is_raised());
+        let error = session.pwrite(&[0; 4097], 0, Flags::empty()).unwrap_err();
+        assert_eq!(error.errno(), Errno::ESHUTDOWN);
+        assert!(session.client().leave.is_raised() && session.client().gone.is_raised());
+        assert_eq!(disk.count(Op::Write), 1);
+    }
+
+    #[test]
+    fn loans() {
+        let disk = Spec::default().disk();
+        let strict = session(&disk, "blocksize-policy", &STRICT);
+        assert!(strict.loan(0, 511).is_none() && strict.loan(0, 16_384).is_none());
+        assert!(!strict.loan(0, 512).unwrap().writable);
+        assert!(session(&disk, "blocksize-policy", &STRICT[..3]).loan(3, 16_384).unwrap().writable);
+    }
+
+    #[test]
+    fn sizes_that_break_the_rules_are_refused() {
+        let refused = |params: &[_], message: &str| {
+            let error = config_error("blocksize-policy", params);
+            assert!(error.contains(message), "{error}");
+        };
+        refused(&[("blocksize-minimum", "3")], "not a power of 2 between 1 and 64K");
+        refused(&[("blocksize-minimum", "128K")], "not a power of 2 between 1 and 64K");
+        refused(&[("blocksize-preferred", "256")], "not a power of 2 between 512 and 32M");
+        refused(&[("blocksize-preferred", "64M")], "not a power of 2 between 512 and 32M");
+        refused(&[("blocksize-maximum", "0")], "leave it out");
+        refused(&[("blocksize-maximum", "4G")], "over 4294967295");
+        refused(&[("blocksize-maximum", "x")], "blocksize-maximum: ");
+        refused(&[("blocksize-error-policy", "x")], "use allow or error");
+        refused(
+            &[("blocksize-minimum", "4K"), ("blocksize-preferred", "512")],
+            "is over blocksize-preferred",
+        );
+        refused(&[("blocksize-preferred", "4K"), ("blocksize-maximum", "2K")], "is over blocksize-maximum");
+        refused(&[("blocksize-minimum", "512"), ("blocksize-maximum", "1000")], "is not a multiple");
+    }
+}
