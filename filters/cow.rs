@@ -488,6 +488,8 @@ impl Overlaid {
 }
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod file_tests;
 #[cfg(test)]
 mod tests;

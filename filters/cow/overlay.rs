@@ -77,7 +77,7 @@ impl<'a> Patch<'a> {
 }
 
 /// A range within one block, or within several of one state.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) offset: u64,
     pub(super) length: u64,
@@ -199,6 +199,13 @@ impl Overlay {
         match &self.backing {
             Backing::Temporary(_) => Ok(()),
             Backing::Store(store) => store.flush(|page| self.states(page)),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn before_sync(&self, hook: impl FnMut(&File) + Send + 'static) {
+        if let Backing::Store(store) = &self.backing {
+            *store.before_sync.lock() = Some(Box::new(hook));
         }
     }
 

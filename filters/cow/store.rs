@@ -161,6 +161,9 @@ pub(super) struct Store {
     round_over: Condvar,
     /// The sequence number of each page that was written; used by the flush that runs.
     sequences: Mutex<HashMap<u64, u64>>,
+    /// For tests: called before each fdatasync(2) of a flush.
+    #[cfg(test)]
+    pub(super) before_sync: Mutex<Option<Box<dyn FnMut(&File) + Send>>>,
 }
 
 /// The flushes: one runs at a time.
@@ -193,6 +196,8 @@ impl Store {
                 rounds: Mutex::default(),
                 round_over: Condvar::new(),
                 sequences: Mutex::default(),
+                #[cfg(test)]
+                before_sync: Mutex::default(),
             }),
             Err(e) => Err((claimed, e)),
         }
@@ -327,7 +332,7 @@ impl Store {
             // In this order: the states are noted before the data are made durable.
             let noted: Vec<_> = pages.iter().map(|page| (*page, states(*page))).collect();
             written.extend(&pages);
-            if let Err(e) = self.file().sync_data() {
+            if let Err(e) = self.sync() {
                 break Err(Failure::lost(&e));
             }
             let result = noted.iter().try_for_each(|(page, contents)| {
@@ -343,7 +348,7 @@ impl Store {
             }
         };
         let result = result.and_then(|()| {
-            if written.is_empty() { Ok(()) } else { self.file().sync_data().map_err(|e| Failure::lost(&e)) }
+            if written.is_empty() { Ok(()) } else { self.sync().map_err(|e| Failure::lost(&e)) }
         });
         for page in written {
             match result {
@@ -354,6 +359,14 @@ impl Store {
             }
         }
         result
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(hook) = &mut *self.before_sync.lock() {
+            hook(self.file());
+        }
+        self.file().sync_data()
     }
 
     /// The first dirty pages, which are clean from here on.

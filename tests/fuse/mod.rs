@@ -3,4 +3,6 @@
 mod file;
 mod filesystem;
 mod life;
+mod overlay;
+mod stats;
 mod two_doors;
