@@ -230,3 +230,50 @@ fn the_parents_end_is_noticed_without_privileges_too() {
     ));
     util::sh(&format!("tail --pid={} -f /dev/null", out.trim()));
 }
+
+#[test]
+fn memory_is_locked_for_swapping() {
+    let script = "nbdinfo --size \"$uri\" && grep VmLck /proc/$PPID/status";
+    let locked = |words: &[&str]| {
+        let run = util::run([NBDKIT].iter().chain(words).copied().chain(["memory", "1M", "--run", script]));
+        let kilobytes = run.stdout.split_whitespace().nth(2).and_then(|n| n.parse::<u64>().ok());
+        (run.code, kilobytes.unwrap_or(0), run.stderr)
+    };
+    assert_eq!(locked(&[]).1, 0);
+    let (code, kilobytes, stderr) = locked(&["--swap"]);
+    match code {
+        0 => assert!(kilobytes > 1024, "{kilobytes} kB"),
+        _ => assert!(stderr.contains("--swap: cannot lock memory"), "{stderr}"),
+    }
+}
+
+#[test]
+fn idle_tcp_clients_are_probed() {
+    // The timer of the server's end of the connection, once its replies are acknowledged: 02 is keepalive's.
+    let script = "nbdsh -u \"$uri\" -c '
+h.pread(1, 0)
+port = \"%04X\" % int(__import__(\"os\").environ[\"PORT\"])
+timers = [\"01\"]
+while timers == [\"01\"]:
+    lines = [l.split() for l in open(\"/proc/net/tcp\")]
+    timers = [l[5][:2] for l in lines if l[1].endswith(\":\" + port) and l[3] == \"01\"]
+print(timers)'";
+    for (option, timer) in [("--keepalive", "02"), ("-4", "00")] {
+        let script = format!("export PORT=$port; {script}");
+        let out =
+            util::run_ok([NBDKIT, option, "-i", "127.0.0.1", "-p", "0", "memory", "1M", "--run", &script]);
+        assert_eq!(out.trim(), format!("['{timer}']"));
+    }
+}
+
+#[test]
+fn a_pidfile_is_overwritten_and_readable() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = temp();
+    let file = dir.path().join("pid");
+    std::fs::write(&file, "a longer text of somebody else\n".repeat(10)).expect("write");
+    let words = ["-P", file.to_str().expect("UTF-8"), "memory", "1M", "--run", "echo $PPID"];
+    let pid = util::run_ok([NBDKIT].into_iter().chain(words));
+    assert_eq!(std::fs::read_to_string(&file).expect("the pidfile stays"), pid);
+    assert_eq!(std::fs::metadata(&file).expect("the pidfile").permissions().mode() & 0o777, 0o644);
+}
