@@ -24,15 +24,16 @@ pub(crate) fn run(
 ) {
     log::debug!("connected: {:?}", client.peer);
     close_on_request(client, stream);
-    let end = match begin(chain, config, client, &**stream) {
+    let mut wire = Wire::new(stream.clone(), config.handshake_timeout);
+    let end = match begin(chain, config, client, &mut wire) {
         Ok(None) => "the client left the negotiation".to_owned(),
         Err(e) => format!("the negotiation failed: {e:#}"),
         Ok(Some(requests)) => {
-            transmission::run(stream, client, requests, config.threads, name, busy).to_string()
+            transmission::run(wire.stream(), client, requests, config.threads, name, busy).to_string()
         }
     };
     client.gone.raise();
-    stream.close();
+    wire.stream().close();
     log::debug!("{end}");
 }
 
@@ -50,17 +51,16 @@ fn begin(
     chain: &Arc<Chain>,
     config: &Config,
     client: &Arc<Client>,
-    stream: &dyn Stream,
+    wire: &mut Wire,
 ) -> anyhow::Result<Option<crate::requests::Requests>> {
     let connection = chain.connect(client.clone(), config.readonly).map_err(|e| {
         log::error!("preconnect: {e}");
         e
     })?;
     let connection = Arc::new(connection);
-    let wire = Wire::new(stream, config.handshake_timeout);
     if config.oldstyle {
-        oldstyle::negotiate(&wire, &connection, config)
+        oldstyle::negotiate(wire, &connection, config)
     } else {
-        handshake::negotiate(&wire, &connection, config)
+        handshake::negotiate(wire, &connection, config)
     }
 }

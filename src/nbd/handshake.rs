@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{Caps, Connection, Errno, Error, Session, Support};
 
 use crate::{
-    Config,
+    Config, Tls,
     proto::{
         BASE_ALLOCATION, BASE_ALLOCATION_ID, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies,
         export_flag, handshake_flag, info, option, option_reply, rep,
@@ -35,14 +35,52 @@ const MAX_OPTIONS: usize = 32;
 const FLUSH: usize = 64 << 10;
 
 /// The stream during the handshake, with its deadline.
-pub(crate) struct Wire<'a> {
-    stream: &'a dyn Stream,
+pub(crate) struct Wire {
+    stream: Arc<dyn Stream>,
     deadline: Option<Instant>,
+    encrypted: bool,
 }
 
-impl<'a> Wire<'a> {
-    pub(crate) fn new(stream: &'a dyn Stream, timeout: Option<Duration>) -> Self {
-        Wire { stream, deadline: timeout.and_then(|t| Instant::now().checked_add(t)) }
+impl Wire {
+    pub(crate) fn new(stream: Arc<dyn Stream>, timeout: Option<Duration>) -> Self {
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        Wire { stream, deadline, encrypted: false }
+    }
+
+    /// The stream, which another one covers once TLS has started.
+    pub(crate) fn stream(&self) -> &Arc<dyn Stream> {
+        &self.stream
+    }
+
+    /// Starts TLS, after telling the client so with `ready`.
+    #[cfg(feature = "tls")]
+    fn encrypt(&mut self, credentials: &crate::tls::Credentials, ready: &[u8]) -> anyhow::Result<()> {
+        use crate::tls::{Encrypted, Progress};
+        // A client has nothing to say before the answer: this is somebody in between, or a broken client.
+        match self.stream.recv(&mut [0], false) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) => bail!("the client closed the connection"),
+            Ok(_) => bail!("unencrypted data came between NBD_OPT_STARTTLS and TLS"),
+            Err(e) => return Err(e.into()),
+        }
+        self.send(ready)?;
+        let encrypted = Encrypted::new(credentials, self.stream.clone())?;
+        let plain = self.stream.clone();
+        while let Progress::Wants(interest) = encrypted.handshake()? {
+            self.wait(&*plain, interest)?;
+        }
+        log::debug!("TLS: {}", encrypted.describe());
+        self.stream = Arc::new(encrypted);
+        self.encrypted = true;
+        Ok(())
+    }
+
+    /// Waits, within the deadline.
+    fn wait(&self, stream: &dyn Stream, interest: Interest) -> anyhow::Result<()> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        ensure!(left != Some(Duration::ZERO), "the negotiation took too long");
+        stream.wait(interest, left)?;
+        Ok(())
     }
 
     /// Calls `transfer` until it does not have to wait.
@@ -57,9 +95,7 @@ impl<'a> Wire<'a> {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 result => return Ok(result?),
             }
-            let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            ensure!(left != Some(Duration::ZERO), "the negotiation took too long");
-            self.stream.wait(interest, left)?;
+            self.wait(&*self.stream, interest)?;
         }
     }
 
@@ -111,7 +147,7 @@ impl<'a> Wire<'a> {
 /// # Errors
 /// What it did wrong: the connection has to end.
 pub(crate) fn negotiate(
-    wire: &Wire<'_>,
+    wire: &mut Wire,
     connection: &Arc<Connection>,
     config: &Config,
 ) -> anyhow::Result<Option<Requests>> {
@@ -150,7 +186,7 @@ struct Agreed {
 }
 
 struct Negotiation<'a> {
-    wire: &'a Wire<'a>,
+    wire: &'a mut Wire,
     connection: &'a Arc<Connection>,
     config: &'a Config,
     fixed: bool,
@@ -224,13 +260,16 @@ impl Negotiation<'_> {
     /// Handles one option; `length` bytes of data follow in the stream.
     fn option(&mut self, option: u32, length: usize) -> anyhow::Result<Next> {
         ensure!(length <= MAX_SKIPPED, "{} with {length} bytes of data", option::name(option));
+        let secret = self.requires_tls();
         if option == option::EXPORT_NAME {
+            ensure!(!secret, "the client wants an export before TLS, which is required");
             return self.export_name(length);
         }
         let looked_at = matches!(
             option,
             option::INFO | option::GO | option::LIST_META_CONTEXT | option::SET_META_CONTEXT
-        ) && self.fixed;
+        ) && self.fixed
+            && !secret;
         if !looked_at || length > MAX_OPTION {
             self.wire.skip(length)?;
         }
@@ -240,6 +279,9 @@ impl Negotiation<'_> {
         }
         if !self.fixed {
             return self.answer(option, rep::ERR_INVALID, "fixed newstyle was not negotiated");
+        }
+        if secret && option != option::STARTTLS {
+            return self.answer(option, rep::ERR_TLS_REQD, "the server requires TLS: start it first");
         }
         if looked_at {
             if option == option::SET_META_CONTEXT {
@@ -263,7 +305,7 @@ impl Negotiation<'_> {
                 self.answer(option, rep::ERR_INVALID, "the option takes no data")
             }
             option::LIST => self.list(),
-            option::STARTTLS => self.answer(option, rep::ERR_POLICY, "the server does not offer TLS"),
+            option::STARTTLS => self.start_tls(),
             option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if !self.config.structured_replies => {
                 self.answer(option, rep::ERR_UNSUP, "structured replies are off")
             }
@@ -281,6 +323,37 @@ impl Negotiation<'_> {
                 _ => self.agree(option, Replies::Extended),
             },
             _ => self.answer(option, rep::ERR_UNSUP, "the server does not know the option"),
+        }
+    }
+
+    /// Whether a client has to start TLS before anything else.
+    fn requires_tls(&self) -> bool {
+        match self.config.tls {
+            Tls::Off => false,
+            #[cfg(feature = "tls")]
+            Tls::On(_) => false,
+            #[cfg(feature = "tls")]
+            Tls::Require(_) => !self.wire.encrypted,
+        }
+    }
+
+    fn start_tls(&mut self) -> anyhow::Result<Next> {
+        if self.wire.encrypted {
+            return self.answer(option::STARTTLS, rep::ERR_INVALID, "TLS has started already");
+        }
+        match &self.config.tls {
+            Tls::Off => self.answer(option::STARTTLS, rep::ERR_POLICY, "the server does not offer TLS"),
+            #[cfg(feature = "tls")]
+            Tls::On(credentials) | Tls::Require(credentials) => {
+                // Nothing that was said in the clear counts any more.
+                self.agreed = Agreed::default();
+                self.listed = false;
+                self.most = MAX_OPTIONS;
+                let mut ready = Vec::new();
+                option_reply(&mut ready, option::STARTTLS, rep::ACK, &[]);
+                self.wire.encrypt(credentials, &ready).inspect_err(|e| log::error!("TLS: {e:#}"))?;
+                Ok(Next::Option)
+            }
         }
     }
 
@@ -307,7 +380,7 @@ impl Negotiation<'_> {
         if std::mem::replace(&mut self.listed, true) {
             return self.answer(option::LIST, rep::ERR_INVALID, "the exports were listed already");
         }
-        let exports = match self.connection.list_exports(false) {
+        let exports = match self.connection.list_exports(self.wire.encrypted) {
             Ok(exports) => exports,
             Err(e) => {
                 log::error!("list_exports: {e}");
@@ -398,7 +471,7 @@ impl Negotiation<'_> {
     }
 
     fn open(&self, name: &[u8]) -> nbdkit_core::Result<Session> {
-        open(self.connection, OsStr::from_bytes(name), false)
+        open(self.connection, OsStr::from_bytes(name), self.wire.encrypted)
     }
 
     /// What was agreed on, for the export that the client called `name`.

@@ -26,6 +26,8 @@ mod spin;
 mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod transmission;
 
 use std::{ffi::OsString, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -33,6 +35,20 @@ use std::{ffi::OsString, os::fd::OwnedFd, sync::Arc, time::Duration};
 use nbdkit_core::{Chain, Stop};
 
 pub use listen::Listener;
+
+/// Whether connections are encrypted.
+#[derive(Clone, Debug, Default)]
+pub enum Tls {
+    /// Never.
+    #[default]
+    Off,
+    /// When the client asks for it.
+    #[cfg(feature = "tls")]
+    On(tls::Credentials),
+    /// Before a client learns anything of the exports.
+    #[cfg(feature = "tls")]
+    Require(tls::Credentials),
+}
 
 /// How the door behaves.
 #[derive(Clone, Debug)]
@@ -53,6 +69,8 @@ pub struct Config {
     pub meta_contexts: bool,
     /// Clients served at once; more wait to be accepted. None: any number.
     pub max_connections: Option<usize>,
+    /// Whether connections are encrypted; with the oldstyle handshake they are not.
+    pub tls: Tls,
     /// TCP connections are probed when idle.
     pub keepalive: bool,
     /// The export that oldstyle clients, who cannot name one, are given.
@@ -69,6 +87,7 @@ impl Default for Config {
             mask_handshake: u16::MAX,
             structured_replies: true,
             meta_contexts: true,
+            tls: Tls::Off,
             max_connections: None,
             keepalive: true,
             export_name: OsString::new(),

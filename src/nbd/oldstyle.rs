@@ -17,7 +17,7 @@ use crate::{
 /// # Errors
 /// When it cannot be opened: this handshake has no way to say so but to hang up.
 pub(crate) fn negotiate(
-    wire: &Wire<'_>,
+    wire: &Wire,
     connection: &Arc<Connection>,
     config: &Config,
 ) -> anyhow::Result<Option<Requests>> {

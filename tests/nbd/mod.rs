@@ -9,3 +9,4 @@ mod hostile;
 mod information;
 mod life;
 mod messages;
+mod tls;

@@ -101,6 +101,22 @@ pub(crate) struct Args {
     #[arg(long = "no-mc", alias = "no-meta-contexts", help_heading = "Protocol")]
     pub(crate) no_mc: bool,
 
+    /// Encryption: off, on or require (default: on if there are certificates)
+    #[arg(long, value_name = "MODE", help_heading = "TLS")]
+    pub(crate) tls: Option<String>,
+    /// Directory of ca-cert.pem, server-cert.pem, server-key.pem and perhaps ca-crl.pem
+    #[arg(long, value_name = "DIR", help_heading = "TLS")]
+    pub(crate) tls_certificates: Option<PathBuf>,
+    /// File of pre-shared keys (USER:HEXKEY lines), used instead of certificates
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub(crate) tls_psk: Option<PathBuf>,
+    /// Clients need a certificate too
+    #[arg(long, help_heading = "TLS")]
+    pub(crate) tls_verify_peer: bool,
+    /// Ciphers of TLS 1.2, as OpenSSL lists them; NORMAL for the default
+    #[arg(long, value_name = "CIPHERS", help_heading = "TLS")]
+    pub(crate) tls_priority: Option<String>,
+
     /// Stay in the foreground
     #[arg(short, long, alias = "no-fork", help_heading = "Life")]
     pub(crate) foreground: bool,

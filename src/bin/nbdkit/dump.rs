@@ -44,7 +44,7 @@ pub(crate) fn config() -> String {
         ("soext", "so".into()),
         ("sysconfdir", SYSCONFDIR.into()),
         ("timeout_option", "yes".into()),
-        ("tls", "no".into()),
+        ("tls", if cfg!(feature = "tls") { "yes" } else { "no" }.into()),
         ("version", version.into()),
         ("version_major", major.into()),
         ("version_minor", minor.into()),

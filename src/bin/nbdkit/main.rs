@@ -10,6 +10,7 @@ mod privileges;
 mod selinux;
 mod serve;
 mod shebang;
+mod tls;
 
 #[path = "../common/captive.rs"]
 mod captive;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nbdkit_core::params;
 use nbdkit_nbd::{Config, listen::Family};
 
-use crate::{activation::Inherited, args::Args, privileges::Identity};
+use crate::{activation::Inherited, args::Args, privileges::Identity, tls};
 
 /// Why a relative path has no absolute form.
 const NO_DIRECTORY: &str = "cannot find the current directory: change to one that exists";
@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) selinux_label: Option<String>,
     pub(crate) identity: Identity,
     pub(crate) config: Config,
+    /// The parameter of a URI that says where the TLS credentials are, and where that is.
+    pub(crate) credentials: Option<(&'static str, PathBuf)>,
     pub(crate) foreground: bool,
     pub(crate) run: Option<OsString>,
     pub(crate) pidfile: Option<PathBuf>,
@@ -69,6 +71,7 @@ impl Plan {
             selinux_label: args.selinux_label.clone(),
             identity: Identity::new(args.user.as_deref(), args.group.as_deref())?,
             config: config(args)?,
+            credentials: tls::source(args),
             foreground,
             run: args.run.clone(),
             pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
@@ -163,6 +166,7 @@ fn unix(path: &Path) -> Result<Where> {
 
 fn config(args: &Args) -> Result<Config> {
     let mut config = Config {
+        tls: tls::tls(args)?,
         readonly: args.readonly,
         oldstyle: args.oldstyle,
         structured_replies: !args.no_sr,
@@ -211,6 +215,8 @@ pub(crate) struct Uri<'a> {
     pub(crate) address: &'a Address,
     /// The export; empty: the default one.
     pub(crate) export_name: &'a std::ffi::OsStr,
+    /// The name and the path of the parameter that says how to encrypt, if that is required.
+    pub(crate) tls: Option<(&'static str, &'a std::path::Path)>,
 }
 
 impl fmt::Display for Uri<'_> {
@@ -219,13 +225,18 @@ impl fmt::Display for Uri<'_> {
         if !export.is_empty() {
             export.insert(0, '/');
         }
+        let nbd = if self.tls.is_some() { "nbds" } else { "nbd" };
+        let mut join = '?';
         match self.address {
             Address::Unix(path) => {
-                write!(f, "nbd+unix://{export}?socket={}", escape(path.as_os_str()))
+                write!(f, "{nbd}+unix://{export}?socket={}", escape(path.as_os_str()))?;
+                join = '&';
             }
-            Address::Tcp(port) => write!(f, "nbd://localhost:{port}{export}"),
-            Address::Vsock(port) => write!(f, "nbd+vsock://1:{port}{export}"),
+            Address::Tcp(port) => write!(f, "{nbd}://localhost:{port}{export}")?,
+            Address::Vsock(port) => write!(f, "{nbd}+vsock://1:{port}{export}")?,
         }
+        let Some((name, path)) = self.tls else { return Ok(()) };
+        write!(f, "{join}{name}={}", escape(path.as_os_str()))
     }
 }
 
@@ -317,10 +328,16 @@ mod tests {
     #[test]
     fn uris() {
         let unix = Address::Unix("/tmp/a b".into());
-        let uri = |address, name: &str| Uri { address, export_name: name.as_ref() }.to_string();
+        let uri = |address, name: &str| Uri { address, export_name: name.as_ref(), tls: None }.to_string();
         assert_eq!(uri(&unix, ""), "nbd+unix://?socket=/tmp/a%20b");
         assert_eq!(uri(&unix, "x y"), "nbd+unix:///x%20y?socket=/tmp/a%20b");
         assert_eq!(uri(&Address::Tcp(7), ""), "nbd://localhost:7");
         assert_eq!(uri(&Address::Tcp(7), "e"), "nbd://localhost:7/e");
+        let tls = |address| {
+            let tls = Some(("tls-psk-file", "/k y".as_ref()));
+            Uri { address, export_name: "e".as_ref(), tls }.to_string()
+        };
+        assert_eq!(tls(&Address::Tcp(7)), "nbds://localhost:7/e?tls-psk-file=/k%20y");
+        assert_eq!(tls(&unix), "nbds+unix:///e?socket=/tmp/a%20b&tls-psk-file=/k%20y");
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nbdkit_core::{Chain, Stop};
+use nbdkit_nbd::Tls;
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
@@ -80,7 +81,19 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
 /// Prints the URI and starts the `--run` command.
 fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive::Captive>> {
     let export_name = &plan.config.export_name;
-    let uris = bound.addresses.iter().map(|address| Uri { address, export_name }.to_string());
+    let credentials = plan.credentials.as_ref().map(|(name, path)| (*name, &**path));
+    let (level, tls) = match &plan.config.tls {
+        Tls::Off => ("0", None),
+        #[cfg(feature = "tls")]
+        Tls::On(_) => ("1", None),
+        #[cfg(feature = "tls")]
+        Tls::Require(_) => ("2", credentials),
+    };
+    let of_kind = |kind: &str| {
+        let path = credentials.filter(|(name, _)| *name == kind && level != "0").map(|(_, path)| path);
+        path.map_or_else(OsString::new, |path| path.as_os_str().to_owned())
+    };
+    let uris = bound.addresses.iter().map(|address| Uri { address, export_name, tls }.to_string());
     let uris: Vec<String> = uris.collect();
     if plan.print_uri {
         for uri in &uris {
@@ -112,9 +125,9 @@ fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive:
         ("unixsocket", socket.unwrap_or_default()),
         ("port", port.unwrap_or_default().into()),
         ("exportname", export_name.clone()),
-        ("tls", "0".into()),
-        ("tls_certificates", OsString::new()),
-        ("tls_psk", OsString::new()),
+        ("tls", level.into()),
+        ("tls_certificates", of_kind("tls-certificates")),
+        ("tls_psk", of_kind("tls-psk-file")),
     ];
     captive::run(command, &variables, stop.clone()).map(Some)
 }
