@@ -31,6 +31,7 @@ registry! {
     blocksize
     blocksize_policy = "blocksize-policy"
     checkwrite
+    count
     cow
     delay
     error
@@ -52,7 +53,9 @@ registry! {
     rate
     readonly
     rotational
+    stats
     swab
+    tls_fallback = "tls-fallback"
     truncate
 }
 
