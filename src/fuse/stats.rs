@@ -43,12 +43,12 @@ pub(crate) fn answer(chain: &Chain, command: u32) -> Option<Result<Vec<u8>, fuse
 }
 
 fn encode(name: &str, age: u64, totals: &Totals) -> Vec<u8> {
-    let ops = OPS.iter().zip(&totals.ops).filter(|(_, op)| op.count() > 0).map(|(kind, op)| {
+    let ops = OPS.iter().zip(&totals.ops).filter(|(_, op)| op.count > 0).map(|(kind, op)| {
         let steps: Vec<(usize, u64)> = op.latency.steps().collect();
         let value = json!({
+            "count": op.count,
             "bytes": op.bytes,
             "errors": op.errors,
-            "total_ns": op.nanoseconds,
             "steps": steps,
         });
         (format!("{kind:?}").to_lowercase(), value)
@@ -65,9 +65,9 @@ pub fn decode(answer: &[u8]) -> Option<(String, u64, Totals)> {
     let mut totals = Totals { at_once: object["at_once"].as_u64()?, ..Totals::default() };
     for (kind, op) in OPS.iter().zip(&mut totals.ops) {
         let Some(counted) = object["ops"].get(format!("{kind:?}").to_lowercase()) else { continue };
+        op.count = counted["count"].as_u64()?;
         op.bytes = counted["bytes"].as_u64()?;
         op.errors = counted["errors"].as_u64()?;
-        op.nanoseconds = counted["total_ns"].as_u64()?;
         for step in counted["steps"].as_array()? {
             op.latency.add(usize::try_from(step[0].as_u64()?).ok()?, step[1].as_u64()?);
         }
@@ -84,7 +84,7 @@ mod tests {
     fn answers_come_back() {
         let mut totals = Totals { at_once: 3, ..Totals::default() };
         let read = &mut totals.ops[Op::Read as usize];
-        (read.bytes, read.errors, read.nanoseconds) = (4096, 1, u64::MAX);
+        (read.count, read.bytes, read.errors) = (48, 4096, u64::MAX);
         read.latency.add(7, 5);
         read.latency.add(123, 1);
         let mut buffer = encode("cow", 99, &totals);
@@ -98,7 +98,7 @@ mod tests {
     fn a_busy_layer_fits() {
         let mut totals = Totals::default();
         for op in &mut totals.ops {
-            (op.bytes, op.errors, op.nanoseconds) = (u64::MAX, u64::MAX, u64::MAX);
+            (op.count, op.bytes, op.errors) = (u64::MAX, u64::MAX, u64::MAX);
             // Nobody has requests that take all of 64 nanoseconds and three minutes: half of the steps is plenty.
             (0..62).for_each(|step| op.latency.add(step, 1 << 50));
         }

@@ -126,12 +126,12 @@ impl Snapshot {
             let recent = before.map_or_else(|| totals.clone(), |before| totals.since(before));
             let mut label = name.as_str();
             for ((kind, all), recent) in OPS.iter().zip(&totals.ops).zip(&recent.ops) {
-                if all.count() > 0 {
+                if all.count > 0 {
                     let kind = format!("{kind:?}").to_lowercase();
                     text += &row(std::mem::take(&mut label), &kind, all, recent, seconds);
                 }
             }
-            let reads = recent.ops[0].count();
+            let reads = recent.ops[0].count;
             if index == 0 && reads > 0 {
                 let share = recent.at_once as f64 * 100.0 / reads as f64;
                 let _ = writeln!(text, "{:<14} {share:.1} % of reads found their data in memory", "");
@@ -145,13 +145,13 @@ fn row(label: &str, kind: &str, all: &OpTotals, recent: &OpTotals, seconds: f64)
     let latency = |part| recent.latency.percentile(part).map_or("-".into(), duration);
     format!(
         "{label:<14} {kind:<8} {:>10.0} {:>10.1} {:>10} {:>10} {:>10} {:>8} {:>12}\n",
-        recent.count() as f64 / seconds,
+        recent.count as f64 / seconds,
         recent.bytes as f64 / seconds / f64::from(1 << 20),
         latency(0.5),
         latency(0.95),
         latency(0.99),
         all.errors,
-        all.count()
+        all.count
     )
 }
 
@@ -167,12 +167,11 @@ fn duration(nanoseconds: u64) -> String {
 }
 
 fn place_json(totals: &Totals) -> Value {
-    let ops = OPS.iter().zip(&totals.ops).filter(|(_, op)| op.count() > 0).map(|(kind, op)| {
+    let ops = OPS.iter().zip(&totals.ops).filter(|(_, op)| op.count > 0).map(|(kind, op)| {
         let value = json!({
-            "count": op.count(),
+            "count": op.count,
             "bytes": op.bytes,
             "errors": op.errors,
-            "total_ns": op.nanoseconds,
             "p50_ns": op.latency.percentile(0.5),
             "p95_ns": op.latency.percentile(0.95),
             "p99_ns": op.latency.percentile(0.99),
@@ -197,6 +196,7 @@ mod tests {
 
     fn snapshot(age: u64, reads: u64) -> Snapshot {
         let mut totals = Totals { at_once: reads / 2, ..Totals::default() };
+        totals.ops[0].count = reads;
         totals.ops[0].bytes = reads * 1024;
         totals.ops[0].latency.add(30, reads);
         let places = ["requests", "cow", "file"].map(|name| (name.to_string(), totals.clone()));
