@@ -59,7 +59,7 @@ fn both_work_hard() {
     let fio = |target: String, offset: &str| {
         let script = format!(
             "fio --name=v {target} --rw=randwrite --bs=4k --size=32m --offset={offset} --iodepth=8 \
-             --verify=crc32c --verify_fatal=1 --output-format=terse --allow_file_create=0"
+             --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse --allow_file_create=0"
         );
         std::thread::spawn(move || run(["bash", "-c", &script]).ok())
     };

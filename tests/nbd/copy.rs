@@ -65,7 +65,7 @@ fn fio_verifies() {
         let range = if bs.contains('-') { "bsrange" } else { "bs" };
         sh(&format!(
             "fio --name=v --ioengine=nbd --uri='{}' --rw={rw} --{range}={bs} --size=64m --iodepth=16 \
-             --verify=crc32c --verify_fatal=1 --output-format=terse",
+             --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse",
             server.uri()
         ));
     }
@@ -78,7 +78,7 @@ fn many_connections_write_one_disk() {
     let server = Server::start(["file", disk.to_str().expect("UTF-8")]);
     sh(&format!(
         "fio --name=v --ioengine=nbd --uri='{}' --rw=randwrite --bs=8k --size=16m --offset_increment=16m \
-         --numjobs=4 --iodepth=8 --verify=crc32c --verify_fatal=1 --output-format=terse",
+         --numjobs=4 --iodepth=8 --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse",
         server.uri()
     ));
 }
