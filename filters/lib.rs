@@ -36,6 +36,7 @@ registry! {
     delay
     error
     exitlast
+    exitwhen
     exportname
     fua
     ip
@@ -49,12 +50,14 @@ registry! {
     nozero
     offset
     partition
+    pause
     protect
     rate
     readonly
     rotational
     stats
     swab
+    time_limit = "time-limit"
     tls_fallback = "tls-fallback"
     truncate
 }
