@@ -7,7 +7,7 @@
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
-use nbdkit_core::{Client, ThreadModel};
+use nbdkit_core::{Client, Errno, Error, ThreadModel};
 
 use crate::{
     buffer::Buffer,
@@ -74,15 +74,22 @@ struct Shared {
 }
 
 impl Shared {
+    fn client(&self) -> &Client {
+        self.requests.session.client()
+    }
+
     fn worker(self: &Arc<Self>) -> Worker {
         let shared = self.clone();
         Box::new(move || {
             let mut out = Buffer::default();
             shared.pool.work(|job| {
-                if !changes_data(job.request.command) && shared.outbox.is_dead() {
-                    return;
+                if changes_data(job.request.command) || !shared.client().gone.is_raised() {
+                    shared.requests.run(&job.request, &job.payload, &mut out);
+                } else if !shared.outbox.is_dead() {
+                    // Nobody waits for the data; a client of a server that stops waits for a reply.
+                    let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
+                    shared.requests.fail(&job.request, &gone, &mut out);
                 }
-                shared.requests.run(&job.request, &job.payload, &mut out);
                 shared.outbox.send(&mut out);
             });
         })
