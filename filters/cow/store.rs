@@ -163,8 +163,11 @@ pub(super) struct Store {
     sequences: Mutex<HashMap<u64, u64>>,
     /// For tests: called before each fdatasync(2) of a flush.
     #[cfg(test)]
-    pub(super) before_sync: Mutex<Option<Box<dyn FnMut(&File) + Send>>>,
+    pub(super) before_sync: Mutex<Option<Hook>>,
 }
+
+#[cfg(test)]
+type Hook = Box<dyn FnMut(&File) + Send>;
 
 /// The flushes: one runs at a time.
 #[derive(Default)]
