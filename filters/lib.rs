@@ -22,6 +22,9 @@ macro_rules! registry {
 }
 
 mod contents;
+#[cfg(test)]
+mod flaky;
+mod opened;
 mod part;
 #[cfg(test)]
 mod testing;
@@ -42,6 +45,7 @@ registry! {
     ip
     limit
     log
+    map
     multi_conn = "multi-conn"
     nocache
     noextents
@@ -49,11 +53,14 @@ registry! {
     noparallel
     nozero
     offset
+    openonce
     partition
     pause
     protect
     rate
     readonly
+    retry
+    retry_request = "retry-request"
     rotational
     stats
     swab
