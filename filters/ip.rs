@@ -54,8 +54,10 @@ enum Rule {
 }
 
 /// The rules whose value may hold commas: they take the rest of the parameter.
-const NAMES: [(&str, fn(String) -> Rule); 3] =
+const NAMES: [(&str, NameRule); 3] =
     [("security:", Rule::Security), ("dn:", Rule::Subject), ("issuer-dn:", Rule::Issuer)];
+
+type NameRule = fn(String) -> Rule;
 
 impl Rule {
     /// Adds the rules of a parameter's value.

@@ -136,7 +136,8 @@ impl Handle for Protected {
     fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
         self.check(length, offset, is_zero)?;
         let mut at = offset;
-        for part in self.parts(length, offset).chain([offset + length..offset + length]) {
+        let end = offset + length;
+        for part in self.parts(length, offset).chain(std::iter::once(end..end)) {
             if at < part.start {
                 self.next.trim(part.start - at, at, flags)?;
             }
@@ -173,8 +174,9 @@ mod tests {
     use super::*;
     use crate::testing::{Disk, Spec, View, check_model, config_error, pattern, session};
 
-    fn protected(value: &str) -> Vec<Range<u64>> {
-        merged(parse(value).unwrap())
+    /// Start and end of each protected range.
+    fn protected(value: &str) -> Vec<(u64, u64)> {
+        merged(parse(value).unwrap()).iter().map(|range| (range.start, range.end)).collect()
     }
 
     /// A session over 64 KiB of data in which bytes 1000 to 2999 and 5000 to 5999 are protected.
@@ -193,13 +195,13 @@ mod tests {
 
     #[test]
     fn values() {
-        assert_eq!(protected("0-511"), [0..512]);
-        assert_eq!(protected("0x10-020"), [16..17]);
-        assert_eq!(protected("-9"), [0..10]);
-        assert_eq!(protected("9-"), [9..u64::MAX]);
-        assert_eq!(protected("-"), [0..u64::MAX]);
-        assert_eq!(protected("~10-19"), [0..10, 20..u64::MAX]);
-        assert_eq!(protected("~0-19"), [20..u64::MAX]);
+        assert_eq!(protected("0-511"), [(0, 512)]);
+        assert_eq!(protected("0x10-020"), [(16, 17)]);
+        assert_eq!(protected("-9"), [(0, 10)]);
+        assert_eq!(protected("9-"), [(9, u64::MAX)]);
+        assert_eq!(protected("-"), [(0, u64::MAX)]);
+        assert_eq!(protected("~10-19"), [(0, 10), (20, u64::MAX)]);
+        assert_eq!(protected("~0-19"), [(20, u64::MAX)]);
         assert_eq!(protected("~-"), []);
         let ranges = ["5-9", "20-29", "0-4", "25-26", "28-31"].map(|v| parse(v).unwrap());
         assert_eq!(merged(ranges.concat()), [0..10, 20..32]);
