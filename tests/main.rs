@@ -4,6 +4,7 @@ mod abi;
 mod bad_input;
 mod chain;
 mod docs;
+mod filters;
 mod fuse;
 mod layering;
 mod nbd;
