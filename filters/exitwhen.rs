@@ -20,7 +20,6 @@ use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, Timespec, poll},
     io::Errno as SystemError,
-    process::{Signal, getpid, kill_process},
 };
 
 use self::event::Event;
@@ -50,7 +49,7 @@ struct Watch {
     events: Vec<Event>,
     every: Duration,
     state: Mutex<State>,
-    /// Known from the first client on.
+    /// Known from `after_fork` on, and so before any client.
     server: OnceLock<Arc<Stop>>,
 }
 
@@ -80,19 +79,12 @@ impl Watch {
         state.over = true;
         drop(state);
         log::debug!("exitwhen: the event has happened and no client is left, the server shuts down");
-        match self.server.get() {
-            Some(server) => server.raise(),
-            // Without a client nobody has told which server this is. The signal waits until it is listened to.
-            None => {
-                if let Err(e) = kill_process(getpid(), Signal::TERM) {
-                    log::error!("exitwhen: cannot shut the server down: {e}");
-                }
-            }
+        if let Some(server) = self.server.get() {
+            server.raise();
         }
     }
 
     fn enter(self: &Arc<Self>, client: &Client) -> Result<()> {
-        let _ = self.server.set(client.server().clone());
         self.look();
         let mut state = self.state.lock();
         if state.exiting {
@@ -183,8 +175,9 @@ impl Filter for ExitWhen {
         Ok(())
     }
 
-    fn after_fork(&self, _: &Below) -> anyhow::Result<()> {
+    fn after_fork(&self, next: &Below) -> anyhow::Result<()> {
         if let Some(watch) = self.watch.clone() {
+            let _ = watch.server.set(next.server().clone());
             std::thread::Builder::new()
                 .name("exitwhen".into())
                 .spawn(move || watch.run())

@@ -11,21 +11,20 @@ use crate::testing::{Spec, View, chain, check_model, config_error};
 
 struct Server {
     chain: Arc<Chain>,
-    stop: Arc<Stop>,
 }
 
 impl Server {
     fn new(key: &str, value: &str) -> Self {
         let chain = chain(&Spec::default().disk(), &["exitwhen"], &[(key, value)]).unwrap();
-        Server { chain, stop: Arc::new(Stop::new()) }
+        Server { chain }
     }
 
     fn connect(&self) -> Result<Connection> {
-        self.chain.connect(Arc::new(Client::new(1, Peer::Local, self.stop.clone())), false)
+        self.chain.connect(Arc::new(Client::new(1, Peer::Local, self.chain.server().clone())), false)
     }
 
     fn stops(&self) -> bool {
-        self.stop.is_raised()
+        self.chain.server().is_raised()
     }
 
     /// With two clients, makes the event happen: no more come in, and the server stops with the last one.

@@ -18,7 +18,7 @@ use log::debug;
 use parking_lot::RwLock;
 
 use crate::{
-    Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ThreadModel, locks::Locks,
+    Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, Stop, ThreadModel, locks::Locks,
     next::CONTROLPATH, stats::Stats,
 };
 
@@ -38,6 +38,7 @@ pub struct Chain {
     names: Vec<Arc<str>>,
     model: ThreadModel,
     pub(crate) locks: Locks,
+    server: Arc<Stop>,
     observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
     pub(crate) observer_count: AtomicUsize,
     stats: Option<Stats>,
@@ -63,6 +64,7 @@ impl Chain {
             names,
             model: ThreadModel::Parallel,
             locks: Locks::new(ThreadModel::Parallel),
+            server: Arc::new(Stop::new()),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
             stats: None,
@@ -77,6 +79,11 @@ impl Chain {
     /// The outermost layer's name.
     pub fn name(&self) -> &str {
         &self.names[self.filters.len()]
+    }
+
+    /// The flag that shuts down the server of this chain. Doors watch it, and clients are made with it.
+    pub fn server(&self) -> &Arc<Stop> {
+        &self.server
     }
 
     /// The plugin.
@@ -294,6 +301,11 @@ impl Below {
     /// The client on whose behalf the filter was called; None outside any connection.
     pub fn client(&self) -> Option<&Arc<Client>> {
         self.client.as_ref()
+    }
+
+    /// The flag that shuts down the server, for what must raise it without a client.
+    pub fn server(&self) -> &Arc<Stop> {
+        self.chain.server()
     }
 
     /// The plugin's name.

@@ -46,8 +46,10 @@ fn exitwhen_without_any_client() {
     let mut server = Server::start(["--filter=exitwhen", "memory", "1M", &event, "exit-when-poll=1"]);
     fs::remove_file(&file).expect("remove");
     assert_eq!(server.wait(), 0);
-    // It had happened before the start.
+    // It had happened before the start. A command is not interrupted.
     assert_eq!(Server::start(["--filter=exitwhen", "memory", "1M", &event]).wait(), 0);
+    let run = captive(["--filter=exitwhen", "memory", "1M", &event], "! nbdinfo \"$uri\" && exit 7");
+    assert_eq!(run.code, 7, "{}", run.stderr);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose()?;
 
     let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
-    let stop = Arc::new(Stop::new());
+    let stop = chain.server().clone();
     signals::watch(stop.clone())?;
     let chain = Arc::new(chain);
     chain.after_fork()?;

@@ -39,7 +39,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     let places = std::mem::take(&mut plan.listen);
     let mut bound = selinux::with_label(plan.selinux_label.as_deref(), || Bound::new(places, plan.identity))?;
 
-    let stop = Arc::new(Stop::new());
+    let stop = chain.server().clone();
     // The command keeps the caller's rights; unless there are rights to lose, it starts when all is ready.
     let drops = plan.identity.changes();
     let mut captive = if drops { start(&plan, &bound, &stop)? } else { None };
