@@ -137,7 +137,7 @@ impl Handle for Checked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Spec, pattern, session};
+    use crate::testing::{Spec, chain, client, open, pattern, session};
 
     const SIZE: u64 = 20_000;
 
@@ -207,6 +207,17 @@ mod tests {
             session.flush().unwrap();
             assert_eq!(disk.count(Op::Flush), 0);
         }
+    }
+
+    #[test]
+    fn the_layers_below_are_opened_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let params = [("logfile", log.to_str().unwrap())];
+        let chain = chain(&Spec::default().disk(), &["checkwrite", "log"], &params).unwrap();
+        open(&chain, client(), false).unwrap();
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(log.contains(" write=0 "), "{log}");
     }
 
     #[test]

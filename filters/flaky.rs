@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -28,6 +28,8 @@ struct State {
     /// Opened and not closed; finalized.
     open: AtomicUsize,
     finalized: AtomicUsize,
+    /// Where requests that fail wait for each other.
+    together: Mutex<Option<Arc<Barrier>>>,
     /// The next opens find the disk changed like this.
     now: Mutex<Now>,
 }
@@ -50,6 +52,12 @@ impl Flaky {
     /// The next `n` requests fail with EIO.
     pub(crate) fn fail(&self, n: usize) {
         self.0.failures.store(n, SeqCst);
+    }
+
+    /// The next `n` requests fail with EIO, when all of them are there.
+    pub(crate) fn fail_together(&self, n: usize) {
+        *self.0.together.lock() = Some(Arc::new(Barrier::new(n)));
+        self.fail(n);
     }
 
     /// The next `n` opens fail with EIO.
@@ -98,7 +106,12 @@ impl Flaky {
     }
 
     fn request(&self) -> Result<()> {
-        fails(&self.0.failures, "the disk fails")
+        let together = self.0.together.lock().clone();
+        fails(&self.0.failures, "the disk fails").inspect_err(|_| {
+            if let Some(barrier) = together {
+                barrier.wait();
+            }
+        })
     }
 }
 

@@ -195,6 +195,18 @@ mod tests {
     }
 
     #[test]
+    fn clients_that_left_are_forgotten() {
+        let deadlines = Arc::<Mutex<HashMap<usize, Instant>>>::default();
+        let filter = TimeLimit { limit: Duration::from_secs(100_000), deadlines: deadlines.clone() };
+        let disk = Box::new(Spec::default().disk());
+        let chain = Arc::new(nbdkit_core::Chain::new(disk, vec![Box::new(filter)]));
+        let connections = [0, 1].map(|_| chain.connect(client(), false).unwrap());
+        assert_eq!(deadlines.lock().len(), 2);
+        drop(connections);
+        assert!(deadlines.lock().is_empty());
+    }
+
+    #[test]
     fn nothing_is_lent() {
         assert!(session(&Spec::default().disk(), "time-limit", &[]).loan(0, 512).is_none());
     }

@@ -13,6 +13,8 @@ struct Cached {
     flush: bool,
     fail: Arc<AtomicBool>,
     model: ThreadModel,
+    /// Flushed when another connection is finalized.
+    other: Arc<Mutex<Option<Session>>>,
 }
 
 struct Cache {
@@ -37,6 +39,11 @@ impl Plugin for Cached {
 }
 
 impl Handle for Cache {
+    fn finalize(&self) -> Result<()> {
+        let other = self.of.other.lock().take();
+        other.map_or(Ok(()), |session| session.flush())
+    }
+
     fn get_size(&self) -> Result<u64> {
         Ok(512)
     }
@@ -121,6 +128,7 @@ impl Default for Cached {
             flush: true,
             fail: Arc::default(),
             model: ThreadModel::Parallel,
+            other: Arc::default(),
         }
     }
 }
@@ -266,6 +274,15 @@ fn a_connection_that_left_is_not_flushed() {
     let (first, second) = server.pair();
     drop(second);
     first.flush().unwrap();
+    assert_eq!(server.flushed(), [1]);
+}
+
+#[test]
+fn a_connection_that_is_about_to_leave_is_not_flushed() {
+    let server = Server::new(&[("multi-conn-track-dirty", "off")]);
+    let (first, second) = server.pair();
+    *server.cached.other.lock() = Some(first);
+    drop(second);
     assert_eq!(server.flushed(), [1]);
 }
 

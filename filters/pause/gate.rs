@@ -75,3 +75,41 @@ impl Drop for Inside<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_waits_for_those_inside() {
+        let gate = Gate::default();
+        std::thread::scope(|scope| {
+            let inside = gate.enter_nowait().unwrap();
+            let pausing = scope.spawn(|| gate.pause());
+            while gate.enter_nowait().is_some() {
+                std::thread::yield_now();
+            }
+            // It has closed the gate. If it did not wait, it would end now.
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            assert!(!pausing.is_finished());
+            drop(inside);
+            pausing.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_pause_that_is_called_off_does_not_wait() {
+        let gate = Gate::default();
+        std::thread::scope(|scope| {
+            let _inside = gate.enter_nowait().unwrap();
+            let pausing = scope.spawn(|| gate.pause());
+            while gate.enter_nowait().is_some() {
+                std::thread::yield_now();
+            }
+            gate.resume();
+            pausing.join().unwrap();
+        });
+    }
+}
