@@ -3,8 +3,16 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod failure;
+mod holders;
+mod inside;
+mod loopdev;
 mod mount;
 mod plan;
+mod ready;
+mod state;
+mod undo;
+mod watcher;
 
 #[path = "../common/captive.rs"]
 mod captive;
@@ -14,6 +22,8 @@ mod chain;
 mod daemon;
 #[path = "../common/logger.rs"]
 mod logger;
+#[path = "../common/parent.rs"]
+mod parent;
 #[path = "../common/pidfile.rs"]
 mod pidfile;
 #[path = "../common/signals.rs"]
@@ -25,11 +35,15 @@ mod usage;
 
 use std::{io::Write, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{CommandFactory, Parser};
 use nbdkit_loader::DebugFlags;
 
-use crate::{args::Args, plan::Plan};
+use crate::{
+    args::Args,
+    failure::{At as _, Failure, Stage},
+    plan::Plan,
+};
 
 /// What messages start with.
 const PROGRAM: &str = "nbdkit-mount";
@@ -37,35 +51,63 @@ const PROGRAM: &str = "nbdkit-mount";
 fn main() -> ExitCode {
     match run() {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
+        Err(Failure { stage, error }) => {
             logger::fatal(PROGRAM, &error);
-            ExitCode::FAILURE
+            ExitCode::from(stage as u8)
         }
     }
 }
 
-fn run() -> Result<u8> {
+fn run() -> Result<u8, Failure> {
     std_fds::check()?;
-    let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
-    logger::start(PROGRAM, args.verbose);
+    let args = arguments()?;
+    logger::start(PROGRAM, args.verbose || args.debug);
+    if args.debug {
+        logger::add("fuser::request");
+    }
     if let Some(text) = information(&args)? {
-        std::io::stdout().write_all(text.as_bytes())?;
+        std::io::stdout().write_all(text.as_bytes()).at(Stage::Arguments)?;
+        return Ok(0);
+    }
+    if let Some(mountpoint) = &args.unmount {
+        undo::undo(mountpoint).at(Stage::Life)?;
         return Ok(0);
     }
     let plan = Plan::new(&args)?;
+    let ready_fd = plan.ready_fd.map(ready::ReadyFd::take).transpose()?;
     let mut chain = chain::load(&plan.plugin, &plan.filters, DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
-        nbdkit_fuse::check_mountpoint(mountpoint)?;
+        if plan.force {
+            undo::clear_stale(mountpoint).at(Stage::Mount)?;
+        }
+        nbdkit_fuse::check_mountpoint(mountpoint).at(Stage::Mount)?;
     }
     chain::configure(&mut chain, &plan.parameters)?;
     chain.config_complete()?;
-    mount::mount(chain, plan)
+    mount::mount(chain, plan, ready_fd)
+}
+
+/// The command line; one that comes from mount(8) is taken apart further.
+fn arguments() -> Result<Args> {
+    let line: Vec<_> = std::env::args_os().collect();
+    let parse = |line: &[std::ffi::OsString]| Args::try_parse_from(line).map_err(|e| usage::one_line(&e));
+    let args = parse(&line)?;
+    if args.unmount.is_some() {
+        ensure!(args.words.is_empty(), "-u takes one mountpoint and nothing else: leave the other words out");
+        return Ok(args);
+    }
+    match plan::split_source(&args.words)? {
+        Some(words) => parse(&plan::expand(&line, &args.words[0], words)),
+        None => Ok(args),
+    }
 }
 
 /// What the options that only print have to say.
 fn information(args: &Args) -> Result<Option<String>> {
-    let layers = || args.words.first().map(|plugin| chain::load(plugin, &args.filter, DebugFlags::default())).transpose();
+    let layers = || {
+        args.words.first().map(|plugin| chain::load(plugin, &args.filter, DebugFlags::default())).transpose()
+    };
     Ok(Some(if args.help {
         let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {

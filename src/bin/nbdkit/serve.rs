@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nbdkit_core::{Chain, Stop};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    captive, daemon, pidfile,
+    captive, daemon, parent, pidfile,
     plan::{Address, Plan, Uri, Where},
     signals,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// Anything that keeps the server from starting or ends it.
 pub(crate) fn serve(mut chain: Chain, plan: Plan) -> Result<u8> {
     if plan.exit_with_parent {
-        exit_with_parent()?;
+        parent::exit_with_parent()?;
     }
     // First: a layer that prints must not print to the client.
     let stdio = matches!(plan.listen, Where::Stdio).then(take_stdio).transpose()?;
@@ -139,13 +139,4 @@ fn take_stdio() -> Result<(OwnedFd, OwnedFd)> {
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     Ok((input, output))
-}
-
-/// Asks the kernel to send SIGTERM when the parent ends.
-fn exit_with_parent() -> Result<()> {
-    let parent = rustix::process::getppid();
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-        .context("--exit-with-parent")?;
-    ensure!(rustix::process::getppid() == parent, "--exit-with-parent: the parent process has ended already");
-    Ok(())
 }
