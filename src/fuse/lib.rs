@@ -33,6 +33,8 @@ pub use fs::Cache;
 pub use mount::Mount;
 pub use mountinfo::{MountEntry, mounts};
 pub use mountpoint::{check_mountpoint, is_stale, resolve};
+pub use options::check_options;
+pub use tree::{partition_name, split_partition_name};
 
 /// What is mounted where, and how.
 #[derive(Clone, Debug)]

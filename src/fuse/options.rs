@@ -46,6 +46,14 @@ impl Default for Options {
     }
 }
 
+/// Checks mount options, each word as after `-o`.
+///
+/// # Errors
+/// One line that names the word.
+pub fn check_options(words: &[String]) -> anyhow::Result<()> {
+    Options::parse(words.iter().map(String::as_str)).map(drop)
+}
+
 impl Options {
     /// Parses words, each of which may hold several options between commas.
     pub(crate) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Self> {

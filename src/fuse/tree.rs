@@ -149,7 +149,7 @@ fn escape_first(name: &OsStr) -> OsString {
 }
 
 /// The name of a partition's file, as the kernel names those of its disks: `nbd1`, and `vol0p1` after a digit.
-pub(crate) fn partition_name(disk: &OsStr, number: u32) -> OsString {
+pub fn partition_name(disk: &OsStr, number: u32) -> OsString {
     let mut name = disk.to_owned();
     if disk.as_bytes().last().is_some_and(u8::is_ascii_digit) {
         name.push("p");
@@ -159,7 +159,7 @@ pub(crate) fn partition_name(disk: &OsStr, number: u32) -> OsString {
 }
 
 /// The disk's name and the partition's number in the name of a partition's file.
-pub(crate) fn split_partition_name(name: &OsStr) -> Option<(&OsStr, u32)> {
+pub fn split_partition_name(name: &OsStr) -> Option<(&OsStr, u32)> {
     let bytes = name.as_bytes();
     let digits = bytes.iter().rev().take_while(|b| b.is_ascii_digit()).count();
     let (disk, number) = bytes.split_at(bytes.len() - digits);

@@ -86,7 +86,7 @@ pub(crate) struct Args {
     /// Type of that file system (default: found out)
     #[arg(long, value_name = "TYPE", help_heading = "Inside")]
     pub(crate) fstype: Option<String>,
-    /// The partition that it is in (default: the whole disk)
+    /// The partition for --loop and --mount (default: the whole disk)
     #[arg(long, value_name = "N", help_heading = "Inside")]
     pub(crate) partition: Option<OsString>,
 

@@ -45,7 +45,11 @@ impl Inside {
         if !wish.loop_device && wish.mount.is_none() {
             return Ok(inside);
         }
-        let device = loopdev::attach(file, shape)?;
+        let device = match wish.partition {
+            None => loopdev::attach(file, shape)?,
+            // Not left to the kernel, which may know fewer tables.
+            Some(number) => loopdev::attach(&partition(file, number)?, shape)?,
+        };
         inside.loop_device = Some(device.clone());
         if let Some(target) = &wish.mount
             && let Err(e) = mount(wish, &device, target, shape.readonly)
@@ -130,36 +134,41 @@ pub(crate) fn unmount(
     }
 }
 
+/// The file of a partition of the disk that is `file`.
+fn partition(file: &Path, number: u32) -> Result<PathBuf> {
+    let directory = file.parent().context("no directory")?;
+    let disk = file.file_name().context("no name")?;
+    let path = directory.join(nbdkit_fuse::partition_name(disk, number));
+    if !path.exists() {
+        let found: Vec<_> = std::fs::read_dir(directory)?
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                nbdkit_fuse::split_partition_name(&name).filter(|(of, _)| *of == disk).map(|(_, n)| n.to_string())
+            })
+            .collect();
+        let found = if found.is_empty() { "none".into() } else { found.join(" ") };
+        bail!("partition {number} not found: the disk has {found}");
+    }
+    Ok(path)
+}
+
 /// Mounts the file system by mount(8), which finds out its type. Devices and setuid programs in it do not count: it
 /// comes from a disk image.
 fn mount(wish: &Wish, device: &Path, target: &Path, readonly: bool) -> Result<()> {
-    let source = match wish.partition {
-        None => device.to_owned(),
-        Some(number) => {
-            let found = loopdev::partitions(device);
-            if !found.contains(&number) {
-                let list: Vec<_> = found.iter().map(u32::to_string).collect();
-                let list = if list.is_empty() { "none".into() } else { list.join(" ") };
-                bail!("partition {number} not found: the disk has {list}");
-            }
-            let mut path = device.as_os_str().to_owned();
-            path.push(format!("p{number}"));
-            path.into()
-        }
-    };
     let program = find("mount").context("--mount needs mount(8): install util-linux")?;
     let mut command = Command::new(program);
     command.arg("-o").arg(if readonly { "nosuid,nodev,ro" } else { "nosuid,nodev" });
     if let Some(fstype) = &wish.fstype {
         command.arg("-t").arg(fstype);
     }
-    let output = command.arg("--").arg(&source).arg(target).stdin(Stdio::null()).output().context("mount")?;
+    let output = command.arg("--").arg(device).arg(target).stdin(Stdio::null()).output().context("mount")?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().next().unwrap_or("mount failed").trim_start_matches("mount: ").to_owned();
-    Err(io::Error::other(said)).with_context(|| format!("cannot mount {}", source.display()))
+    Err(io::Error::other(said)).with_context(|| format!("cannot mount {}", device.display()))
 }
 
 /// Where a system program is, even with an empty PATH.

@@ -97,10 +97,17 @@ fn arguments() -> Result<Args> {
         ensure!(args.words.is_empty(), "-u takes one mountpoint and nothing else: leave the other words out");
         return Ok(args);
     }
-    match plan::split_source(&args.words)? {
-        Some(words) => parse(&plan::expand(&line, &args.words[0], words)),
-        None => Ok(args),
-    }
+    // A source that starts with an option looks like one.
+    let hidden = line.get(1).filter(|word| {
+        let is_option = word.as_encoded_bytes().starts_with(b"-");
+        is_option && args.words.len() == 1 && args.run.is_none()
+    });
+    let source = hidden.or(args.words.first()).cloned().unwrap_or_default();
+    let words = match hidden {
+        Some(_) => plan::split_source(&[source.clone(), args.words[0].clone()])?,
+        None => plan::split_source(&args.words)?,
+    };
+    words.map_or(Ok(args), |words| parse(&plan::expand(&line, &source, words)))
 }
 
 /// What the options that only print have to say.

@@ -50,7 +50,10 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     signals::watch(stop.clone()).at(Stage::Signals)?;
     let chain = Arc::new(chain);
     chain.after_fork().at(Stage::Setup)?;
-    let mount = Mount::new(chain.clone(), config(&plan, &place), stop.clone()).at(Stage::Mount)?;
+    let mount = Mount::new(chain.clone(), config(&plan, &place), stop.clone()).map_err(|error| {
+        let of_chain = error.chain().any(|cause| cause.is::<nbdkit_core::Error>());
+        Failure { stage: if of_chain { Stage::Setup } else { Stage::Mount }, error }
+    })?;
     if let (Some(watcher), Some(device)) = (&mut watcher, mount.device()) {
         watcher.watch(device, &place.path);
     }
@@ -95,7 +98,7 @@ fn config(plan: &Plan, place: &Place) -> Config {
         threads: plan.threads,
         export: plan.export.clone(),
         filename: plan.filename.clone(),
-        partitions: plan.partitions,
+        partitions: plan.partitions || plan.inside.partition.is_some(),
         cache: plan.cache,
         timeout: plan.timeout,
         options: plan.options.clone(),

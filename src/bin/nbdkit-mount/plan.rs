@@ -85,6 +85,7 @@ impl Plan {
         let before = options.len();
         options.retain(|o| o != "auto_unmount");
         let auto_unmount = args.auto_unmount || options.len() < before;
+        nbdkit_fuse::check_options(&options)?;
         let cache = cache(&args.cache)?;
         conflicts(args, cache)?;
         let timeout = args.timeout.as_deref().map(|t| params::delay(t).context("--timeout")).transpose()?;
@@ -145,8 +146,8 @@ fn conflicts(args: &Args, cache: Cache) -> Result<()> {
     }
     ensure!(args.mount.is_some() || args.fstype.is_none(), "--fstype is for --mount: add that");
     ensure!(
-        args.mount.is_some() || args.partition.is_none(),
-        "--partition is for --mount: add that, or use --partitions"
+        inside || args.partition.is_none(),
+        "--partition is for --mount and --loop: add one, or use --partitions"
     );
     ensure!(
         !inside || args.run.is_none(),
