@@ -22,6 +22,7 @@ fn every_layer_has_a_page_and_every_page_a_layer() {
     let programs = [
         "nbdkit.1.scd",
         "nbdkit-mount.1.scd",
+        "mount.nbdkit.8.scd",
         "nbdkit-plugin.3.scd",
         "nbdkit-filter.3.scd",
         "nbdkit-rust-plugin.3.scd",

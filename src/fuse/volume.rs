@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -62,6 +62,8 @@ pub(crate) struct Volume {
     /// The partitions there are now, by inode number.
     partitions: RwLock<HashMap<INodeNo, Arc<Door>>>,
     next_partition: AtomicU64,
+    /// Exports that the chain is opening.
+    opening: AtomicUsize,
     observer: OnceLock<Arc<dyn WriteObserver>>,
 }
 
@@ -112,6 +114,7 @@ impl Volume {
             mountpoint,
             partitions: RwLock::default(),
             next_partition: AtomicU64::new(PARTITIONS),
+            opening: AtomicUsize::new(0),
             observer: OnceLock::new(),
         }
     }
@@ -163,7 +166,10 @@ impl Volume {
         if let Some(opened) = disk.opened.get() {
             return Ok(opened);
         }
-        let mut session = self.connection.open(&disk.export, false)?;
+        self.opening.fetch_add(1, Ordering::AcqRel);
+        let session = self.connection.open(&disk.export, false);
+        self.opening.fetch_sub(1, Ordering::AcqRel);
+        let mut session = session?;
         refuse_own_image(&session, &self.mountpoint)?;
         if let Some(observer) = self.observer.get() {
             session.set_observer(observer.clone());
@@ -204,6 +210,11 @@ impl Volume {
         let name = self.tree.names().get(index).map(|name| name.display().to_string()).unwrap_or_default();
         log::error!("{name}: {e:#}");
         e.downcast_ref::<nbdkit_core::Error>().map_or(Errno::EIO, door::errno)
+    }
+
+    /// Whether the chain is opening an export.
+    pub(crate) fn is_opening(&self) -> bool {
+        self.opening.load(Ordering::Acquire) > 0
     }
 
     /// Whether [`look_up`](Self::look_up) has nothing to wait for.

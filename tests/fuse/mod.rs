@@ -2,5 +2,8 @@
 
 mod file;
 mod filesystem;
+mod inside;
 mod life;
+mod system;
+mod tree;
 mod two_doors;

@@ -144,7 +144,9 @@ fn partition(file: &Path, number: u32) -> Result<PathBuf> {
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name();
-                nbdkit_fuse::split_partition_name(&name).filter(|(of, _)| *of == disk).map(|(_, n)| n.to_string())
+                nbdkit_fuse::split_partition_name(&name)
+                    .filter(|(of, _)| *of == disk)
+                    .map(|(_, n)| n.to_string())
             })
             .collect();
         let found = if found.is_empty() { "none".into() } else { found.join(" ") };

@@ -60,6 +60,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<u8, Failure> {
     std_fds::check()?;
+    // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let args = arguments()?;
     logger::start(PROGRAM, args.verbose || args.debug);
     if args.debug {

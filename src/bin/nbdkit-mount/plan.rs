@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) verbose: bool,
 }
 
+/// Why a relative path has no absolute form.
+const NO_DIRECTORY: &str = "cannot find the current directory: change to one that exists";
 /// Requests at once unless `-t` says otherwise, as nbdkit(1) has it.
 const THREADS: usize = 16;
 
@@ -121,7 +123,7 @@ impl Plan {
 }
 
 fn absolute(path: Option<&std::path::Path>) -> Result<Option<PathBuf>> {
-    path.map(std::path::absolute).transpose().context("cannot tell the current directory")
+    path.map(std::path::absolute).transpose().context(NO_DIRECTORY)
 }
 
 fn cache(mode: &str) -> Result<Cache> {
@@ -198,7 +200,7 @@ pub(crate) fn expand(line: &[OsString], source: &OsStr, words: Vec<OsString>) ->
 fn mountpoint(words: &mut Vec<OsString>) -> Result<PathBuf> {
     match words.pop() {
         Some(word) if chain::split(&word).is_none() || std::path::Path::new(&word).exists() => {
-            Ok(std::path::absolute(word)?)
+            std::path::absolute(word).context(NO_DIRECTORY)
         }
         Some(word) => bail!(
             "the mountpoint is missing: the last word '{}' is a parameter (add a directory or a regular file)",
