@@ -96,7 +96,9 @@ struct Limited {
 impl Limited {
     /// The layer below, as long as there is time.
     fn in_time(&self) -> Result<&Next> {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        // The deadline of a client that was disconnected before this export was open is forgotten.
+        let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if late || self.client.gone.is_raised() {
             self.client.disconnect(true);
             return Err(Error::new(Errno::ESHUTDOWN, "the time of the client is over (time-limit)"));
         }

@@ -18,18 +18,18 @@ fn refused(words: &[&str]) -> String {
 
 /// The same for `nbdkit-mount WORDS… MOUNTPOINT`, with an empty directory as the mountpoint.
 #[track_caller]
-fn mount_refused(words: &[&str]) -> String {
+fn mount_refused(code: i32, words: &[&str]) -> String {
     let dir = temp();
-    let line = mount_refused_on(words, dir.path());
+    let line = mount_refused_on(code, words, dir.path());
     let left: Vec<_> = std::fs::read_dir(dir.path()).expect("list").collect();
     assert!(left.is_empty(), "left behind: {left:?}");
     line
 }
 
 #[track_caller]
-fn mount_refused_on(words: &[&str], mountpoint: &Path) -> String {
+fn mount_refused_on(code: i32, words: &[&str], mountpoint: &Path) -> String {
     let words = words.iter().map(OsStr::new).chain([mountpoint.as_os_str()]);
-    let line = util::run([OsStr::new(NBDKIT_MOUNT)].into_iter().chain(words)).refused();
+    let line = util::run([OsStr::new(NBDKIT_MOUNT)].into_iter().chain(words)).refused_with(code);
     assert!(line.starts_with("nbdkit-mount: error: "), "{line}");
     line
 }
@@ -47,7 +47,7 @@ fn unknown_layers_suggest_near_names() {
     says(&refused(&["-U", "-", "memroy", "1M"]), &["memroy", "'memory'"]);
     says(&refused(&["-U", "-", "--filter=ofset", "memory", "1M"]), &["ofset", "'offset'"]);
     says(&refused(&["-U", "-", "zzzz"]), &["unknown plugin 'zzzz'"]);
-    says(&mount_refused(&["memroy", "1M"]), &["'memory'"]);
+    says(&mount_refused(1, &["memroy", "1M"]), &["'memory'"]);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn files_that_are_not() {
     let missing = missing.to_str().expect("UTF-8");
     says(&refused(&["-U", "-", "file", missing]), &[missing, "does not exist"]);
     says(&refused(&["-U", "-", "file", dir.path().to_str().expect("UTF-8")]), &["directory", "dir="]);
-    says(&mount_refused(&["file", missing]), &[missing]);
+    says(&mount_refused(1, &["file", missing]), &[missing]);
 }
 
 #[test]
@@ -94,13 +94,13 @@ fn delays_belong_to_the_filter() {
 
 #[test]
 fn ranges_and_partitions_that_are_not_there() {
-    let line = mount_refused(&["--filter=offset", "memory", "1M", "offset=512K", "range=1M"]);
+    let line = mount_refused(3, &["--filter=offset", "memory", "1M", "offset=512K", "range=1M"]);
     says(&line, &["range"]);
     let dir = temp();
     let disk = image(dir.path(), "disk", 16 << 20);
     util::sh(&format!("printf 'label: dos\\n2048 4096\\n8192 4096\\n' | sfdisk -q {}", disk.display()));
     let file = format!("file={}", disk.display());
-    let line = mount_refused(&["--filter=partition", "file", &file, "partition=3"]);
+    let line = mount_refused(3, &["--filter=partition", "file", &file, "partition=3"]);
     says(&line, &["partition 3 not found", "1", "2"]);
     // Over NBD an export is opened for each client: the client is told, the server lives.
     let out = util::run_ok([
@@ -121,17 +121,17 @@ fn ranges_and_partitions_that_are_not_there() {
 fn mountpoints() {
     let dir = temp();
     let missing = dir.path().join("missing");
-    says(&mount_refused_on(&["memory", "1M"], &missing), &["mkdir"]);
+    says(&mount_refused_on(4, &["memory", "1M"], &missing), &["mkdir"]);
     let mount = Mount::start(["memory", "1M"]);
-    says(&mount_refused_on(&["memory", "1M"], mount.path()), &["mounted"]);
-    says(&util::run([NBDKIT_MOUNT, "memory", "size=1M"]).refused(), &["mountpoint is missing"]);
+    says(&mount_refused_on(4, &["memory", "1M"], mount.path()), &["mounted"]);
+    says(&util::run([NBDKIT_MOUNT, "memory", "size=1M"]).refused_with(2), &["mountpoint is missing"]);
 }
 
 #[test]
 fn stale_mounts_name_the_cure() {
     let mut mount = Mount::start(["memory", "1M"]);
     mount.kill();
-    let line = mount_refused_on(&["memory", "1M"], mount.path());
+    let line = mount_refused_on(4, &["memory", "1M"], mount.path());
     says(&line, &["fusermount3 -u", &mount.path().display().to_string()]);
 }
 
@@ -144,7 +144,7 @@ fn no_dev_fuse() {
         dir.path().display()
     );
     let run = util::run(["unshare", "-m", "sh", "-c", &script]);
-    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert_eq!(run.code, 4, "{}", run.stderr);
     let stderr = std::fs::read_to_string(dir.path().join("stderr")).expect("stderr");
     says(&stderr, &["/dev/fuse", "modprobe fuse"]);
     assert_eq!(stderr.lines().count(), 1, "{stderr}");

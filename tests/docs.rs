@@ -22,6 +22,7 @@ fn every_layer_has_a_page_and_every_page_a_layer() {
     let programs = [
         "nbdkit.1.scd",
         "nbdkit-mount.1.scd",
+        "mount.nbdkit.8.scd",
         "nbdkit-plugin.3.scd",
         "nbdkit-filter.3.scd",
         "nbdkit-rust-plugin.3.scd",
@@ -42,7 +43,7 @@ fn every_page_renders() {
             .output()
             .expect("run scdoc (package scdoc)");
         assert!(output.status.success(), "{page}: {}", String::from_utf8_lossy(&output.stderr));
-        let title = format!(".TH \"{}\"", page.split('.').next().expect("a name"));
+        let title = format!(".TH \"{}\"", page.rsplitn(3, '.').last().expect("a name"));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains(&title), "{page} is called something else");
     }

@@ -9,7 +9,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("nbdkit-abi", &[]),
         ("nbdkit-common", &[]),
         ("nbdkit-nbd", &["nbdkit-core"]),
-        ("nbdkit-fuse", &["nbdkit-core"]),
+        ("nbdkit-fuse", &["nbdkit-core", "nbdkit-common"]),
         ("nbdkit-loader", &["nbdkit-core", "nbdkit-abi"]),
         ("nbdkit", &["nbdkit-abi"]),
         ("nbdkit-plugins", &["nbdkit-core", "nbdkit-common"]),

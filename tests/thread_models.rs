@@ -165,12 +165,9 @@ fn over_fuse(model: ThreadModel, overlap: usize) -> Arc<Census> {
     let dir = util::temp();
     let config = nbdkit_fuse::Config {
         mountpoint: dir.path().to_owned(),
-        readonly: false,
         threads: DEPTH,
-        export_name: "".into(),
-        filename: "nbd".into(),
-        options: Vec::new(),
         passthrough: false,
+        ..nbdkit_fuse::Config::default()
     };
     let stop = Arc::new(Stop::new());
     let mount = nbdkit_fuse::Mount::new(chain, config, stop.clone()).expect("mount");

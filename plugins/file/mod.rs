@@ -77,9 +77,9 @@ impl Plugin for FilePlugin {
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "file" => self.set_source(Source::File(absolute(key, value)?))?,
-            "dir" | "directory" => self.set_source(Source::Dir(absolute(key, value)?))?,
+            "dir" | "directory" => self.set_source(Source::dir(&absolute(key, value)?)?)?,
             "fd" => self.set_source(Source::Fd(inherit::inherited(key, value)?))?,
-            "dirfd" => self.set_source(Source::DirFd(inherit::inherited(key, value)?))?,
+            "dirfd" => self.set_source(Source::Dir("dirfd", inherit::inherited(key, value)?))?,
             "fadvise" => {
                 self.hints.advice = match params::text(value)? {
                     "normal" => None,

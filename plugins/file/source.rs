@@ -21,9 +21,9 @@ use rustix::{
 /// See the module. Paths are absolute.
 pub(super) enum Source {
     File(PathBuf),
-    Dir(PathBuf),
+    /// A directory and the parameter that names it. It stays open, for a mount may cover its path.
+    Dir(&'static str, OwnedFd),
     Fd(OwnedFd),
-    DirFd(OwnedFd),
 }
 
 /// The file type of `st_mode`.
@@ -36,30 +36,31 @@ fn is_servable(file_type: FileType) -> bool {
 }
 
 impl Source {
+    /// The files of a directory.
+    pub(super) fn dir(path: &Path) -> anyhow::Result<Source> {
+        let dir = open_dir(CWD, path).map_err(io::Error::from);
+        let dir = dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
+        Ok(Source::Dir("dir", dir))
+    }
+
     /// The parameter that names it.
     pub(super) fn key(&self) -> &'static str {
         match self {
             Source::File(_) => "file",
-            Source::Dir(_) => "dir",
+            Source::Dir(key, _) => key,
             Source::Fd(_) => "fd",
-            Source::DirFd(_) => "dirfd",
         }
     }
 
     /// Each file is an export.
     pub(super) fn has_many(&self) -> bool {
-        matches!(self, Source::Dir(_) | Source::DirFd(_))
+        matches!(self, Source::Dir(..))
     }
 
     /// Looks at start-up whether it can be served at all, while the user is still there to hear of it.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         match self {
             Source::File(path) => check_file(path),
-            Source::Dir(path) => {
-                let dir = open_dir(CWD, path).map_err(io::Error::from);
-                dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
-                Ok(())
-            }
             Source::Fd(fd) => {
                 if !is_servable(file_type(&fstat(fd).context("fd=")?)) {
                     bail!("fd= is neither a regular file nor a block device");
@@ -69,8 +70,9 @@ impl Source {
                 }
                 Ok(())
             }
-            Source::DirFd(fd) => {
-                open_dir(fd.as_fd(), Path::new(".")).context("dirfd= is not a directory that can be read")?;
+            Source::Dir(key, fd) => {
+                open_dir(fd.as_fd(), Path::new("."))
+                    .with_context(|| format!("{key}= is not a directory that can be read"))?;
                 Ok(())
             }
         }
@@ -84,9 +86,8 @@ impl Source {
                 exports.add("", None)?;
                 return Ok(exports);
             }
-            Source::Dir(path) => open_dir(CWD, path),
             // A new description, for the position in a directory is shared by all copies of a descriptor.
-            Source::DirFd(fd) => open_dir(fd.as_fd(), Path::new(".")),
+            Source::Dir(_, fd) => open_dir(fd.as_fd(), Path::new(".")),
         };
         let dir = dir.map_err(io::Error::from)?;
         for entry in Dir::read_from(&dir).map_err(io::Error::from)? {
@@ -112,13 +113,7 @@ impl Source {
     pub(super) fn open(&self, export: &OsStr, readonly: bool) -> Result<(File, bool)> {
         match self {
             Source::File(path) => open_file(CWD, path, readonly),
-            Source::Dir(path) => {
-                let name = entry_name(export)?;
-                let dir = open_dir(CWD, path)
-                    .map_err(|e| Error::from(io::Error::from(e)).context(path.display()))?;
-                open_file(dir.as_fd(), name, readonly)
-            }
-            Source::DirFd(fd) => open_file(fd.as_fd(), entry_name(export)?, readonly),
+            Source::Dir(_, fd) => open_file(fd.as_fd(), entry_name(export)?, readonly),
             Source::Fd(fd) => {
                 let flags = fcntl_getfl(fd).map_err(io::Error::from)?;
                 let writable = flags & OFlags::ACCMODE == OFlags::RDWR;

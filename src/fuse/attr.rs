@@ -9,7 +9,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use nbdkit_core::{Flags, Session};
 use parking_lot::Mutex;
 
-use crate::{options::Options, tree::Node};
+use crate::options::Options;
 
 /// How long the kernel may keep attributes and names: the size never changes, and the kernel itself asks again after
 /// it has written.
@@ -25,15 +25,68 @@ const EXTENTS: usize = 256;
 /// … and for this long; what is not known then counts as allocated.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Attributes of the file and of the directory above it.
-#[derive(Debug)]
-pub(crate) struct Attributes {
+/// What all files of a mount have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
     uid: u32,
     gid: u32,
-    file_mode: u16,
-    directory_mode: u16,
+    umask: u16,
     mounted: SystemTime,
-    /// Last change of the data, in nanoseconds after `mounted`.
+}
+
+impl Owner {
+    /// As the options want it; the owner is the server's unless they name another.
+    pub(crate) fn new(options: &Options) -> Self {
+        Owner {
+            uid: options.uid.unwrap_or(rustix::process::geteuid().as_raw()),
+            gid: options.gid.unwrap_or(rustix::process::getegid().as_raw()),
+            umask: options.umask,
+            mounted: SystemTime::now(),
+        }
+    }
+
+    /// Attributes of the directory.
+    pub(crate) fn directory(&self, writable: bool) -> FileAttr {
+        let perm = !self.umask & if writable { 0o777 } else { 0o555 };
+        self.attr(INodeNo::ROOT, FileType::Directory, perm, self.mounted, (0, 0))
+    }
+
+    fn attr(
+        &self,
+        ino: INodeNo,
+        kind: FileType,
+        perm: u16,
+        time: SystemTime,
+        (size, bytes): (u64, u64),
+    ) -> FileAttr {
+        FileAttr {
+            ino,
+            size,
+            blocks: bytes.div_ceil(SECTOR),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: self.mounted,
+            kind,
+            perm,
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: BLOCK,
+            flags: 0,
+        }
+    }
+}
+
+/// Attributes of one file, which shows `length` bytes from `start` on.
+#[derive(Debug)]
+pub(crate) struct Attributes {
+    owner: Owner,
+    perm: u16,
+    start: u64,
+    length: u64,
+    /// Last change of the data, in nanoseconds after the mount.
     modified: AtomicU64,
     /// Bytes that are not holes, valid unless `changed`.
     allocated: Mutex<u64>,
@@ -43,15 +96,12 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// Attributes as the options want them; the owner is the server's unless they name another.
-    pub(crate) fn new(options: &Options, writable: bool) -> Self {
-        let mask = if writable { !options.umask } else { !options.umask & 0o555 };
+    pub(crate) fn new(owner: Owner, writable: bool, start: u64, length: u64) -> Self {
         Attributes {
-            uid: options.uid.unwrap_or(rustix::process::geteuid().as_raw()),
-            gid: options.gid.unwrap_or(rustix::process::getegid().as_raw()),
-            file_mode: 0o666 & mask,
-            directory_mode: 0o777 & mask,
-            mounted: SystemTime::now(),
+            owner,
+            perm: !owner.umask & if writable { 0o666 } else { 0o444 },
+            start,
+            length,
             modified: AtomicU64::new(0),
             allocated: Mutex::new(0),
             changed: AtomicBool::new(true),
@@ -61,74 +111,54 @@ impl Attributes {
 
     /// Notes that data was changed.
     pub(crate) fn touch(&self) {
-        let elapsed = self.mounted.elapsed().unwrap_or_default().as_nanos();
+        let elapsed = self.owner.mounted.elapsed().unwrap_or_default().as_nanos();
         self.modified.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.changed.store(true, Ordering::Release);
     }
 
     /// Whether [`get`](Self::get) has to ask the chain for extents.
-    pub(crate) fn asks_chain(&self, node: Node, session: &Session) -> bool {
-        node == Node::File
-            && session.caps().extents
+    pub(crate) fn asks_chain(&self, session: &Session) -> bool {
+        session.caps().extents
             && !self.slow.load(Ordering::Relaxed)
             && (self.changed.load(Ordering::Relaxed) || self.allocated.is_locked())
     }
 
-    /// The attributes of a node.
-    pub(crate) fn get(&self, node: Node, ino: INodeNo, session: &Session) -> FileAttr {
-        let modified = self.mounted + Duration::from_nanos(self.modified.load(Ordering::Relaxed));
-        let (kind, perm, nlink, size, bytes) = match node {
-            Node::Directory => (FileType::Directory, self.directory_mode, 2, 0, 0),
-            Node::File => (FileType::RegularFile, self.file_mode, 1, session.size(), self.allocated(session)),
-        };
-        FileAttr {
-            ino,
-            size,
-            blocks: bytes.div_ceil(SECTOR),
-            atime: modified,
-            mtime: modified,
-            ctime: modified,
-            crtime: self.mounted,
-            kind,
-            perm,
-            nlink,
-            uid: self.uid,
-            gid: self.gid,
-            rdev: 0,
-            blksize: BLOCK,
-            flags: 0,
-        }
+    /// The attributes.
+    pub(crate) fn get(&self, ino: INodeNo, session: &Session) -> FileAttr {
+        let modified = self.owner.mounted + Duration::from_nanos(self.modified.load(Ordering::Relaxed));
+        let sizes = (self.length, self.allocated(session));
+        self.owner.attr(ino, FileType::RegularFile, self.perm, modified, sizes)
     }
 
     /// Bytes that are not holes. Never too few: tar takes a file without any for an empty one.
     fn allocated(&self, session: &Session) -> u64 {
         if !session.caps().extents || self.slow.load(Ordering::Relaxed) {
-            return session.size();
+            return self.length;
         }
         let mut allocated = self.allocated.lock();
         if self.changed.swap(false, Ordering::Acquire) {
             let started = Instant::now();
-            *allocated = count(session, started + PATIENCE);
+            *allocated = self.count(session, started + PATIENCE);
             self.slow.store(started.elapsed() > 5 * PATIENCE, Ordering::Relaxed);
         }
         *allocated
     }
-}
 
-/// Adds up the extents that are no holes, until `deadline`.
-fn count(session: &Session, deadline: Instant) -> u64 {
-    let size = session.size();
-    let (mut at, mut holes) = (0, 0);
-    for _ in 0..EXTENTS {
-        if at >= size || Instant::now() > deadline {
-            break;
+    /// Adds up the extents that are no holes, until `deadline`.
+    fn count(&self, session: &Session, deadline: Instant) -> u64 {
+        let end = self.start + self.length;
+        let (mut at, mut holes) = (self.start, 0);
+        for _ in 0..EXTENTS {
+            if at >= end || Instant::now() > deadline {
+                break;
+            }
+            let Ok(extents) = session.extents(end - at, at, Flags::REQ_ONE) else { break };
+            let Some(extent) = extents.first() else { break };
+            if extent.hole && extent.zero {
+                holes += extent.length;
+            }
+            at = extent.end();
         }
-        let Ok(extents) = session.extents(size - at, at, Flags::REQ_ONE) else { break };
-        let Some(extent) = extents.first() else { break };
-        if extent.hole && extent.zero {
-            holes += extent.length;
-        }
-        at = extent.end();
+        self.length - holes
     }
-    size - holes
 }

@@ -10,7 +10,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
@@ -36,13 +36,11 @@ pub(crate) struct Attachment {
     target: PathBuf,
     /// Number of the file system; None when the mount table does not tell.
     device: Option<String>,
-    /// With `auto_unmount`: the helper, which unmounts when the socket is closed.
-    watcher: Option<(Child, OwnedFd)>,
 }
 
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub enum How {
     /// Only if nobody uses it; what was written to it goes to the server first.
     Idle,
     /// Out of sight at once, ended once nobody uses it any more.
@@ -57,19 +55,13 @@ pub(crate) fn attach(
     options: &Options,
     source: &str,
 ) -> anyhow::Result<(OwnedFd, Attachment)> {
-    let mut attachment = Attachment { target: mountpoint.path.clone(), device: None, watcher: None };
-    let direct = if options.auto_unmount { None } else { mount(mountpoint, options, source)? };
-    let fd = match direct {
+    let fd = match mount(mountpoint, options, source)? {
         Some(fd) => fd,
-        None => {
-            let (fd, watcher) = ask_helper(&mountpoint.path, options, source)?;
-            attachment.watcher = watcher;
-            fd
-        }
+        None => ask_helper(&mountpoint.path, options, source)?,
     };
-    attachment.device =
+    let device =
         mountinfo::at(&mountpoint.path).ok().and_then(|mut mounts| mounts.pop()).map(|entry| entry.device);
-    Ok((fd, attachment))
+    Ok((fd, Attachment { target: mountpoint.path.clone(), device }))
 }
 
 /// Mounts by the system call; None: that is not allowed.
@@ -108,20 +100,13 @@ pub(crate) fn find_helper() -> Option<PathBuf> {
 }
 
 /// Lets fusermount3 mount; it sends the opened device over a socket, the number of which it finds in its environment.
-fn ask_helper(
-    target: &Path,
-    options: &Options,
-    source: &str,
-) -> anyhow::Result<(OwnedFd, Option<(Child, OwnedFd)>)> {
+fn ask_helper(target: &Path, options: &Options, source: &str) -> anyhow::Result<OwnedFd> {
     let helper = find_helper()
         .with_context(|| format!("not allowed to mount without {HELPER}: install the package fuse3"))?;
     let mut words: Vec<String> = options.flag_words().into_iter().map(String::from).collect();
     words.extend(options.kernel_words());
     words.push(format!("fsname={source}"));
     words.push(format!("subtype={}", options.subtype));
-    if options.auto_unmount {
-        words.push("auto_unmount".into());
-    }
     // The helper's end must live through exec, ours must not.
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)
@@ -141,10 +126,9 @@ fn ask_helper(
         .with_context(|| format!("cannot run {HELPER}"))?;
     drop(theirs);
     match receive(&ours) {
-        Ok(Some(fd)) if options.auto_unmount => Ok((fd, Some((child, ours)))),
         Ok(Some(fd)) => {
             child.wait().with_context(|| HELPER)?;
-            Ok((fd, None))
+            Ok(fd)
         }
         received => {
             drop(ours);
@@ -155,7 +139,7 @@ fn ask_helper(
             let said = said.split_once("fusermount3: ").map_or(said, |(_, message)| message);
             match received {
                 _ if said.contains("user_allow_other") => bail!(
-                    "allow_other, allow_root and auto_unmount are for root only unless user_allow_other stands in /etc/fuse.conf: \
+                    "allow_other and allow_root are for root only unless user_allow_other stands in /etc/fuse.conf: \
                      add it there, or leave the option out"
                 ),
                 Err(e) if said.is_empty() => Err(e).with_context(|| format!("{HELPER} did not answer")),
@@ -186,10 +170,50 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     Ok(fds.flatten().next())
 }
 
+/// Unmounts what is uppermost at `target`, by the system call or by fusermount3.
+///
+/// # Errors
+/// `EBUSY` with [`How::Idle`] when somebody uses the mount, and others.
+pub fn unmount(target: &Path, how: How) -> io::Result<()> {
+    let flags = match how {
+        How::Idle => UnmountFlags::empty(),
+        How::Lazy => UnmountFlags::DETACH,
+        How::Force => UnmountFlags::DETACH | UnmountFlags::FORCE,
+    };
+    match rustix::mount::unmount(target, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(Errno::PERM) => unmount_by_helper(target, how),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn unmount_by_helper(target: &Path, how: How) -> io::Result<()> {
+    let helper = find_helper().ok_or_else(|| io::Error::other(format!("{HELPER} is missing")))?;
+    let mut command = Command::new(helper);
+    command.arg("-u");
+    if how != How::Idle {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(target).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("busy") {
+        return Err(Errno::BUSY.into());
+    }
+    Err(io::Error::other(said.trim().to_owned()))
+}
+
 impl Attachment {
     /// The mountpoint, absolute.
     pub(crate) fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// Number of the file system, when the mount table tells.
+    pub(crate) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     /// Whether our mount is still there, and the uppermost at its place: only then may it be unmounted by path.
@@ -208,34 +232,7 @@ impl Attachment {
         if !self.is_mounted() {
             return Ok(());
         }
-        let flags = match how {
-            How::Idle => UnmountFlags::empty(),
-            How::Lazy => UnmountFlags::DETACH,
-            How::Force => UnmountFlags::DETACH | UnmountFlags::FORCE,
-        };
-        match rustix::mount::unmount(&self.target, flags | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(Errno::PERM) => self.unmount_by_helper(how),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    fn unmount_by_helper(&self, how: How) -> io::Result<()> {
-        let helper = find_helper().ok_or_else(|| io::Error::other(format!("{HELPER} is missing")))?;
-        let mut command = Command::new(helper);
-        command.arg("-u");
-        if how != How::Idle {
-            command.arg("-z");
-        }
-        let output = command.arg("--").arg(&self.target).stdin(Stdio::null()).output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        if said.contains("busy") {
-            return Err(Errno::BUSY.into());
-        }
-        Err(io::Error::other(said.trim().to_owned()))
+        unmount(&self.target, how)
     }
 
     /// The file that ends the connection when written to, where there is one.
@@ -267,17 +264,6 @@ impl Attachment {
             && let Err(e) = fs::write(&file, kib.to_string())
         {
             debug!("read-ahead stays at {} KiB: {file}: {e}", now.unwrap_or_default());
-        }
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        if let Some((mut child, socket)) = self.watcher.take() {
-            drop(socket);
-            if let Err(e) = child.wait() {
-                debug!("{HELPER}: {e}");
-            }
         }
     }
 }

@@ -1,24 +1,42 @@
 //! What a file promises, made of what a disk can do: reads that end at the end, synchronous writes, holes.
 //!
-//! Each method may be called on any thread and waits as long as the chain does.
+//! A file is an open export, or a part of one: a partition. Each method may be called on any thread and waits as long
+//! as the chain does.
 
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use fuser::Errno;
+use fuser::{Errno, FileAttr, INodeNo};
 use nbdkit_core::{Error, Flags, Op, Session, Support};
 use rustix::fs::{FallocateFlags, OFlags};
 
-use crate::{attr::Attributes, tree::Tree};
+use crate::{
+    attr::{Attributes, Owner},
+    passthrough::Passthrough,
+};
 
 /// A hole up to this length is made by writing zeroes if need be; a caller that punches a longer one is told that
 /// it cannot be done.
 const WORTH_WRITING: u64 = 4 << 20;
 
-/// An open export as a file.
+/// A file.
 pub(crate) struct Door {
-    pub(crate) session: Session,
-    pub(crate) tree: Tree,
-    pub(crate) attributes: Arc<Attributes>,
+    pub(crate) ino: INodeNo,
+    /// Index of the export.
+    pub(crate) disk: usize,
+    pub(crate) session: Arc<Session>,
+    pub(crate) attributes: Attributes,
+    pub(crate) passthrough: Passthrough,
+    /// The first byte of the export that is in the file.
+    start: u64,
+    length: u64,
+    /// The kernel may have pages of it.
+    opened: AtomicBool,
 }
 
 /// `whence` of lseek(2): the next data.
@@ -38,9 +56,56 @@ pub(crate) fn is_synchronous(flags: i32) -> bool {
 }
 
 impl Door {
+    /// A file of the `length` bytes from `start` on.
+    pub(crate) fn new(
+        (ino, disk): (INodeNo, usize),
+        session: Arc<Session>,
+        range: Range<u64>,
+        owner: Owner,
+        passthrough: Passthrough,
+    ) -> Self {
+        let (start, length) = (range.start, range.end - range.start);
+        let attributes = Attributes::new(owner, session.caps().write, start, length);
+        Door { ino, disk, session, attributes, passthrough, start, length, opened: AtomicBool::new(false) }
+    }
+
+    /// Size in bytes.
+    #[inline]
+    pub(crate) fn size(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether it can be written to.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.session.caps().write
+    }
+
+    /// What stat(2) shows.
+    pub(crate) fn attr(&self) -> FileAttr {
+        self.attributes.get(self.ino, &self.session)
+    }
+
+    /// Notes that the kernel may have pages of it from now on.
+    pub(crate) fn note_opened(&self) {
+        self.opened.store(true, Ordering::Release);
+    }
+
+    /// A range of the file as one of the export.
+    pub(crate) fn on_disk(&self, offset: u64, length: u64) -> Range<u64> {
+        let start = self.start.saturating_add(offset);
+        start..start.saturating_add(length)
+    }
+
+    /// The part of a range of the export that the file shows, and whether the kernel may know it.
+    pub(crate) fn shows(&self, range: &Range<u64>) -> Option<(Range<u64>, bool)> {
+        let start = range.start.max(self.start) - self.start;
+        let end = range.end.min(self.start + self.length).saturating_sub(self.start);
+        (start < end).then(|| (start..end, self.opened.load(Ordering::Acquire)))
+    }
+
     /// How much of `length` bytes at `offset` lies within the file.
     pub(crate) fn room(&self, offset: u64, length: usize) -> usize {
-        let left = self.session.size().saturating_sub(offset);
+        let left = self.length.saturating_sub(offset);
         usize::try_from(left).map_or(length, |left| left.min(length))
     }
 
@@ -54,7 +119,7 @@ impl Door {
 
     /// Fills `buffer`, all of it within the file.
     pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Errno> {
-        let mut at = offset;
+        let mut at = self.start + offset;
         for piece in buffer.chunks_mut(self.piece()) {
             self.session.pread(piece, at).map_err(|e| errno(&e))?;
             at += piece.len() as u64;
@@ -67,7 +132,7 @@ impl Door {
         if buffer.len() > self.piece() {
             return Ok(false);
         }
-        self.session.pread_nowait(buffer, offset).map_err(|e| errno(&e))
+        self.session.pread_nowait(buffer, self.start + offset).map_err(|e| errno(&e))
     }
 
     /// Whether a write would have to wait.
@@ -80,7 +145,7 @@ impl Door {
         let caps = self.session.caps();
         let fua = synchronous && caps.fua != Support::None;
         let flags = if fua { Flags::FUA } else { Flags::empty() };
-        let mut at = offset;
+        let mut at = self.start + offset;
         for piece in data.chunks(self.piece()) {
             self.session.pwrite(piece, at, flags).map_err(|e| errno(&e))?;
             at += piece.len() as u64;
@@ -116,10 +181,10 @@ impl Door {
             return Err(Errno::EOPNOTSUPP);
         }
         let end = offset.checked_add(length).ok_or(Errno::EFBIG)?;
-        if end > caps.size && !mode.contains(keep) {
+        if end > self.length && !mode.contains(keep) {
             return Err(Errno::ENOSPC);
         }
-        let length = end.min(caps.size).saturating_sub(offset);
+        let length = end.min(self.length).saturating_sub(offset);
         let flags = match (punch, caps.fast_zero) {
             (false, _) => Flags::empty(),
             // A caller that punches holes wants to save work: it must not be made to write gigabytes of zeroes.
@@ -132,10 +197,11 @@ impl Door {
     /// Makes a range within the file read as zeroes. What is not fast, although asked to be, is done all the same
     /// if it is little.
     pub(crate) fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<(), Errno> {
-        let mut result = self.session.zero(length, offset, flags);
+        let at = self.start + offset;
+        let mut result = self.session.zero(length, at, flags);
         if flags.contains(Flags::FAST_ZERO) && length <= WORTH_WRITING {
             result = match result {
-                Err(e) if e.is_unsupported() => self.session.zero(length, offset, flags - Flags::FAST_ZERO),
+                Err(e) if e.is_unsupported() => self.session.zero(length, at, flags - Flags::FAST_ZERO),
                 result => result,
             };
         }
@@ -145,9 +211,8 @@ impl Door {
 
     /// The next data or the next hole from `offset` on. There is a hole at the end of every file.
     pub(crate) fn seek(&self, offset: i64, whence: i32) -> Result<i64, Errno> {
-        let size = self.session.size();
-        let mut at = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-        if at >= size {
+        let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        if offset >= self.length {
             return Err(Errno::ENXIO);
         }
         let want_hole = match whence {
@@ -155,15 +220,16 @@ impl Door {
             SEEK_HOLE => true,
             _ => return Err(Errno::EINVAL),
         };
-        while at < size {
-            let extents = self.session.extents(size - at, at, Flags::REQ_ONE).map_err(|e| errno(&e))?;
+        let (mut at, end) = (self.start + offset, self.start + self.length);
+        while at < end {
+            let extents = self.session.extents(end - at, at, Flags::REQ_ONE).map_err(|e| errno(&e))?;
             let extent = extents.first().ok_or(Errno::EIO)?;
             // Only what reads as zeroes may be skipped by a copy; whether it is allocated does not matter to it.
             if extent.zero == want_hole {
-                return i64::try_from(at).map_err(|_| Errno::EOVERFLOW);
+                return i64::try_from(at - self.start).map_err(|_| Errno::EOVERFLOW);
             }
             at = extent.end();
         }
-        if want_hole { i64::try_from(size).map_err(|_| Errno::EOVERFLOW) } else { Err(Errno::ENXIO) }
+        if want_hole { i64::try_from(self.length).map_err(|_| Errno::EOVERFLOW) } else { Err(Errno::ENXIO) }
     }
 }

@@ -1,27 +1,36 @@
 //! The file system as the kernel sees it: each request is checked against the tree, run or handed to the pool, and
 //! answered.
 
-use std::{ffi::OsStr, io, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    ffi::OsStr,
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use log::debug;
-use nbdkit_core::Op;
+use nbdkit_core::{Flags, Op};
 use rustix::fs::OFlags;
 
 use crate::{
+    answer::{Answer, Reply, Watch},
     attr::TTL,
     buffer,
     door::{Door, is_synchronous},
-    passthrough::Passthrough,
+    mount::Ended,
+    passthrough,
     pool::Pool,
     stats,
-    tree::{NAME_MAX, Node},
+    tree::{NAME_MAX, Node, PARTITIONS},
+    volume::Volume,
 };
 
 /// Largest write, and with it the largest read, in bytes: what the kernel sends at most by default.
@@ -34,81 +43,176 @@ const MAX_BACKGROUND: u16 = 128;
 const FEATURES: [InitFlags; 3] =
     [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP];
 
+/// How cached data is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// As that of a block device: what was read is kept, what is written goes through at once.
+    #[default]
+    Auto,
+    /// Nothing is kept.
+    None,
+    /// What is written is kept too, until fsync(2) or until the kernel wants to.
+    Writeback,
+}
+
 /// See the module.
 pub(crate) struct Fs {
-    door: Arc<Door>,
-    passthrough: Passthrough,
-    /// None: all requests run on the one thread that receives them.
-    pool: Option<Pool>,
+    /// Dropped before the pool is, which waits for its requests.
+    _ended: Ended,
+    volume: Arc<Volume>,
+    pool: Pool,
+    /// All requests run on the one thread that receives them.
+    serial: bool,
+    watch: Option<Watch>,
+    cache: Cache,
+    /// The kernel has passthrough.
+    passthrough: bool,
 }
 
 impl Fs {
-    pub(crate) fn new(door: Arc<Door>, passthrough: Passthrough, pool: Option<Pool>) -> Self {
-        Fs { door, passthrough, pool }
-    }
-
-    /// The pool, when a request of this kind may have to wait.
-    fn pool_for(&self, op: Op) -> Option<&Pool> {
-        self.pool.as_ref().filter(|_| self.door.session.may_block(op))
-    }
-
-    fn is_file(&self, ino: INodeNo) -> Result<(), Errno> {
-        match self.door.tree.node(ino) {
-            Some(Node::File) => Ok(()),
-            Some(Node::Directory) => Err(Errno::EISDIR),
-            None => Err(Errno::ENOENT),
-        }
+    pub(crate) fn new(
+        ended: Ended,
+        volume: Arc<Volume>,
+        pool: Pool,
+        serial: bool,
+        watch: Option<Watch>,
+        cache: Cache,
+    ) -> Self {
+        Fs { _ended: ended, volume, pool, serial, watch, cache, passthrough: false }
     }
 
     /// Why the tree cannot be changed.
     fn fixed(&self) -> Errno {
-        if self.door.session.caps().write { Errno::EPERM } else { Errno::EROFS }
+        if self.volume.style.writable { Errno::EPERM } else { Errno::EROFS }
     }
 
-    /// Gives the attributes of a node to `then`, which may be called on another thread.
-    fn with_attributes(&self, node: Node, ino: INodeNo, then: impl FnOnce(&FileAttr) + Send + 'static) {
-        let door = &self.door;
-        match self.pool_for(Op::Extents) {
-            Some(pool) if door.attributes.asks_chain(node, &door.session) => {
-                let door = door.clone();
-                pool.run(move || then(&door.attributes.get(node, ino, &door.session)));
+    /// Runs a request: on a thread of the pool if it `may_block`, else here. With a time limit, `job` may find that
+    /// there is nobody left to answer; one that has not started by then does not start.
+    fn run<R: Reply>(
+        &self,
+        may_block: bool,
+        what: &'static str,
+        reply: R,
+        job: impl FnOnce(Answer<R>) + Send + 'static,
+    ) {
+        if !may_block {
+            return job(Answer::Own(reply));
+        }
+        match &self.watch {
+            None if self.serial => job(Answer::Own(reply)),
+            None => self.pool.run(move || job(Answer::Own(reply))),
+            Some(watch) => {
+                let answer = watch.over(reply, what);
+                self.pool.run(move || {
+                    if answer.is_open() {
+                        job(answer);
+                    }
+                });
             }
-            _ => then(&door.attributes.get(node, ino, &door.session)),
         }
     }
 
     fn reply_attr(&self, ino: INodeNo, reply: ReplyAttr) {
-        match self.door.tree.node(ino) {
-            Some(node) => self.with_attributes(node, ino, move |attr| reply.attr(&TTL, attr)),
-            None => reply.error(Errno::ENOENT),
+        let door = match self.volume.door(ino) {
+            Ok(door) => door.clone(),
+            Err(_) if ino == INodeNo::ROOT => {
+                return reply.attr(&TTL, &self.volume.style.owner.directory(self.volume.style.writable));
+            }
+            Err(e) => return reply.error(e),
+        };
+        let may_block = door.attributes.asks_chain(&door.session) && door.session.may_block(Op::Extents);
+        self.run(may_block, "getattr", reply, move |answer| {
+            let attr = door.attr();
+            if let Some(reply) = answer.take() {
+                reply.attr(&ttl(&door), &attr);
+            }
+        });
+    }
+
+    fn flush_to(&self, ino: INodeNo, reply: ReplyEmpty) {
+        let doors: Vec<Arc<Door>> = match self.volume.door(ino) {
+            Ok(door) => vec![door.clone()],
+            // The directory: everything that is open.
+            Err(_) => self.volume.opened().cloned().collect(),
+        };
+        let may_block = doors.iter().any(|door| door.session.may_block(Op::Flush));
+        self.run(may_block, "flush", reply, move |answer| {
+            let flushed = doors.iter().map(|door| door.flush()).fold(Ok(()), Result::and);
+            done(answer, flushed);
+        });
+    }
+
+    /// Whether a request comes from this very process.
+    fn is_own(&self, request: &Request) -> bool {
+        std::path::Path::new("/proc/self/task").join(request.pid().to_string()).exists()
+    }
+}
+
+/// How long the kernel may keep what it knows of a file: partitions may come and go.
+fn ttl(door: &Door) -> Duration {
+    if door.ino.0 >= PARTITIONS { Duration::ZERO } else { TTL }
+}
+
+fn done(answer: Answer<ReplyEmpty>, result: Result<(), Errno>) {
+    match (answer, result) {
+        (answer, Err(e)) => answer.fail(e),
+        (answer, Ok(())) => {
+            if let Some(reply) = answer.take() {
+                reply.ok();
+            }
         }
     }
-
-    fn flush_to(&self, reply: ReplyEmpty) {
-        let Some(pool) = self.pool_for(Op::Flush) else { return done(reply, self.door.flush()) };
-        let door = self.door.clone();
-        pool.run(move || done(reply, door.flush()));
-    }
 }
 
-fn done(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(e),
-    }
-}
-
-fn read_to(reply: ReplyData, door: &Door, offset: u64, length: usize) {
+fn read_to(answer: Answer<ReplyData>, door: &Door, offset: u64, length: usize) {
     buffer::with(length, |buffer| match door.read(buffer, offset) {
-        Ok(()) => reply.data(buffer),
-        Err(e) => reply.error(e),
+        Ok(()) => {
+            if let Some(reply) = answer.take() {
+                reply.data(buffer);
+            }
+        }
+        Err(e) => answer.fail(e),
     });
 }
 
-fn write_to(reply: ReplyWrite, door: &Door, data: &[u8], offset: u64, synchronous: bool) {
-    match door.write(data, offset, synchronous) {
-        Ok(()) => reply.written(data.len() as u32),
-        Err(e) => reply.error(e),
+/// A write request but for its data.
+struct Write {
+    offset: u64,
+    synchronous: bool,
+    /// The kernel writes pages that it kept.
+    from_cache: bool,
+}
+
+fn write_to(answer: Answer<ReplyWrite>, volume: &Volume, door: &Door, data: &[u8], write: &Write) {
+    let length = data.len() as u64;
+    let pending = volume.begin_write(door, write.offset, length);
+    let result = door.write(data, write.offset, write.synchronous);
+    let reply = move || match (answer, result) {
+        (answer, Err(e)) => answer.fail(e),
+        (answer, Ok(())) => {
+            if let Some(reply) = answer.take() {
+                reply.written(length as u32);
+            }
+        }
+    };
+    match pending {
+        None => reply(),
+        Some(pending) => volume.end_write(&pending, write.from_cache, reply),
+    }
+}
+
+fn zero_to(
+    answer: Answer<ReplyEmpty>,
+    volume: &Volume,
+    door: &Door,
+    (offset, length): (u64, u64),
+    flags: Flags,
+) {
+    let pending = volume.begin_write(door, offset, length);
+    let result = door.zero(length, offset, flags);
+    match pending {
+        None => done(answer, result),
+        Some(pending) => volume.end_write(&pending, false, move || done(answer, result)),
     }
 }
 
@@ -119,19 +223,48 @@ impl Filesystem for Fs {
                 debug!("the kernel lacks {feature:?}");
             }
         }
-        self.passthrough.negotiate(config);
+        if self.cache == Cache::Writeback && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_err()
+        {
+            log::warn!("the kernel cannot keep what is written: it is written through at once");
+        }
+        self.passthrough = self.volume.style.passthrough && passthrough::negotiate(config);
         // Each of these only fails with the nearest value that would not, and these values are legal.
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let tree = &self.door.tree;
-        if !tree.is_file(parent, name) {
-            return reply.error(Errno::ENOENT);
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.volume.tree.node(parent) != Some(Node::Directory) {
+            return reply.error(Errno::ENOTDIR);
         }
-        self.with_attributes(Node::File, tree.file(), move |attr| reply.entry(&TTL, attr, Generation(0)));
+        let at_hand = self.volume.is_at_hand(name);
+        if !at_hand && self.volume.is_opening() && self.is_own(req) {
+            // It would wait for itself.
+            log::error!("the plugin looks for {} in the mount itself: mount elsewhere", name.display());
+            return reply.error(Errno::EDEADLK);
+        }
+        let may_block = !at_hand
+            || self.volume.tree.export(name).is_some_and(|index| {
+                self.volume.door(self.volume.tree.inode(index)).is_ok_and(|door| {
+                    door.attributes.asks_chain(&door.session) && door.session.may_block(Op::Extents)
+                })
+            });
+        let (volume, name) = (self.volume.clone(), name.to_owned());
+        let job = move |answer: Answer<ReplyEntry>| match volume.look_up(&name) {
+            Ok(door) => {
+                let attr = door.attr();
+                if let Some(reply) = answer.take() {
+                    reply.entry(&ttl(&door), &attr, Generation(0));
+                }
+            }
+            Err(e) => answer.fail(e),
+        };
+        // Opening an export never runs here: it may itself make requests that this thread has to answer.
+        match &self.watch {
+            None if !at_hand => self.pool.run(move || job(Answer::Own(reply))),
+            _ => self.run(may_block, "lookup", reply, job),
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -162,7 +295,8 @@ impl Filesystem for Fs {
         // An open with O_TRUNC arrives as size 0 without a file handle. A disk ignores it, so that copying an image
         // onto the file works; any other change of the size is refused.
         let truncating_open = size == Some(0) && fh.is_none();
-        if size.is_some_and(|size| size != self.door.session.size()) && !truncating_open {
+        let own = self.volume.door(ino).map(|door| door.size()).unwrap_or_default();
+        if size.is_some_and(|size| size != own) && !truncating_open {
             return reply.error(self.fixed());
         }
         // Times are taken without complaint and not kept: copying tools set them and would report a failure.
@@ -170,18 +304,27 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if let Err(e) = self.is_file(ino) {
-            return reply.error(e);
-        }
-        if flags.acc_mode() != OpenAccMode::O_RDONLY && !self.door.session.caps().write {
+        let door = match self.volume.door(ino) {
+            Ok(door) => door,
+            Err(e) => return reply.error(e),
+        };
+        if flags.acc_mode() != OpenAccMode::O_RDONLY && !door.is_writable() {
             return reply.error(Errno::EROFS);
         }
-        let Err(reply) = self.passthrough.open(&self.door.session, reply) else { return };
-        let cache = if flags.0 as u32 & OFlags::DIRECT.bits() != 0 {
+        let reply = match self.passthrough {
+            false => reply,
+            true => match door.passthrough.open(&door.session, reply) {
+                Ok(()) => return,
+                Err(reply) => reply,
+            },
+        };
+        let direct = flags.0 as u32 & OFlags::DIRECT.bits() != 0 || self.cache == Cache::None;
+        let cache = if direct {
             FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
         } else {
             FopenFlags::FOPEN_KEEP_CACHE
         };
+        door.note_opened();
         reply.opened(FileHandle(0), cache);
     }
 
@@ -196,28 +339,32 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if let Err(e) = self.is_file(ino) {
-            return reply.error(e);
-        }
-        let length = self.door.room(offset, size as usize);
+        let door = match self.volume.door(ino) {
+            Ok(door) => door,
+            Err(e) => return reply.error(e),
+        };
+        let length = door.room(offset, size as usize);
         if length == 0 {
             return reply.data(&[]);
         }
-        let Some(pool) = &self.pool else { return read_to(reply, &self.door, offset, length) };
-        let reply = buffer::with(length, |buffer| match self.door.read_nowait(buffer, offset) {
-            Ok(true) => {
-                reply.data(buffer);
-                None
-            }
-            Ok(false) => Some(reply),
-            Err(e) => {
-                reply.error(e);
-                None
-            }
-        });
+        let reply = if self.serial {
+            Some(reply)
+        } else {
+            buffer::with(length, |buffer| match door.read_nowait(buffer, offset) {
+                Ok(true) => {
+                    reply.data(buffer);
+                    None
+                }
+                Ok(false) => Some(reply),
+                Err(e) => {
+                    reply.error(e);
+                    None
+                }
+            })
+        };
         if let Some(reply) = reply {
-            let door = self.door.clone();
-            pool.run(move || read_to(reply, &door, offset, length));
+            let door = door.clone();
+            self.run(true, "read", reply, move |answer| read_to(answer, &door, offset, length));
         }
     }
 
@@ -228,26 +375,27 @@ impl Filesystem for Fs {
         _fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if let Err(e) = self.is_file(ino) {
-            return reply.error(e);
-        }
-        let data = &data[..self.door.room(offset, data.len())];
+        let door = match self.volume.door(ino) {
+            Ok(door) => door,
+            Err(e) => return reply.error(e),
+        };
+        let data = &data[..door.room(offset, data.len())];
         if data.is_empty() {
             return reply.error(Errno::ENOSPC);
         }
-        let synchronous = is_synchronous(flags.0);
-        match &self.pool {
-            Some(pool) if self.door.write_may_block(synchronous) => {
-                let (door, data) = (self.door.clone(), data.to_vec());
-                pool.run(move || write_to(reply, &door, &data, offset, synchronous));
-            }
-            _ => write_to(reply, &self.door, data, offset, synchronous),
+        let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let write = Write { offset, synchronous: is_synchronous(flags.0) && !from_cache, from_cache };
+        let may_block = door.write_may_block(write.synchronous);
+        if !may_block || self.serial && self.watch.is_none() {
+            return write_to(Answer::Own(reply), &self.volume, &door, data, &write);
         }
+        let (volume, door, data) = (self.volume.clone(), door.clone(), data.to_vec());
+        self.run(true, "write", reply, move |answer| write_to(answer, &volume, &door, &data, &write));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -255,12 +403,12 @@ impl Filesystem for Fs {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.flush_to(reply);
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.flush_to(ino, reply);
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.flush_to(reply);
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.flush_to(ino, reply);
     }
 
     fn fallocate(
@@ -273,16 +421,20 @@ impl Filesystem for Fs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let plan = self.is_file(ino).and_then(|()| self.door.plan_fallocate(offset, length, mode));
-        match (plan, self.pool_for(Op::Zero)) {
-            (Err(e), _) => reply.error(e),
-            (Ok(None), _) => reply.ok(),
-            (Ok(Some((length, flags))), None) => done(reply, self.door.zero(length, offset, flags)),
-            (Ok(Some((length, flags))), Some(pool)) => {
-                let door = self.door.clone();
-                pool.run(move || done(reply, door.zero(length, offset, flags)));
-            }
-        }
+        let door = match self.volume.door(ino) {
+            Ok(door) => door.clone(),
+            Err(e) => return reply.error(e),
+        };
+        let (length, flags) = match door.plan_fallocate(offset, length, mode) {
+            Ok(Some(plan)) => plan,
+            Ok(None) => return reply.ok(),
+            Err(e) => return reply.error(e),
+        };
+        let volume = self.volume.clone();
+        let may_block = door.session.may_block(Op::Zero);
+        self.run(may_block, "zero", reply, move |answer| {
+            zero_to(answer, &volume, &door, (offset, length), flags);
+        });
     }
 
     fn lseek(
@@ -294,47 +446,54 @@ impl Filesystem for Fs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        if let Err(e) = self.is_file(ino) {
-            return reply.error(e);
-        }
-        if !self.door.session.caps().extents {
-            // The kernel then answers by itself: all is data.
-            return reply.error(Errno::ENOSYS);
-        }
-        let seek = move |door: &Door, reply: ReplyLseek| match door.seek(offset, whence) {
-            Ok(at) => reply.offset(at),
-            Err(e) => reply.error(e),
+        let door = match self.volume.door(ino) {
+            Ok(door) => door.clone(),
+            Err(e) => return reply.error(e),
         };
-        let Some(pool) = self.pool_for(Op::Extents) else { return seek(&self.door, reply) };
-        let door = self.door.clone();
-        pool.run(move || seek(&door, reply));
+        let may_block = door.session.may_block(Op::Extents);
+        self.run(may_block, "extents", reply, move |answer| match door.seek(offset, whence) {
+            Ok(at) => {
+                if let Some(reply) = answer.take() {
+                    reply.offset(at);
+                }
+            }
+            Err(e) => answer.fail(e),
+        });
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        let cache = match self.volume.style.partitions {
+            false => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            true => FopenFlags::empty(),
+        };
+        reply.opened(FileHandle(0), cache);
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        if self.door.tree.node(ino) != Some(Node::Directory) {
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        if self.volume.tree.node(ino) != Some(Node::Directory) {
             return reply.error(Errno::ENOTDIR);
         }
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (i, (ino, node, name)) in self.door.tree.entries().enumerate().skip(from) {
-            let kind = match node {
-                Node::Directory => FileType::Directory,
-                Node::File => FileType::RegularFile,
-            };
-            if reply.add(ino, i as u64 + 1, kind, name) {
-                break;
+        let volume = self.volume.clone();
+        self.run(self.volume.style.partitions, "readdir", reply, move |answer| {
+            let files = volume.entries();
+            let Some(mut reply) = answer.take() else { return };
+            let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, OsStr::new(name)));
+            let files = files.iter().map(|file| (file.ino, FileType::RegularFile, file.name.as_os_str()));
+            for (i, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(from) {
+                if reply.add(ino, i as u64 + 1, kind, name) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u32 = 4096;
-        let blocks = self.door.session.size().div_ceil(BLOCK.into());
-        reply.statfs(blocks, 0, 0, 2, 0, BLOCK, NAME_MAX, BLOCK);
+        let size = self.volume.opened().fold(0_u64, |all, door| all.saturating_add(door.size()));
+        let files = self.volume.tree.names().len() as u64 + u64::from(!self.volume.tree.is_bare());
+        reply.statfs(size.div_ceil(BLOCK.into()), 0, 0, files, 0, BLOCK, NAME_MAX, BLOCK);
     }
 
     // What follows is refused: the tree is fixed, or the kernel does it as well without us. `ENOSYS` tells it not to
@@ -439,7 +598,7 @@ impl Filesystem for Fs {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        match stats::answer(self.door.session.chain(), cmd) {
+        match stats::answer(self.volume.chain(), cmd) {
             Some(Ok(answer)) => reply.ioctl(0, &answer),
             Some(Err(e)) => reply.error(e),
             // ENOSYS would be for ever.

@@ -1,14 +1,16 @@
-//! The FUSE door: an export as a file.
+//! The FUSE door: exports as files.
 //!
 //! A mount is one connection to the chain. The kernel's requests are decoded by fuser, checked against the shape of
 //! the mount and run through the same [`Session`](nbdkit_core::Session) as those of NBD clients. Requests
 //! that need no wait run on the thread that received them; the others go to a pool.
 #![forbid(unsafe_code)]
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+mod answer;
 mod attr;
 mod buffer;
+mod coherence;
 mod device;
 mod door;
 mod fs;
@@ -17,16 +19,23 @@ mod mountinfo;
 mod mountpoint;
 mod observer;
 mod options;
+mod partitions;
 mod passthrough;
 mod pool;
 pub mod stats;
 mod tree;
+mod volume;
 
 #[cfg(test)]
 mod tests;
 
+pub use device::{How, unmount};
+pub use fs::Cache;
 pub use mount::Mount;
-pub use mountpoint::check_mountpoint;
+pub use mountinfo::{MountEntry, mounts};
+pub use mountpoint::{check_mountpoint, is_stale, resolve};
+pub use options::check_options;
+pub use tree::{partition_name, split_partition_name};
 
 /// What is mounted where, and how.
 #[derive(Clone, Debug)]
@@ -38,10 +47,17 @@ pub struct Config {
     /// Requests that may be in the chain at once, as far as the thread model allows. 0: the default, 16; 1: strictly
     /// one after the other.
     pub threads: usize,
-    /// The export; empty: the default one.
-    pub export_name: OsString,
-    /// Name of the file in a directory.
+    /// The one export to show. None: all that the plugin lists, when the mountpoint is a directory, else the
+    /// default one.
+    pub export: Option<OsString>,
+    /// Name of the file of the default export, or of the one export, in a directory.
     pub filename: OsString,
+    /// Show the partitions of each export as files beside it.
+    pub partitions: bool,
+    /// What the kernel keeps.
+    pub cache: Cache,
+    /// A request that takes longer fails with `EIO`.
+    pub timeout: Option<Duration>,
     /// Mount options, each as after `-o`.
     pub options: Vec<String>,
     /// Let the kernel read the underlying file by itself where that changes nothing.
@@ -54,8 +70,11 @@ impl Default for Config {
             mountpoint: PathBuf::new(),
             readonly: false,
             threads: 0,
-            export_name: OsString::new(),
+            export: None,
             filename: "nbd".into(),
+            partitions: false,
+            cache: Cache::Auto,
+            timeout: None,
             options: Vec::new(),
             passthrough: true,
         }

@@ -1,55 +1,61 @@
 //! The life of a mount: open the export, mount, serve until somebody unmounts or the server stops, flush, close.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    ffi::OsString,
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail};
 use log::{debug, warn};
-use nbdkit_core::{Chain, Client, Peer, Session, Stop, WriteObserver};
+use nbdkit_core::{Chain, Client, Connection, Peer, Stop, WriteObserver};
 use rustix::io::Errno;
 
 use crate::{
     Config,
-    attr::Attributes,
+    answer::Watch,
+    attr::Owner,
     device::{self, Attachment, How},
     door::Door,
     fs::Fs,
-    mountpoint::{self, Mountpoint},
+    mountpoint,
     observer::Observer,
     options::Options,
-    passthrough::Passthrough,
     pool::Pool,
-    tree::Tree,
+    tree::{self, Tree},
+    volume::{Style, Volume},
 };
 
 /// Requests at once, unless told otherwise.
 const DEFAULT_THREADS: usize = 16;
 /// The kernel's read-ahead for cached reads.
 const READ_AHEAD_KIB: u32 = 4096;
-/// How long a mount that is idle may take to write back what the kernel still has, before requests that sleep in
-/// the chain are told that the server stops; and how long one in use has to be let go of.
+/// How long a mount in use has to be let go of, and requests under way have to end, before it is taken out of sight
+/// and before requests that sleep in the chain are told that the server stops.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long requests have to end after that. Those that do not, hang, and so would the flush.
+const LAST_GRACE: Duration = Duration::from_secs(30);
+/// Between two attempts to unmount: nothing tells when a mount gets idle.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// A mounted export. Dropping it unmounts.
 #[derive(Debug)]
 pub struct Mount {
     file: PathBuf,
+    device: Option<String>,
     /// None once finished.
     serving: Option<Serving>,
 }
 
 struct Serving {
-    door: Arc<Door>,
-    /// The session holds it too; the chain, weakly.
+    volume: Arc<Volume>,
+    /// The sessions hold it too; the chain, weakly.
     _observer: Arc<dyn WriteObserver>,
     attachment: Attachment,
     life: Arc<Life>,
@@ -58,18 +64,30 @@ struct Serving {
 
 impl std::fmt::Debug for Serving {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} at {:?}", self.door.session, self.attachment)
+        write!(f, "{:?}", self.attachment)
     }
 }
 
 /// What ends a mount.
-struct Life {
+pub(crate) struct Life {
     client: Arc<Client>,
     mounted: AtomicBool,
     /// The server stops, or the kernel has let go of the mount.
     over: Stop,
     /// The kernel has let go of the mount.
     ended: Stop,
+    /// And its last request has ended.
+    drained: Stop,
+}
+
+/// Tells when the kernel has let go of the mount: the file system drops it before it waits for requests.
+pub(crate) struct Ended(Arc<Life>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.raise();
+        self.0.over.raise();
+    }
 }
 
 impl Mount {
@@ -81,18 +99,13 @@ impl Mount {
     pub fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> anyhow::Result<Mount> {
         let mountpoint = mountpoint::check(&config.mountpoint)?;
         let mut options = Options::parse(config.options.iter().map(String::as_str))?;
-        let tree = if mountpoint.metadata.is_dir() { Tree::directory(&config.filename)? } else { Tree::File };
-        let file = match tree {
-            Tree::Directory(ref name) => mountpoint.path.join(name),
-            Tree::File => mountpoint.path.clone(),
-        };
-
         let client = Arc::new(Client::new(0, Peer::Local, stop.clone()));
         let life = Arc::new(Life {
             client: client.clone(),
             mounted: AtomicBool::new(false),
             over: Stop::new(),
             ended: Stop::new(),
+            drained: Stop::new(),
         });
         stop.on_raise({
             let life = life.clone();
@@ -107,26 +120,38 @@ impl Mount {
         let readonly = config.readonly || options.readonly;
         let connection = Arc::new(chain.connect(client, readonly)?);
         let default = connection.default_export(false)?;
-        let export = if config.export_name.is_empty() {
-            default.clone().context("there is no default export: name one with -e")?
-        } else {
-            config.export_name.clone()
+        let files = choose(&connection, default.as_ref(), &config, mountpoint.metadata.is_dir())?;
+        let alone = files.1.len() == 1 && (config.export.is_some() || default.as_ref() == files.1.first());
+        let path = mountpoint.path.clone();
+        let file = files
+            .0
+            .names()
+            .first()
+            .filter(|_| !files.0.is_bare())
+            .map_or(path.clone(), |name| path.join(name));
+        let style = Style {
+            owner: Owner::new(&options),
+            writable: !readonly,
+            partitions: config.partitions,
+            passthrough: config.passthrough,
         };
-        let mut session = connection.open(&export, false)?;
-        drop(connection);
-        refuse_own_image(&session, &mountpoint)?;
-        options.readonly = !session.caps().write;
-
-        let attributes = Arc::new(Attributes::new(&options, session.caps().write));
-        let observer = Arc::new(Observer::new(export, default, tree.file(), attributes.clone()));
-        let dyn_observer: Arc<dyn WriteObserver> = observer.clone();
-        session.set_observer(dyn_observer.clone());
-        chain.observe(&dyn_observer);
-        let passthrough = Passthrough::decide(config.passthrough, &session);
-        let door = Arc::new(Door { session, tree, attributes });
+        let volume = Arc::new_cyclic(|this| {
+            let volume = Volume::new(connection, default, files, style);
+            volume.set_observer(Arc::new(Observer(this.clone())));
+            volume
+        });
+        let observer = volume.observer().context("no observer")?;
+        options.readonly = readonly;
+        if alone {
+            // What is wrong with it is said now.
+            let door = volume.open(0)?;
+            mountpoint::refuse_own_image(&door.session, &mountpoint)?;
+            options.readonly |= !door.is_writable();
+        }
+        chain.observe(&observer);
 
         let threads = if config.threads == 0 { DEFAULT_THREADS } else { config.threads };
-        let pool = (threads > 1).then(|| Pool::new(threads));
+        let watch = config.timeout.map(Watch::new).transpose().context("cannot start a thread")?;
         let mut settings = fuser::Config::default();
         settings.acl = options.acl;
         settings.n_threads = Some(receivers().min(threads));
@@ -134,11 +159,18 @@ impl Mount {
 
         let source = options.fsname.clone().unwrap_or_else(|| format!("nbdkit:{}", chain.plugin_name()));
         let (fd, attachment) = device::attach(&mountpoint, &options, &source)?;
-        let fs = Fs::new(door.clone(), passthrough, pool);
+        let fs = Fs::new(
+            Ended(life.clone()),
+            volume.clone(),
+            Pool::new(threads),
+            threads == 1,
+            watch,
+            config.cache,
+        );
         let served = fuser::Session::from_fd(fs, fd, settings.acl, settings)
             .context("the kernel and the mount do not agree")
             .and_then(|session| {
-                observer.connect(session.notifier());
+                volume.coherence.connect(session.notifier());
                 let life = life.clone();
                 thread::Builder::new()
                     .name("fuse".into())
@@ -146,6 +178,7 @@ impl Mount {
                         let result = session.run();
                         life.ended.raise();
                         life.over.raise();
+                        life.drained.raise();
                         result
                     })
                     .context("cannot start a thread for the mount")
@@ -159,9 +192,10 @@ impl Mount {
                 return Err(e);
             }
         };
-        let serving = Serving { door, _observer: dyn_observer, attachment, life, thread };
+        let device = attachment.device().map(String::from);
+        let serving = Serving { volume, _observer: observer, attachment, life, thread };
         serving.life.mounted.store(true, Ordering::Release);
-        let mut mount = Mount { file, serving: Some(serving) };
+        let mut mount = Mount { file, device, serving: Some(serving) };
         mount.check_answers()?;
         Ok(mount)
     }
@@ -182,6 +216,44 @@ impl Mount {
         &self.file
     }
 
+    /// Number of the mounted file system, `MAJOR:MINOR`, as in the mount table.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    /// Whether the kernel still has the mount.
+    pub fn is_mounted(&self) -> bool {
+        self.serving.as_ref().is_some_and(|serving| !serving.life.ended.is_raised())
+    }
+
+    /// Whether the first export cannot be written to.
+    ///
+    /// # Errors
+    /// Those of the chain: the export is opened if it is not.
+    pub fn is_readonly(&self) -> anyhow::Result<bool> {
+        self.first(|door| !door.is_writable())
+    }
+
+    /// The smallest block in bytes that requests to the first export have to consist of, 1 when any will do.
+    ///
+    /// # Errors
+    /// Those of the chain: the export is opened if it is not.
+    pub fn block_size(&self) -> anyhow::Result<u32> {
+        self.first(|door| door.session.caps().block_size.minimum.max(1))
+    }
+
+    fn first<T>(&self, tell: impl FnOnce(&Door) -> T) -> anyhow::Result<T> {
+        let serving = self.serving.as_ref().context("the mount has ended")?;
+        Ok(tell(&*serving.volume.open(0)?))
+    }
+
+    /// Returns when the mount was unmounted or the server stops. The mount is still there in the latter case.
+    pub fn wait_for_end(&self) {
+        if let Some(serving) = &self.serving {
+            serving.life.over.wait();
+        }
+    }
+
     /// Serves until the mount is unmounted or the server stops; then unmounts, finishes the requests under way,
     /// flushes and closes the export. A mount that is still in use when the server stops is taken out of sight, and
     /// its users get errors.
@@ -189,36 +261,37 @@ impl Mount {
     /// # Errors
     /// The last flush failed: data may be lost. The mount could not be unmounted.
     pub fn wait(mut self) -> anyhow::Result<()> {
-        if let Some(serving) = &self.serving {
-            serving.life.over.wait();
-        }
+        self.wait_for_end();
         self.finish()
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
         let Some(serving) = self.serving.take() else { return Ok(()) };
         let released = serving.unmount()?;
-        let Serving { door, _observer, attachment, life, thread } = serving;
-        let ran = if released {
-            let ran = thread.join().map_err(|_| anyhow!("the thread of the mount panicked"))?;
-            ran.context("the connection to the kernel broke")
-        } else {
+        let Serving { volume, _observer, attachment, life, thread } = serving;
+        if !released {
             // Its threads wait for a kernel that only lets go when the process ends.
-            Err(anyhow!(
-                "{} is still in use: its users get errors from now on",
-                attachment.target().display()
-            ))
-        };
+            bail!("{} is still in use: its users get errors from now on", attachment.target().display());
+        }
+        if !life.drained.wait_for(GRACE) {
+            life.client.gone.raise();
+            if !life.drained.wait_for(LAST_GRACE) {
+                bail!("requests hang in the chain, and with them the last flush: data may be lost");
+            }
+        }
+        let ran = thread.join().map_err(|_| anyhow!("the thread of the mount panicked"))?;
         drop(attachment);
         life.client.gone.raise();
-        let flushed = if door.session.caps().write && door.session.caps().flush {
-            door.session.flush().map_err(|e| anyhow!(e).context("the last flush failed, data may be lost"))
-        } else {
-            Ok(())
-        };
-        drop(door);
-        flushed?;
-        ran
+        let mut flushed = Ok(());
+        for door in volume.opened() {
+            let caps = door.session.caps();
+            if caps.write && caps.flush {
+                flushed = flushed.and(door.session.flush());
+            }
+        }
+        volume.coherence.close();
+        flushed.context("the last flush failed, data may be lost")?;
+        ran.context("the connection to the kernel broke")
     }
 }
 
@@ -238,15 +311,25 @@ impl Serving {
             return Ok(true);
         }
         let target = self.attachment.target().display();
-        match self.unmount_idle() {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-                warn!("{target} is in use: it is unmounted all the same, its users get errors");
-                life.client.gone.raise();
-                let how = if self.attachment.can_abort() { How::Lazy } else { How::Force };
-                self.attachment.unmount(how).with_context(|| format!("cannot unmount {target}"))?;
+        let deadline = Instant::now() + GRACE;
+        loop {
+            match self.unmount_idle() {
+                Ok(()) => break,
+                Err(e) if e.raw_os_error() != Some(Errno::BUSY.raw_os_error()) => {
+                    bail!("cannot unmount {target}: {e}");
+                }
+                Err(_) if Instant::now() < deadline => {
+                    if life.ended.wait_for(RETRY) {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    warn!("{target} is in use: it is unmounted all the same, its users get errors");
+                    let how = if self.attachment.can_abort() { How::Lazy } else { How::Force };
+                    self.attachment.unmount(how).with_context(|| format!("cannot unmount {target}"))?;
+                    break;
+                }
             }
-            Err(e) => bail!("cannot unmount {target}: {e}"),
         }
         if life.ended.wait_for(GRACE) {
             return Ok(true);
@@ -257,7 +340,7 @@ impl Serving {
             debug!("cannot abort the connection to the kernel: {e}");
             return Ok(life.ended.is_raised());
         }
-        Ok(true)
+        Ok(life.ended.wait_for(LAST_GRACE))
     }
 
     /// Unmounts unless the mount is in use. The kernel's last writes go through the chain before this returns.
@@ -276,29 +359,48 @@ impl Serving {
     }
 }
 
+/// Which exports are shown, and as what.
+fn choose(
+    connection: &Connection,
+    default: Option<&OsString>,
+    config: &Config,
+    in_directory: bool,
+) -> anyhow::Result<(Tree, Vec<OsString>)> {
+    tree::check_name(&config.filename)?;
+    let one = |export: OsString| {
+        let tree = if in_directory { Tree::directory(vec![config.filename.clone()]) } else { Tree::file() };
+        (tree, vec![export])
+    };
+    if !in_directory && config.partitions {
+        bail!("partitions are files beside that of the disk: mount on a directory");
+    }
+    if let Some(export) = &config.export {
+        let export =
+            if export.is_empty() { default.context("there is no default export: name one")? } else { export };
+        return Ok(one(export.clone()));
+    }
+    let nothing = "there is no default export: mount on a directory to see all, or name one with -e";
+    if !in_directory {
+        return Ok(one(default.context(nothing)?.clone()));
+    }
+    let exports = match connection.list_exports(false) {
+        Ok(exports) => exports,
+        Err(e) if default.is_some() => {
+            warn!("only the default export is shown, the others cannot be listed: {e}");
+            nbdkit_core::Exports::new()
+        }
+        Err(e) => return Err(e).context("the exports cannot be listed: name one with -e"),
+    };
+    let names = exports.into_iter().map(|export| export.name.as_os_str());
+    let files = tree::file_names(default.map(OsString::as_os_str), names, &config.filename);
+    if files.is_empty() {
+        bail!("the plugin has no exports to show: name one with -e");
+    }
+    let (exports, names) = files.into_iter().unzip();
+    Ok((Tree::directory(names), exports))
+}
+
 /// Threads that receive requests: those that need no wait run there.
 fn receivers() -> usize {
     thread::available_parallelism().map_or(2, usize::from).max(2)
-}
-
-/// A mount must not cover the disk image that is served: the server would find the mount in its place.
-fn refuse_own_image(session: &Session, mountpoint: &Mountpoint) -> anyhow::Result<()> {
-    let Some(loan) = session.loan(0, session.size()) else { return Ok(()) };
-    let shown = mountpoint.path.display();
-    if let Ok(stat) = rustix::fs::fstat(loan.fd)
-        && (stat.st_dev, stat.st_ino) == (mountpoint.metadata.dev(), mountpoint.metadata.ino())
-    {
-        bail!("{shown} is the disk image itself: mount it on another file or directory");
-    }
-    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&loan.fd));
-    if mountpoint.metadata.is_dir()
-        && let Ok(image) = fs::read_link(link)
-        && image.starts_with(&mountpoint.path)
-    {
-        bail!(
-            "the disk image {} lies in {shown}, which the mount would cover: choose another mountpoint",
-            image.display()
-        );
-    }
-    Ok(())
 }

@@ -8,33 +8,51 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::options::SUBTYPE;
+
 /// One mount.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
     /// Number of the file system, `MAJOR:MINOR`.
-    pub(crate) device: String,
+    pub device: String,
     /// Where it is mounted.
-    pub(crate) target: PathBuf,
+    pub target: PathBuf,
     /// Its type.
-    pub(crate) fstype: String,
+    pub fstype: String,
     /// What is mounted, as the one who mounted it calls it.
-    pub(crate) source: String,
+    pub source: String,
+}
+
+impl MountEntry {
+    /// Whether the mount is one of this program's.
+    pub fn is_ours(&self) -> bool {
+        self.fstype.starts_with("fuse")
+            && (self.fstype.ends_with(SUBTYPE) || self.source.starts_with("nbdkit:"))
+    }
+}
+
+/// All mounts, in the order in which they were made.
+///
+/// # Errors
+/// If the table cannot be read.
+pub fn mounts() -> io::Result<Vec<MountEntry>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
 /// The mounts at `target`, the uppermost last.
-pub(crate) fn at(target: &Path) -> io::Result<Vec<Entry>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|b| *b == b'\n').filter_map(parse).filter(|e| e.target == target).collect())
+pub(crate) fn at(target: &Path) -> io::Result<Vec<MountEntry>> {
+    Ok(mounts()?.into_iter().filter(|e| e.target == target).collect())
 }
 
-fn parse(line: &[u8]) -> Option<Entry> {
+fn parse(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|b| *b == b' ');
     let device = fields.nth(2)?;
     let target = fields.nth(1)?;
     let mut after = fields.skip_while(|f| *f != b"-").skip(1);
     let (fstype, source) = (after.next()?, after.next()?);
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
-    Some(Entry {
+    Some(MountEntry {
         device: text(device),
         target: OsString::from_vec(unescape(target)).into(),
         fstype: text(fstype),
@@ -71,7 +89,7 @@ mod tests {
             br"36 35 0:45 / /mnt/a\040b rw,noatime shared:1 - fuse.nbdkit-mount nbdkit:file rw,user_id=0";
         assert_eq!(
             parse(line),
-            Some(Entry {
+            Some(MountEntry {
                 device: "0:45".into(),
                 target: "/mnt/a b".into(),
                 fstype: "fuse.nbdkit-mount".into(),

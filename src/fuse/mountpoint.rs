@@ -2,17 +2,18 @@
 
 use std::{
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
+use nbdkit_core::Session;
 use rustix::{fs::Access, io::Errno};
 
-use crate::{device, mountinfo, options::SUBTYPE};
+use crate::{device, mountinfo};
 
 /// A mountpoint that passed the checks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Mountpoint {
     /// Absolute, without symbolic links.
     pub(crate) path: PathBuf,
@@ -39,7 +40,7 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<Mountpoint> {
         Ok(metadata) => metadata,
         Err(e) if e.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => bail!(
             "{shown} is left over from a mount whose server is gone (Transport endpoint is not connected): run \
-             fusermount3 -u {}",
+             fusermount3 -u {}, or add --force",
             quote(path)
         ),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -48,11 +49,10 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<Mountpoint> {
         Err(e) => return Err(e).with_context(|| format!("cannot use {shown} as the mountpoint")),
     };
     if let Some(entry) = top
-        && entry.fstype.starts_with("fuse")
-        && (entry.fstype.ends_with(SUBTYPE) || entry.source.starts_with("nbdkit:"))
+        && entry.is_ours()
     {
         bail!(
-            "{shown} is in use, {} is mounted there: choose another mountpoint or run fusermount3 -u {}",
+            "{shown} is in use, {} is mounted there: choose another mountpoint or run nbdkit-mount -u {}",
             entry.source,
             quote(path)
         );
@@ -64,8 +64,16 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<Mountpoint> {
     Ok(Mountpoint { path: full, metadata })
 }
 
+/// Whether a mount whose server is gone is at `path`.
+pub fn is_stale(path: &Path) -> bool {
+    resolve(path).is_ok_and(|full| rustix::fs::statfs(&full).err() == Some(Errno::NOTCONN))
+}
+
 /// The path without symbolic links, found without a look at the mountpoint itself unless it is one.
-fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// An empty path, or one that is relative to a directory that is gone.
+pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     if path.as_os_str().is_empty() {
         bail!("the mountpoint's name is empty: give a directory or a file");
     }
@@ -89,6 +97,29 @@ fn check_fuse() -> anyhow::Result<()> {
     }
     if !rustix::process::geteuid().is_root() && device::find_helper().is_none() {
         bail!("only root can mount without fusermount3: install the package fuse3, or run as root");
+    }
+    Ok(())
+}
+
+/// A mount must not cover the disk image that is served: the server would find the mount in its place.
+pub(crate) fn refuse_own_image(session: &Session, mountpoint: &Mountpoint) -> anyhow::Result<()> {
+    let Some(loan) = session.loan(0, session.size()) else { return Ok(()) };
+    let shown = mountpoint.path.display();
+    let Ok(stat) = rustix::fs::fstat(loan.fd) else { return Ok(()) };
+    if (stat.st_dev, stat.st_ino) == (mountpoint.metadata.dev(), mountpoint.metadata.ino()) {
+        bail!("{shown} is the disk image itself: mount it on another file or directory");
+    }
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&loan.fd));
+    // One without a name, such as memory, lies nowhere.
+    if mountpoint.metadata.is_dir()
+        && stat.st_nlink > 0
+        && let Ok(image) = fs::read_link(link)
+        && image.starts_with(&mountpoint.path)
+    {
+        bail!(
+            "the disk image {} lies in {shown}, which the mount would cover: choose another mountpoint",
+            image.display()
+        );
     }
     Ok(())
 }

@@ -11,8 +11,6 @@ pub(crate) struct Options {
     pub(crate) readonly: bool,
     /// `allow_other`, `allow_root`.
     pub(crate) acl: SessionACL,
-    /// `auto_unmount`: fusermount3 stays and unmounts when this process dies.
-    pub(crate) auto_unmount: bool,
     /// Flags of mount(2).
     pub(crate) flags: MountFlags,
     /// `fsname=`: the source in the mount table.
@@ -37,7 +35,6 @@ impl Default for Options {
         Options {
             readonly: false,
             acl: SessionACL::Owner,
-            auto_unmount: false,
             flags: MountFlags::NOSUID | MountFlags::NODEV,
             fsname: None,
             subtype: SUBTYPE.into(),
@@ -49,16 +46,20 @@ impl Default for Options {
     }
 }
 
+/// Checks mount options, each word as after `-o`.
+///
+/// # Errors
+/// One line that names the word.
+pub fn check_options(words: &[String]) -> anyhow::Result<()> {
+    Options::parse(words.iter().map(String::as_str)).map(drop)
+}
+
 impl Options {
     /// Parses words, each of which may hold several options between commas.
     pub(crate) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Self> {
         let mut options = Options::default();
         for word in words.into_iter().flat_map(|w| w.split(',')).filter(|w| !w.is_empty()) {
             options.set(word)?;
-        }
-        if options.auto_unmount && options.acl == SessionACL::Owner && !rustix::process::geteuid().is_root() {
-            // fusermount3 looks into the mount as root, to see whether it is dead.
-            options.acl = SessionACL::RootAndOwner;
         }
         Ok(options)
     }
@@ -75,7 +76,6 @@ impl Options {
             ("allow_root", None) => self.acl = SessionACL::RootAndOwner,
             // The kernel always checks permissions here: an open that reached us was allowed.
             ("default_permissions", None) => {}
-            ("auto_unmount", None) => self.auto_unmount = true,
             ("dev", None) => self.flags.remove(MountFlags::NODEV),
             ("nodev", None) => self.flags.insert(MountFlags::NODEV),
             ("suid", None) => self.flags.remove(MountFlags::NOSUID),
@@ -84,6 +84,17 @@ impl Options {
             ("noexec", None) => self.flags.insert(MountFlags::NOEXEC),
             ("atime", None) => self.flags.remove(MountFlags::NOATIME),
             ("noatime", None) => self.flags.insert(MountFlags::NOATIME),
+            // For mount(8), systemd and fstab(5); nothing to do here.
+            (
+                "defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "user" | "nouser" | "users" | "owner"
+                | "group" | "async" | "diratime" | "nodiratime" | "relatime" | "norelatime" | "strictatime"
+                | "lazytime" | "nolazytime",
+                None,
+            ) => {}
+            ("sync", None) => self.flags.insert(MountFlags::SYNCHRONOUS),
+            ("dirsync", None) => self.flags.insert(MountFlags::DIRSYNC),
+            (key, _)
+                if key.starts_with("x-") || key.starts_with("X-") || key == "comment" || key == "user" => {}
             ("fsname", Some(value)) => self.fsname = Some(name(word, value)?),
             ("subtype", Some(value)) => self.subtype = name(word, value)?,
             ("max_read", Some(value)) => {
@@ -104,7 +115,8 @@ impl Options {
             }
             _ => bail!(
                 "unknown mount option '{word}': known are ro rw allow_other allow_root default_permissions \
-                 auto_unmount [no]dev [no]suid [no]exec [no]atime fsname= subtype= max_read= uid= gid= umask="
+                 auto_unmount [no]dev [no]suid [no]exec [no]atime sync dirsync fsname= subtype= max_read= uid= gid= \
+                 umask=, and what fstab(5) has for mount(8) and systemd"
             ),
         }
         Ok(())
@@ -170,6 +182,13 @@ mod tests {
     #[test]
     fn devices_and_setuid_are_off_unless_asked_for() {
         assert_eq!(Options::parse([]).unwrap().flag_words(), ["rw", "nodev", "nosuid"]);
+    }
+
+    #[test]
+    fn words_for_other_programs_are_let_by() {
+        let words = "_netdev,noauto,nofail,user,users,user=root,x-systemd.automount,x-systemd.idle-timeout=1min,defaults";
+        assert_eq!(Options::parse([words]).unwrap().flag_words(), ["rw", "nodev", "nosuid"]);
+        assert!(Options::parse(["noauto=1"]).is_err());
     }
 
     #[test]

@@ -31,6 +31,16 @@ pub(crate) enum State {
     Refused,
 }
 
+/// Asks the kernel for the feature.
+pub(crate) fn negotiate(config: &mut KernelConfig) -> bool {
+    let has = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(MAX_STACK_DEPTH).is_ok();
+    if !has {
+        debug!("passthrough: off, the kernel has none");
+    }
+    has
+}
+
 impl Passthrough {
     /// Decides for a session; the reason goes to the debug log.
     pub(crate) fn decide(wanted: bool, session: &Session) -> Self {
@@ -40,19 +50,6 @@ impl Passthrough {
                 Passthrough::Off
             }
             None => Passthrough::On(Mutex::new(State::Untried)),
-        }
-    }
-
-    /// Asks the kernel for the feature.
-    pub(crate) fn negotiate(&mut self, config: &mut KernelConfig) {
-        if matches!(self, Passthrough::Off) {
-            return;
-        }
-        let asked = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(MAX_STACK_DEPTH).is_ok();
-        if !asked {
-            debug!("passthrough: off, the kernel has none");
-            *self = Passthrough::Off;
         }
     }
 

@@ -575,7 +575,7 @@ fn a_second_mount_at_the_same_place_is_refused() {
     let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
     let m = Mounted::new(&disk);
     let e = check_mountpoint(m.dir.path()).unwrap_err().to_string();
-    assert!(e.contains("in use") && e.contains("fusermount3 -u"), "{e}");
+    assert!(e.contains("in use") && e.contains("nbdkit-mount -u"), "{e}");
     m.end();
 }
 
@@ -614,21 +614,6 @@ fn options_shape_the_mount() {
     assert_eq!((&*entry.fstype, &*entry.source), ("fuse.nbdkit-mount", "my disk"));
     assert!(OpenOptions::new().write(true).open(&m.file).is_err());
     m.end();
-}
-
-#[test]
-fn the_helper_mounts_too() {
-    if !usable() || crate::device::find_helper().is_none() {
-        return;
-    }
-    let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
-    // fusermount3 stays with auto_unmount, so root goes through it too.
-    let m = Mounted::with(&disk, |config| config.options = vec!["auto_unmount".into()]);
-    m.open().write_all_at(b"hello", 0).unwrap();
-    assert_eq!(&disk.data.lock()[..5], b"hello");
-    let dir = m.dir.path().to_owned();
-    m.end();
-    assert!(unmounted(&dir));
 }
 
 #[test]

@@ -133,3 +133,107 @@ fn owner_and_mode_can_be_chosen() {
     let file = fs::metadata(mount.file()).expect("stat");
     assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (12, 34, 0o600));
 }
+
+#[test]
+fn a_request_that_takes_too_long_fails() {
+    let mount =
+        Mount::start(["--timeout", "200ms", "--filter=delay", "memory", "1M", "rdelay=60", "delay-write=60"]);
+    let file = fs::File::options().read(true).write(true).open(mount.file()).expect("open");
+    let e = file.read_at(&mut [0; 512], 0).expect_err("a timeout");
+    assert_eq!(e.raw_os_error(), Some(5));
+    assert_eq!(file.write_at(b"x", 0).expect_err("a timeout").raw_os_error(), Some(5));
+    assert!(mount.stderr().contains("no answer within 0.2 s"), "{}", mount.stderr());
+}
+
+#[test]
+fn a_time_limit_does_no_harm() {
+    for words in [&[][..], &["-t", "1"], &["--filter=delay", "rdelay=1us"]] {
+        let (filters, rest): (Vec<&str>, Vec<&str>) =
+            words.iter().partition(|word| word.starts_with('-') || **word == "1");
+        let mount =
+            Mount::start(["--timeout", "60"].into_iter().chain(filters).chain(["memory", "8M"]).chain(rest));
+        sh(&format!(
+            "fio --name=v --filename={} --rw=randwrite --bs=4k --size=8m --ioengine=libaio --iodepth=16 --direct=1 \
+             --verify=crc32c --verify_fatal=1 --output-format=terse --allow_file_create=0",
+            mount.file().display()
+        ));
+    }
+}
+
+#[test]
+fn cache_choices() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk", 8 << 20);
+    let file = format!("file={}", disk.display());
+    for mode in ["auto", "none", "writeback"] {
+        let mut mount = Mount::start([&format!("--cache={mode}"), "file", &file]);
+        sh(&format!(
+            "fio --name=v --filename={} --rw=randwrite --bs=4k --size=8m --ioengine=psync --fsync=64 --verify=crc32c \
+             --verify_fatal=1 --output-format=terse --allow_file_create=0",
+            mount.file().display()
+        ));
+        let open = fs::File::options().read(true).write(true).open(mount.file()).expect("open");
+        open.write_all_at(mode.as_bytes(), 12345).expect("write");
+        // Only a cache of its own could still hold the old bytes.
+        fs::File::options()
+            .write(true)
+            .open(&disk)
+            .expect("open")
+            .write_all_at(b"@", 2 << 20)
+            .expect("write");
+        let mut byte = [0];
+        open.read_exact_at(&mut byte, 2 << 20).expect("read");
+        if mode == "none" {
+            assert_eq!(&byte, b"@", "nothing is kept");
+        }
+        open.sync_all().expect("fsync");
+        let mut found = vec![0; mode.len()];
+        fs::File::open(&disk).expect("open").read_exact_at(&mut found, 12345).expect("read");
+        assert_eq!(found, mode.as_bytes(), "fsync brings it to the disk");
+        drop(open);
+        assert_eq!(mount.unmount(), 0);
+    }
+}
+
+#[test]
+fn readiness_by_descriptor_and_service_manager() {
+    let dir = temp();
+    let (mnt, notify) = (dir.path().join("mnt"), dir.path().join("notify"));
+    fs::create_dir(&mnt).expect("mkdir");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("bind");
+    let out = sh(&format!(
+        "{{ NOTIFY_SOCKET={1} {NBDKIT_MOUNT} --ready-fd 7 memory 1M {0} 7>&1 >/dev/null; }} | wc -c; \
+         stat -c %s {0}/nbd; {NBDKIT_MOUNT} -u {0}",
+        mnt.display(),
+        notify.display()
+    ));
+    assert_eq!(out, "1\n1048576\n");
+    let mut text = [0; 256];
+    let n = manager.recv(&mut text).expect("a message");
+    assert!(text[..n].starts_with(b"READY=1\nMAINPID="), "{}", String::from_utf8_lossy(&text[..n]));
+    let n = manager.recv(&mut text).expect("a message");
+    assert_eq!(&text[..n], b"STOPPING=1");
+    assert!(util::run([NBDKIT_MOUNT, "--ready-fd", "99", "memory", "1M", "/tmp"]).refused().contains("99"));
+}
+
+#[test]
+fn the_end_of_the_parent_is_the_end() {
+    let dir = temp();
+    let (mnt, pid) = (dir.path().join("mnt"), dir.path().join("pid"));
+    fs::create_dir(&mnt).expect("mkdir");
+    // The parent waits for readiness, and ends without a signal to its child.
+    sh(&format!(
+        "mkfifo {1}; bash -c '{NBDKIT_MOUNT} --exit-with-parent -P {1} memory 1M {0} & read pid <{1}; echo $pid >{1}.is' && \
+         tail --pid=$(cat {1}.is) -f /dev/null",
+        mnt.display(),
+        pid.display()
+    ));
+    assert_eq!(fs::read_dir(&mnt).expect("list").count(), 0, "still mounted");
+}
+
+#[test]
+fn debug_prints_the_requests_of_the_kernel() {
+    let mount = Mount::start(["-d", "memory", "1M"]);
+    fs::metadata(mount.file()).expect("stat");
+    assert!(mount.stderr().contains("LOOKUP"), "{}", mount.stderr());
+}

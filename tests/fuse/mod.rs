@@ -2,7 +2,10 @@
 
 mod file;
 mod filesystem;
+mod inside;
 mod life;
 mod overlay;
 mod stats;
+mod system;
+mod tree;
 mod two_doors;

@@ -34,7 +34,19 @@ impl Run {
     /// The one line that a command said when it failed with exit code 1.
     #[track_caller]
     pub(crate) fn refused(self) -> String {
-        assert!(self.code == 1, "exit code {}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr);
+        self.refused_with(1)
+    }
+
+    /// As [`refused`](Self::refused), with another exit code.
+    #[track_caller]
+    pub(crate) fn refused_with(self, code: i32) -> String {
+        assert!(
+            self.code == code,
+            "exit code {}\nstdout: {}\nstderr: {}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
         assert!(self.stdout.is_empty(), "stdout: {}", self.stdout);
         assert_eq!(self.stderr.trim_end().lines().count(), 1, "stderr: {}", self.stderr);
         self.stderr

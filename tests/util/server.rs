@@ -197,6 +197,11 @@ impl Mount {
         self.mountpoint.join("nbd")
     }
 
+    /// What it has said so far.
+    pub(crate) fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
     /// Unmounts with fusermount3 and waits for the end. Returns the exit code.
     #[track_caller]
     pub(crate) fn unmount(&mut self) -> i32 {
@@ -209,9 +214,7 @@ impl Mount {
     pub(crate) fn signal(&mut self, signal: Signal) -> i32 {
         self.process.end(Some(signal))
     }
-}
 
-impl Mount {
     /// Kills the server and leaves the mount stale.
     #[track_caller]
     pub(crate) fn kill(&mut self) {

@@ -116,6 +116,15 @@ pub(crate) fn mute(mut is_off: impl FnMut(&str) -> bool) {
     }
 }
 
+/// One library more whose messages are shown.
+static ADDED: std::sync::OnceLock<&str> = std::sync::OnceLock::new();
+
+/// Shows the messages of this target too, as if they were the product's own. Works once.
+#[allow(dead_code, reason = "nbdkit has no library with messages for users")]
+pub(crate) fn add(target: &'static str) {
+    let _ = ADDED.set(target);
+}
+
 struct Logger {
     /// What every line starts with.
     name: String,
@@ -125,7 +134,7 @@ impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries' own chatter is not the product's.
         let target = metadata.target();
-        target.starts_with("nbdkit")
+        (target.starts_with("nbdkit") || ADDED.get().is_some_and(|added| *added == target))
             && !MUTABLE.iter().any(|(_, name, muted)| *name == target && muted.load(Ordering::Relaxed))
     }
 

@@ -10,14 +10,23 @@ use clap::{ArgAction, Parser};
     name = "nbdkit-mount",
     about = "Shows a virtual disk as a file",
     override_usage = "nbdkit-mount [OPTIONS] PLUGIN [[KEY=]VALUE ...] MOUNTPOINT\n       \
-                      nbdkit-mount [OPTIONS] --run COMMAND PLUGIN [[KEY=]VALUE ...]",
+                      nbdkit-mount [OPTIONS] --run COMMAND PLUGIN [[KEY=]VALUE ...]\n       \
+                      nbdkit-mount [OPTIONS] 'PLUGIN [[KEY=]VALUE ...]' MOUNTPOINT\n       \
+                      nbdkit-mount -u MOUNTPOINT",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
     after_help = "Examples:\n  nbdkit-mount file disk.img /mnt/x      the disk is the file /mnt/x/nbd\n  \
-                  mount -o loop /mnt/x/nbd /mnt/y        look inside it\n  \
-                  fusermount3 -u /mnt/x                  the end\n  \
-                  nbdkit-mount --run 'mkfs.ext4 -q \"$file\"' file disk.img"
+                  nbdkit-mount --partitions file disk.img /mnt/x\n                                         \
+                  and its partitions are /mnt/x/nbd1 ...\n  \
+                  nbdkit-mount --loop file disk.img /mnt/x\n                                         \
+                  and a loop device, the name of which is printed\n  \
+                  nbdkit-mount --mount /mnt/y --partition 1 file disk.img /mnt/x\n                                         \
+                  and its first file system is at /mnt/y\n  \
+                  nbdkit-mount -u /mnt/x                 the end of all that\n  \
+                  nbdkit-mount file dir=/images /mnt/x   each image is a file\n  \
+                  nbdkit-mount --run 'mkfs.ext4 -q \"$file\"' file disk.img\n  \
+                  mount -t fuse.nbdkit-mount 'file file=/disk.img' /mnt/x"
 )]
 pub(crate) struct Args {
     /// Plugin, its parameters and those of the filters, and the mountpoint: a directory or a regular file
@@ -33,7 +42,7 @@ pub(crate) struct Args {
     /// Requests that may run at once (default 16)
     #[arg(short, long, value_name = "N", help_heading = "Chain")]
     pub(crate) threads: Option<OsString>,
-    /// Export to show (default: the default one)
+    /// Show this export alone (default: all there are)
     #[arg(
         short,
         long = "export",
@@ -43,9 +52,21 @@ pub(crate) struct Args {
     )]
     pub(crate) export: Option<OsString>,
 
-    /// Name of the file in the mountpoint
+    /// Name of the default export's file in the mountpoint
     #[arg(long, value_name = "NAME", default_value = "nbd", help_heading = "Mount")]
     pub(crate) filename: OsString,
+    /// Show partitions as files too: nbd1, nbd2 ...
+    #[arg(long, help_heading = "Mount")]
+    pub(crate) partitions: bool,
+    /// What the kernel keeps: auto (reads), none, or writeback (writes too, until fsync)
+    #[arg(long, value_name = "MODE", default_value = "auto", help_heading = "Mount")]
+    pub(crate) cache: String,
+    /// Fail requests that take longer, in seconds, or as 500ms
+    #[arg(long, value_name = "TIME", help_heading = "Mount")]
+    pub(crate) timeout: Option<OsString>,
+    /// Clear a mount whose server was killed before mounting there
+    #[arg(long, help_heading = "Mount")]
+    pub(crate) force: bool,
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append, help_heading = "Mount")]
     pub(crate) options: Vec<String>,
@@ -56,6 +77,19 @@ pub(crate) struct Args {
     #[arg(short = 'U', long = "unix", value_name = "SOCKET", help_heading = "Mount")]
     pub(crate) unix: Option<PathBuf>,
 
+    /// Attach a loop device to the disk and print its name
+    #[arg(long = "loop", help_heading = "Inside")]
+    pub(crate) loop_device: bool,
+    /// Mount the file system in the disk on this directory too
+    #[arg(long, value_name = "DIR", help_heading = "Inside")]
+    pub(crate) mount: Option<PathBuf>,
+    /// Type of that file system (default: found out)
+    #[arg(long, value_name = "TYPE", help_heading = "Inside")]
+    pub(crate) fstype: Option<String>,
+    /// The partition for --loop and --mount (default: the whole disk)
+    #[arg(long, value_name = "N", help_heading = "Inside")]
+    pub(crate) partition: Option<OsString>,
+
     /// Stay in the foreground
     #[arg(short, long, alias = "no-fork", help_heading = "Life")]
     pub(crate) foreground: bool,
@@ -65,6 +99,21 @@ pub(crate) struct Args {
     /// Write the process ID here once ready
     #[arg(short = 'P', long, alias = "pid-file", value_name = "FILE", help_heading = "Life")]
     pub(crate) pidfile: Option<PathBuf>,
+    /// Write a newline to this file descriptor once ready
+    #[arg(long, value_name = "FD", help_heading = "Life")]
+    pub(crate) ready_fd: Option<OsString>,
+    /// End when the parent process does; implies -f
+    #[arg(long, help_heading = "Life")]
+    pub(crate) exit_with_parent: bool,
+    /// Unmount even if the server is killed
+    #[arg(long, help_heading = "Life")]
+    pub(crate) auto_unmount: bool,
+    /// Unmount MOUNTPOINT, with everything that was set up on it
+    #[arg(short = 'u', long, value_name = "MOUNTPOINT", help_heading = "Life")]
+    pub(crate) unmount: Option<PathBuf>,
+    /// Print the kernel's requests, and debug messages; implies -f
+    #[arg(short, long, help_heading = "Life")]
+    pub(crate) debug: bool,
     /// Print debug messages
     #[arg(short, long, help_heading = "Life")]
     pub(crate) verbose: bool,

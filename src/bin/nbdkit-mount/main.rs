@@ -3,10 +3,18 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod failure;
+mod holders;
+mod inside;
+mod loopdev;
 mod mount;
 mod overlay;
 mod plan;
+mod ready;
+mod state;
 mod stats;
+mod undo;
+mod watcher;
 
 #[path = "../common/captive.rs"]
 mod captive;
@@ -16,6 +24,8 @@ mod chain;
 mod daemon;
 #[path = "../common/logger.rs"]
 mod logger;
+#[path = "../common/parent.rs"]
+mod parent;
 #[path = "../common/pidfile.rs"]
 mod pidfile;
 #[path = "../common/progress.rs"]
@@ -33,7 +43,11 @@ use anyhow::{Result, bail, ensure};
 use clap::{CommandFactory, Parser};
 use nbdkit_loader::DebugFlags;
 
-use crate::{args::Args, plan::Plan};
+use crate::{
+    args::Args,
+    failure::{At as _, Failure, Stage},
+    plan::Plan,
+};
 
 /// What messages start with.
 const PROGRAM: &str = "nbdkit-mount";
@@ -41,35 +55,68 @@ const PROGRAM: &str = "nbdkit-mount";
 fn main() -> ExitCode {
     match run() {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
+        Err(Failure { stage, error }) => {
             logger::fatal(PROGRAM, &error);
-            ExitCode::FAILURE
+            ExitCode::from(stage as u8)
         }
     }
 }
 
-fn run() -> Result<u8> {
+fn run() -> Result<u8, Failure> {
     std_fds::check()?;
     // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let args = Args::try_parse().map_err(|e| usage::one_line(&e))?;
-    logger::start(PROGRAM, args.verbose);
+    let args = arguments()?;
+    logger::start(PROGRAM, args.verbose || args.debug);
+    if args.debug {
+        logger::add("fuser::request");
+    }
     if let Some(text) = information(&args)? {
-        std::io::stdout().write_all(text.as_bytes())?;
+        std::io::stdout().write_all(text.as_bytes()).at(Stage::Arguments)?;
+        return Ok(0);
+    }
+    if let Some(mountpoint) = &args.unmount {
+        undo::undo(mountpoint).at(Stage::Life)?;
         return Ok(0);
     }
     if let Some(code) = instead_of_mounting(&args)? {
         return Ok(code);
     }
     let plan = Plan::new(&args)?;
+    let ready_fd = plan.ready_fd.map(ready::ReadyFd::take).transpose()?;
     let mut chain = chain::load(&plan.plugin, &plan.filters, DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
-        nbdkit_fuse::check_mountpoint(mountpoint)?;
+        if plan.force {
+            undo::clear_stale(mountpoint).at(Stage::Mount)?;
+        }
+        nbdkit_fuse::check_mountpoint(mountpoint).at(Stage::Mount)?;
     }
     chain::configure(&mut chain, &plan.parameters)?;
     chain.config_complete()?;
-    mount::mount(chain, plan)
+    mount::mount(chain, plan, ready_fd)
+}
+
+/// The command line; one that comes from mount(8) is taken apart further.
+fn arguments() -> Result<Args> {
+    let line: Vec<_> = std::env::args_os().collect();
+    let parse = |line: &[std::ffi::OsString]| Args::try_parse_from(line).map_err(|e| usage::one_line(&e));
+    let args = parse(&line)?;
+    if args.unmount.is_some() {
+        ensure!(args.words.is_empty(), "-u takes one mountpoint and nothing else: leave the other words out");
+        return Ok(args);
+    }
+    // A source that starts with an option looks like one.
+    let hidden = line.get(1).filter(|word| {
+        let is_option = word.as_encoded_bytes().starts_with(b"-");
+        is_option && args.words.len() == 1 && args.run.is_none()
+    });
+    let source = hidden.or(args.words.first()).cloned().unwrap_or_default();
+    let words = match hidden {
+        Some(_) => plan::split_source(&[source.clone(), args.words[0].clone()])?,
+        None => plan::split_source(&args.words)?,
+    };
+    words.map_or(Ok(args), |words| parse(&plan::expand(&line, &source, words)))
 }
 
 /// Does what was asked for in place of a mount, if anything.

@@ -1,9 +1,11 @@
 //! The life of a mount, from a configured chain to the end.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -11,50 +13,148 @@ use nbdkit_core::{Chain, Stop};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
-use crate::{captive, daemon, pidfile, plan::Plan, progress::Throughput, signals};
+use crate::{
+    captive, daemon,
+    failure::{At as _, Failure, Stage},
+    inside::Inside,
+    loopdev, parent, pidfile,
+    plan::Plan,
+    progress::Throughput,
+    ready::{self, ReadyFd},
+    signals,
+    state::{State, Stored},
+    watcher::Watcher,
+};
+
+/// How long what is set up on the disk has to be let go of, when the server is asked to end.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Mounts, serves until it is unmounted or a signal or the `--run` command's end asks for it, and unmounts.
 /// Returns the exit code.
 ///
 /// # Errors
 /// Anything that keeps the mount from starting, and a failed final flush.
-pub(crate) fn mount(mut chain: Chain, plan: Plan) -> Result<u8> {
+pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> Result<u8, Failure> {
+    let place = Place::new(&plan).at(Stage::Mount)?;
+    if plan.exit_with_parent {
+        parent::exit_with_parent()?;
+    }
     chain.count_requests();
-    chain.get_ready()?;
-    signals::block()?;
-    let place = Place::new(&plan)?;
-    let mut socket = plan.socket.as_deref().map(Socket::bind).transpose()?;
+    chain.get_ready().at(Stage::Setup)?;
+    signals::block().at(Stage::Signals)?;
+    let mut socket = plan.socket.as_deref().map(Socket::bind).transpose().at(Stage::Setup)?;
 
-    let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
+    let background =
+        || if plan.foreground { Ok(daemon::Ready::nobody()) } else { daemon::fork_to_background() };
+    let ready = background().at(Stage::Daemon)?;
+    let mut watcher = plan.auto_unmount.then(Watcher::start).transpose().at(Stage::Daemon)?;
     let stop = chain.server().clone();
-    signals::watch(stop.clone())?;
+    signals::watch(stop.clone()).at(Stage::Signals)?;
     let chain = Arc::new(chain);
-    chain.after_fork()?;
-    let config = Config {
-        mountpoint: place.path.clone(),
-        readonly: plan.readonly,
-        threads: plan.threads,
-        export_name: plan.export_name.clone(),
-        filename: plan.filename.clone(),
-        options: plan.options.clone(),
-        passthrough: plan.passthrough,
-    };
-    let mount = Mount::new(chain.clone(), config, stop.clone())?;
-    let served = serve(&plan, &mount, &chain, socket.as_mut(), &stop, ready);
-    if served.is_err() {
+    chain.after_fork().at(Stage::Setup)?;
+    let mount = Mount::new(chain.clone(), config(&plan, &place), stop.clone()).map_err(|error| {
+        let of_chain = error.chain().any(|cause| cause.is::<nbdkit_core::Error>());
+        Failure { stage: if of_chain { Stage::Setup } else { Stage::Mount }, error }
+    })?;
+    if let (Some(watcher), Some(device)) = (&mut watcher, mount.device()) {
+        watcher.watch(device, &place.path);
+    }
+
+    let inside = set_up(&plan, &mount).at(Stage::Mount);
+    let mut stored = store(&place, &mount, inside.as_ref().ok());
+    let served = inside.map(|inside| {
+        let server = serve(&plan, &mount, &chain, socket.as_mut(), &stop, (ready, ready_fd)).at(Stage::Setup);
+        (inside, server)
+    });
+    if !matches!(served, Ok((_, Ok(_)))) {
         stop.raise();
     }
-    let throughput = plan.progress.then(|| Throughput::show(chain.clone())).transpose()?;
-    let unmounted = mount.wait();
+    let throughput = plan.progress.then(|| Throughput::show(chain.clone())).transpose().at(Stage::Setup)?;
+    mount.wait_for_end();
     drop(throughput);
+    ready::notify("STOPPING=1");
+    if let Ok((inside, _)) = &served {
+        take_down(inside, &mount);
+    }
+    let unmounted = mount.wait().at(Stage::Life);
     stop.raise();
-    let (captive, server) = served?;
+    if let Some(stored) = &mut stored {
+        conclude(stored, unmounted.as_ref().err());
+    }
+    drop(watcher);
+    let (captive, server) = served?.1?;
     if let Some(server) = server {
-        server.join().map_err(|_| anyhow::anyhow!("the NBD server panicked"))??;
+        server
+            .join()
+            .map_err(|_| anyhow::anyhow!("the NBD server panicked"))
+            .at(Stage::Life)?
+            .at(Stage::Life)?;
     }
     unmounted?;
     chain.cleanup();
     Ok(captive.map_or(0, |captive| captive.status()))
+}
+
+fn config(plan: &Plan, place: &Place) -> Config {
+    Config {
+        mountpoint: place.path.clone(),
+        readonly: plan.readonly,
+        threads: plan.threads,
+        export: plan.export.clone(),
+        filename: plan.filename.clone(),
+        partitions: plan.partitions || plan.inside.partition.is_some(),
+        cache: plan.cache,
+        timeout: plan.timeout,
+        options: plan.options.clone(),
+        passthrough: plan.passthrough,
+    }
+}
+
+/// Sets up what is wanted on the disk, and prints the name of the loop device.
+fn set_up(plan: &Plan, mount: &Mount) -> Result<Inside> {
+    let shape = || {
+        let block_size = mount.block_size()?.clamp(512, 4096);
+        Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
+    };
+    let inside = Inside::set_up(&plan.inside, mount.file(), shape)?;
+    if let Some(device) = inside.loop_device.as_deref().filter(|_| plan.inside.loop_device) {
+        writeln!(std::io::stdout(), "{}", device.display())
+            .context("cannot print the name of the loop device")?;
+    }
+    Ok(inside)
+}
+
+/// Takes down what stands on the disk; what is in use has to be let go of soon.
+fn take_down(inside: &Inside, mount: &Mount) {
+    if !mount.is_mounted() {
+        return;
+    }
+    if let Err(e) = inside.take_down(GRACE, |_| {}) {
+        log::warn!("{e:#}: it is unmounted all the same");
+        inside.abandon();
+    }
+}
+
+/// Tells `-u` what there is.
+fn store(place: &Place, mount: &Mount, inside: Option<&Inside>) -> Option<Stored> {
+    let inside = inside.cloned().unwrap_or_default();
+    let state = State {
+        pid: std::process::id(),
+        mountpoint: nbdkit_fuse::resolve(&place.path).ok()?,
+        loop_device: inside.loop_device,
+        inside: inside.mount,
+        error: None,
+    };
+    Stored::new(mount.device()?, state)
+}
+
+/// Leaves the reason behind when the mount ended badly.
+fn conclude(stored: &mut Stored, failure: Option<&Failure>) {
+    let Some(failure) = failure else { return stored.remove() };
+    stored.state.error = Some(failure.to_string());
+    if let Err(e) = stored.write() {
+        log::debug!("the end is not on record: {e}");
+    }
 }
 
 type Server = JoinHandle<Result<()>>;
@@ -66,7 +166,7 @@ fn serve(
     chain: &Arc<Chain>,
     socket: Option<&mut Socket>,
     stop: &Arc<Stop>,
-    ready: daemon::Ready,
+    (ready, ready_fd): (daemon::Ready, Option<ReadyFd>),
 ) -> Result<(Option<captive::Captive>, Option<Server>)> {
     let server = socket.map(|socket| nbd_door(plan, chain, socket, stop)).transpose()?;
     if let Some(path) = &plan.pidfile {
@@ -79,6 +179,10 @@ fn serve(
     });
     let captive = captive.transpose()?;
     ready.tell(plan.verbose)?;
+    if let Some(fd) = ready_fd {
+        fd.tell();
+    }
+    ready::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
     Ok((captive, server))
 }
 
@@ -87,7 +191,7 @@ fn nbd_door(plan: &Plan, chain: &Arc<Chain>, socket: &mut Socket, stop: &Arc<Sto
     let config = nbdkit_nbd::Config {
         readonly: plan.readonly,
         threads: plan.threads,
-        export_name: plan.export_name.clone(),
+        export_name: plan.export.clone().unwrap_or_default(),
         ..nbdkit_nbd::Config::default()
     };
     let (chain, stop) = (chain.clone(), stop.clone());

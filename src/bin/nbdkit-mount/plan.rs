@@ -1,11 +1,21 @@
 //! The command line as meant: what to mount, where, and how to live.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nbdkit_core::params;
+use nbdkit_fuse::Cache;
 
-use crate::{args::Args, chain};
+use crate::{
+    args::Args,
+    chain,
+    failure::{At as _, Failure, Stage},
+    inside::Wish,
+};
 
 /// What a mount does.
 #[derive(Debug)]
@@ -18,13 +28,22 @@ pub(crate) struct Plan {
     pub(crate) run: Option<OsString>,
     pub(crate) readonly: bool,
     pub(crate) threads: usize,
-    pub(crate) export_name: OsString,
+    /// None: all.
+    pub(crate) export: Option<OsString>,
     pub(crate) filename: OsString,
     pub(crate) options: Vec<String>,
     pub(crate) passthrough: bool,
+    pub(crate) partitions: bool,
+    pub(crate) cache: Cache,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) force: bool,
+    pub(crate) inside: Wish,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) foreground: bool,
     pub(crate) pidfile: Option<PathBuf>,
+    pub(crate) ready_fd: Option<i32>,
+    pub(crate) exit_with_parent: bool,
+    pub(crate) auto_unmount: bool,
     pub(crate) verbose: bool,
     /// Show throughput on the terminal.
     pub(crate) progress: bool,
@@ -40,31 +59,25 @@ impl Plan {
     ///
     /// # Errors
     /// A missing plugin or mountpoint, and values that make no sense.
-    pub(crate) fn new(args: &Args) -> Result<Self> {
+    pub(crate) fn new(args: &Args) -> Result<Self, Failure> {
         let mut words = args.words.clone().into_iter();
         let Some(plugin) = words.next() else {
-            bail!(
+            return Err(anyhow!(
                 "no plugin was given: nbdkit-mount [OPTIONS] PLUGIN [[KEY=]VALUE ...] MOUNTPOINT (see --help)"
-            );
+            )
+            .into());
         };
-        ensure!(
-            !args.progress || args.foreground || args.run.is_some(),
-            "--progress needs the foreground: add -f"
-        );
+        if args.progress && !args.foreground && args.run.is_none() {
+            return Err(anyhow!("--progress needs the foreground: add -f").into());
+        }
         let mut parameters: Vec<_> = words.collect();
         let mountpoint = match args.run {
             Some(_) => None,
-            None => Some(mountpoint(&mut parameters)?),
+            None => {
+                let mountpoint = mountpoint(&mut parameters).at(Stage::NoMountpoint)?;
+                Some(std::path::absolute(mountpoint).context(NO_DIRECTORY)?)
+            }
         };
-        let filename = &args.filename;
-        ensure!(
-            !filename.is_empty()
-                && filename != "."
-                && filename != ".."
-                && !filename.as_encoded_bytes().contains(&b'/'),
-            "--filename '{}' is not the name of a file",
-            filename.display()
-        );
         let threads = match args.threads.as_deref() {
             Some(threads) => match params::integer::<u16>("--threads", threads)? {
                 0 => THREADS,
@@ -72,13 +85,23 @@ impl Plan {
             },
             None => THREADS,
         };
-        let options: Vec<String> = args
+        let mut options: Vec<String> = args
             .options
             .iter()
             .flat_map(|o| o.split(','))
             .filter(|o| !o.is_empty())
             .map(String::from)
             .collect();
+        let before = options.len();
+        options.retain(|o| o != "auto_unmount");
+        let auto_unmount = args.auto_unmount || options.len() < before;
+        nbdkit_fuse::check_options(&options)?;
+        let cache = cache(&args.cache)?;
+        conflicts(args, cache)?;
+        let timeout = args.timeout.as_deref().map(|t| params::delay(t).context("--timeout")).transpose()?;
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(anyhow!("--timeout 0 leaves no time for any request: give a longer one").into());
+        }
         Ok(Plan {
             plugin,
             parameters,
@@ -87,24 +110,106 @@ impl Plan {
             run: args.run.clone(),
             readonly: args.readonly || options.iter().any(|o| o == "ro"),
             threads,
-            export_name: args.export.clone().unwrap_or_default(),
-            filename: filename.clone(),
+            export: args.export.clone(),
+            filename: args.filename.clone(),
             options,
             passthrough: !args.no_passthrough,
-            socket: args.unix.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
-            foreground: args.foreground || args.run.is_some(),
-            pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
-            verbose: args.verbose,
+            partitions: args.partitions,
+            cache,
+            timeout,
+            force: args.force,
+            inside: inside(args)?,
+            socket: absolute(args.unix.as_deref())?,
+            foreground: args.foreground || args.run.is_some() || args.exit_with_parent || args.debug,
+            pidfile: absolute(args.pidfile.as_deref())?,
+            ready_fd: args.ready_fd.as_deref().map(|fd| params::integer("--ready-fd", fd)).transpose()?,
+            exit_with_parent: args.exit_with_parent,
+            auto_unmount,
+            verbose: args.verbose || args.debug,
             progress: args.progress,
         })
     }
+}
+
+fn absolute(path: Option<&std::path::Path>) -> Result<Option<PathBuf>> {
+    path.map(std::path::absolute).transpose().context(NO_DIRECTORY)
+}
+
+fn cache(mode: &str) -> Result<Cache> {
+    Ok(match mode {
+        "auto" => Cache::Auto,
+        "none" => Cache::None,
+        "writeback" => Cache::Writeback,
+        other => bail!("unknown --cache={other}: use auto, none or writeback"),
+    })
+}
+
+/// The options that exclude each other, or need each other.
+fn conflicts(args: &Args, cache: Cache) -> Result<()> {
+    let inside = args.loop_device || args.mount.is_some();
+    if cache == Cache::Writeback {
+        // What one keeps to itself the other cannot see.
+        ensure!(args.unix.is_none(), "--cache=writeback and -U cannot be used together: leave one out");
+        ensure!(
+            !args.partitions,
+            "--cache=writeback and --partitions cannot be used together: leave one out"
+        );
+    }
+    ensure!(args.mount.is_some() || args.fstype.is_none(), "--fstype is for --mount: add that");
+    ensure!(
+        inside || args.partition.is_none(),
+        "--partition is for --mount and --loop: add one, or use --partitions"
+    );
+    ensure!(
+        !inside || args.run.is_none(),
+        "--loop and --mount cannot be used with --run: use $file in the command"
+    );
+    Ok(())
+}
+
+/// What is to be set up on the disk.
+fn inside(args: &Args) -> Result<Wish> {
+    let mount = match &args.mount {
+        Some(dir) => {
+            let full = dir.canonicalize().with_context(|| format!("--mount {}", dir.display()))?;
+            ensure!(full.is_dir(), "--mount {} is not a directory", dir.display());
+            Some(full)
+        }
+        None => None,
+    };
+    let partition = args.partition.as_deref().map(|n| params::integer("--partition", n)).transpose()?;
+    Ok(Wish { loop_device: args.loop_device, mount, fstype: args.fstype.clone(), partition })
+}
+
+/// Whether the words are what mount(8) makes of a line of fstab(5), `'PLUGIN [KEY=]VALUE ...' MOUNTPOINT`; then, the
+/// words in the first, split as a shell does.
+///
+/// # Errors
+/// An open quotation mark.
+pub(crate) fn split_source(words: &[OsString]) -> Result<Option<Vec<OsString>>> {
+    let [source, _] = words else { return Ok(None) };
+    let Some(text) = source.to_str().filter(|text| text.contains(char::is_whitespace)) else {
+        return Ok(None);
+    };
+    let split =
+        shlex::split(text).with_context(|| format!("'{text}' has a quotation mark that is not closed"))?;
+    Ok(Some(split.into_iter().map(OsString::from).collect()))
+}
+
+/// The command line with the words of the source in its place.
+pub(crate) fn expand(line: &[OsString], source: &OsStr, words: Vec<OsString>) -> Vec<OsString> {
+    let at = line.iter().rposition(|word| word == source).unwrap_or(line.len());
+    let mut expanded = line[..at].to_vec();
+    expanded.extend(words);
+    expanded.extend(line.iter().skip(at + 1).cloned());
+    expanded
 }
 
 /// Takes the last word as the mountpoint.
 fn mountpoint(words: &mut Vec<OsString>) -> Result<PathBuf> {
     match words.pop() {
         Some(word) if chain::split(&word).is_none() || std::path::Path::new(&word).exists() => {
-            std::path::absolute(word).context(NO_DIRECTORY)
+            Ok(word.into())
         }
         Some(word) => bail!(
             "the mountpoint is missing: the last word '{}' is a parameter (add a directory or a regular file)",
@@ -120,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    fn plan(words: &str) -> Result<Plan> {
+    fn plan(words: &str) -> Result<Plan, Failure> {
         Plan::new(&Args::try_parse_from(words.split(' ')).unwrap())
     }
 
@@ -143,9 +248,40 @@ mod tests {
     }
 
     #[test]
-    fn the_file_name_is_one() {
-        assert!(plan("nbdkit-mount --filename a/b memory 1M /mnt").is_err());
-        assert!(plan("nbdkit-mount --filename .. memory 1M /mnt").is_err());
-        assert!(plan("nbdkit-mount -t x memory 1M /mnt").is_err());
+    fn options_that_do_not_fit() {
+        for words in [
+            "-t x",
+            "--cache=big",
+            "--cache=writeback -U /s",
+            "--cache=writeback --partitions",
+            "--fstype ext4",
+            "--partition 1",
+            "--timeout 0",
+            "--timeout x",
+            "--ready-fd x",
+            "--mount /no/such/directory",
+        ] {
+            assert!(plan(&format!("nbdkit-mount {words} memory 1M /mnt")).is_err(), "{words}");
+        }
+        assert!(plan("nbdkit-mount --loop --run true memory 1M").is_err());
+    }
+
+    #[test]
+    fn exit_codes() {
+        assert_eq!(plan("nbdkit-mount memory").unwrap_err().stage, Stage::NoMountpoint);
+        assert_eq!(plan("nbdkit-mount").unwrap_err().stage, Stage::Arguments);
+    }
+
+    #[test]
+    fn a_line_of_fstab() {
+        let words = |text: &[&str]| text.iter().map(OsString::from).collect::<Vec<_>>();
+        let split = |text: &[&str]| split_source(&words(text)).unwrap();
+        assert_eq!(split(&["file 'file=/a b'", "/mnt"]), Some(words(&["file", "file=/a b"])));
+        assert_eq!(split(&["file", "/mnt"]), None);
+        assert_eq!(split(&["file x", "y", "/mnt"]), None);
+        assert!(split_source(&words(&["file 'x", "/mnt"])).is_err());
+        let line = words(&["nbdkit-mount", "-o", "ro", "file x", "/mnt", "-v"]);
+        let expanded = expand(&line, OsStr::new("file x"), words(&["--filter=cow", "file", "x"]));
+        assert_eq!(expanded, words(&["nbdkit-mount", "-o", "ro", "--filter=cow", "file", "x", "/mnt", "-v"]));
     }
 }

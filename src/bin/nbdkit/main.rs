@@ -20,6 +20,8 @@ mod chain;
 mod daemon;
 #[path = "../common/logger.rs"]
 mod logger;
+#[path = "../common/parent.rs"]
+mod parent;
 #[path = "../common/pidfile.rs"]
 mod pidfile;
 #[path = "../common/signals.rs"]

@@ -8,13 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nbdkit_core::{Chain, Stop};
 use nbdkit_nbd::Tls;
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    activation, captive, daemon, logger, pidfile,
+    activation, captive, daemon, logger, parent, pidfile,
     plan::{Address, Plan, Uri, Where},
     privileges::Identity,
     selinux, signals,
@@ -26,7 +26,7 @@ use crate::{
 /// Anything that keeps the server from starting or ends it.
 pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     if plan.exit_with_parent {
-        exit_with_parent()?;
+        parent::exit_with_parent()?;
     }
     // First: a layer that prints must not print to the client.
     let stdio = matches!(plan.listen[..], [Where::Stdio]).then(take_stdio).transpose()?;
@@ -47,7 +47,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
         plan.identity.assume()?;
         if plan.exit_with_parent {
             // The kernel forgets it with the old rights.
-            exit_with_parent()?;
+            parent::exit_with_parent()?;
         }
     }
     let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
@@ -208,13 +208,4 @@ fn take_stdio() -> Result<(OwnedFd, OwnedFd)> {
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     Ok((input, output))
-}
-
-/// Asks the kernel to send SIGTERM when the parent ends.
-fn exit_with_parent() -> Result<()> {
-    let parent = rustix::process::getppid();
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-        .context("--exit-with-parent")?;
-    ensure!(rustix::process::getppid() == parent, "--exit-with-parent: the parent process has ended already");
-    Ok(())
 }

@@ -1,0 +1,137 @@
+//! The partitions of an open export: where they lie, and when to look again.
+
+use std::{ops::Range, sync::Arc};
+
+use nbdkit_common::{TableError, read_table};
+use nbdkit_core::{Error, Session};
+
+use crate::door::Door;
+
+/// More are not shown: every one costs an inode.
+const MAX: usize = 4096;
+
+/// A partition within the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its number, from 1.
+    pub(crate) number: u32,
+    /// Its first byte.
+    pub(crate) start: u64,
+    /// Its length in bytes, not 0.
+    pub(crate) length: u64,
+}
+
+/// What is known of a disk's table.
+#[derive(Default)]
+pub(crate) struct Table {
+    /// The partitions as files, by ascending number.
+    pub(crate) doors: Vec<(Place, Arc<Door>)>,
+    /// What the table was read from. A write to it makes the table stale.
+    areas: Vec<Range<u64>>,
+    fresh: bool,
+}
+
+impl Table {
+    /// Whether it has to be read again.
+    pub(crate) fn is_stale(&self) -> bool {
+        !self.fresh
+    }
+
+    /// Notes that a range of the disk was written to.
+    pub(crate) fn written(&mut self, range: &Range<u64>) {
+        if self.areas.iter().any(|area| area.start < range.end && range.start < area.end) {
+            self.fresh = false;
+        }
+    }
+
+    /// Takes over what was read, with `door` making a file of a place that is new. Held locked from before the
+    /// table is read, so that no write is missed.
+    pub(crate) fn update(
+        &mut self,
+        size: u64,
+        (places, areas): (Vec<Place>, Vec<Range<u64>>),
+        door: impl Fn(Place) -> Arc<Door>,
+    ) -> Vec<Arc<Door>> {
+        // The usual places, where a table may appear that is not there yet: the first 34 sectors and the last 33, of
+        // 4096 bytes at most.
+        self.areas = vec![0..34 * 4096, size.saturating_sub(33 * 4096)..size];
+        self.areas.extend(areas);
+        self.fresh = true;
+        let old = std::mem::take(&mut self.doors);
+        let (kept, gone): (Vec<_>, Vec<_>) = old.into_iter().partition(|(place, _)| places.contains(place));
+        self.doors = places
+            .into_iter()
+            .map(|place| {
+                let known = kept.iter().find(|(known, _)| *known == place);
+                (place, known.map_or_else(|| door(place), |(_, door)| door.clone()))
+            })
+            .collect();
+        gone.into_iter().map(|(_, door)| door).collect()
+    }
+}
+
+/// Reads the table of a disk: its partitions, cut off at the end of the disk, and the ranges that tell of them.
+/// A disk without a table has none; nor has one whose table is damaged.
+pub(crate) fn read(session: &Session) -> (Vec<Place>, Vec<Range<u64>>) {
+    let size = session.size();
+    let mut areas: Vec<Range<u64>> = Vec::new();
+    let sector = match session.caps().block_size.minimum {
+        4096 => Some(4096),
+        _ => None,
+    };
+    let table = read_table(size, sector, |buffer: &mut [u8], offset| {
+        let end = offset + buffer.len() as u64;
+        match areas.last_mut() {
+            Some(last) if last.end == offset => last.end = end,
+            _ => areas.push(offset..end),
+        }
+        session.pread(buffer, offset)
+    });
+    let places = match table {
+        Ok(table) => table.partitions,
+        Err(e) => {
+            log::debug!("no partitions: {}", describe(&e));
+            Vec::new()
+        }
+    };
+    let places = places
+        .into_iter()
+        .filter(|p| p.start < size)
+        .map(|p| Place { number: p.number, start: p.start, length: p.length.min(size - p.start) })
+        .take(MAX)
+        .collect();
+    (places, areas)
+}
+
+fn describe(e: &TableError<Error>) -> String {
+    match e {
+        TableError::Read(e) => format!("the disk cannot be read: {e}"),
+        TableError::TooSmall => "the disk is smaller than a table".into(),
+        TableError::NoTable => "there is no partition table".into(),
+        TableError::Damaged(how) => format!("the table is damaged: {how}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_to_the_table_makes_it_stale() {
+        let mut table = Table::default();
+        assert!(table.is_stale());
+        let size = 1 << 30;
+        for (range, stale) in [
+            (0..1, true),
+            (1 << 20..1 << 21, false),
+            (size - 512..size, true),
+            (5 << 20..(5 << 20) + 1, true),
+            ((5 << 20) + 512..6 << 20, false),
+        ] {
+            let areas = std::iter::once(5 << 20..(5 << 20) + 512).collect();
+            table.update(size, (Vec::new(), areas), |_| unreachable!("no partitions"));
+            table.written(&range);
+            assert_eq!(table.is_stale(), stale, "{range:?}");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The files of a mount: exports that are opened when somebody first looks at them, and their partitions.
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use fuser::{Errno, INodeNo};
+use nbdkit_core::{Chain, Connection, WriteObserver};
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    attr::Owner,
+    coherence::{Coherence, Stale, Write},
+    door::{self, Door},
+    partitions::{self, Place, Table},
+    passthrough::Passthrough,
+    tree::{self, Node, PARTITIONS, Tree},
+};
+
+/// An export of the mount.
+struct Disk {
+    /// The export's name, the default one resolved.
+    export: OsString,
+    opening: Mutex<()>,
+    opened: OnceLock<Opened>,
+}
+
+struct Opened {
+    whole: Arc<Door>,
+    table: Mutex<Table>,
+}
+
+/// How files are shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style {
+    pub(crate) owner: Owner,
+    /// The mount can be written to.
+    pub(crate) writable: bool,
+    /// Show the partitions too.
+    pub(crate) partitions: bool,
+    /// Let the kernel have files that nobody has to look at.
+    pub(crate) passthrough: bool,
+}
+
+/// See the module.
+pub(crate) struct Volume {
+    pub(crate) tree: Tree,
+    pub(crate) style: Style,
+    pub(crate) coherence: Arc<Coherence>,
+    disks: Vec<Disk>,
+    /// What the empty export name stands for, if anything.
+    default: Option<OsString>,
+    connection: Arc<Connection>,
+    /// The partitions there are now, by inode number.
+    partitions: RwLock<HashMap<INodeNo, Arc<Door>>>,
+    next_partition: AtomicU64,
+    /// Exports that the chain is opening.
+    opening: AtomicUsize,
+    observer: OnceLock<Arc<dyn WriteObserver>>,
+}
+
+/// A file, without a count of references to whole exports: those stay open as long as the mount.
+pub(crate) enum DoorRef<'a> {
+    Whole(&'a Arc<Door>),
+    Partition(Arc<Door>),
+}
+
+impl std::ops::Deref for DoorRef<'_> {
+    type Target = Arc<Door>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Door> {
+        match self {
+            DoorRef::Whole(door) => door,
+            DoorRef::Partition(door) => door,
+        }
+    }
+}
+
+/// An entry of the directory.
+pub(crate) struct Entry {
+    pub(crate) ino: INodeNo,
+    pub(crate) name: OsString,
+}
+
+impl Volume {
+    /// The files of the exports named, none of them open. `exports` are in the order of the tree.
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        default: Option<OsString>,
+        (tree, exports): (Tree, Vec<OsString>),
+        style: Style,
+    ) -> Self {
+        let disks = exports
+            .into_iter()
+            .map(|export| Disk { export, opening: Mutex::default(), opened: OnceLock::new() })
+            .collect();
+        Volume {
+            tree,
+            style,
+            coherence: Arc::default(),
+            disks,
+            default,
+            connection,
+            partitions: RwLock::default(),
+            next_partition: AtomicU64::new(PARTITIONS),
+            opening: AtomicUsize::new(0),
+            observer: OnceLock::new(),
+        }
+    }
+
+    /// Sets who is not told of what is written through the mount. To be called before anything is opened.
+    pub(crate) fn set_observer(&self, observer: Arc<dyn WriteObserver>) {
+        let _ = self.observer.set(observer);
+    }
+
+    /// Who is not told of what is written through the mount.
+    pub(crate) fn observer(&self) -> Option<Arc<dyn WriteObserver>> {
+        self.observer.get().cloned()
+    }
+
+    /// What the files are made by.
+    pub(crate) fn chain(&self) -> &Arc<Chain> {
+        self.connection.chain()
+    }
+
+    /// The file with this inode number, if it is open.
+    #[inline]
+    pub(crate) fn door(&self, ino: INodeNo) -> Result<DoorRef<'_>, Errno> {
+        match self.tree.node(ino) {
+            Some(Node::Export(index)) => self.whole(index).map(DoorRef::Whole).ok_or(Errno::ENOENT),
+            Some(Node::Directory) => Err(Errno::EISDIR),
+            // The table says something else by now.
+            Some(Node::Partition) => {
+                self.partitions.read().get(&ino).cloned().map(DoorRef::Partition).ok_or(Errno::ESTALE)
+            }
+            None => Err(Errno::ENOENT),
+        }
+    }
+
+    fn whole(&self, index: usize) -> Option<&Arc<Door>> {
+        self.disks.get(index)?.opened.get().map(|opened| &opened.whole)
+    }
+
+    /// The files that are open and are whole exports.
+    pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<Door>> {
+        self.disks.iter().filter_map(|disk| disk.opened.get()).map(|opened| &opened.whole)
+    }
+
+    /// Opens an export unless it is open.
+    ///
+    /// # Errors
+    /// Those of the chain.
+    pub(crate) fn open(&self, index: usize) -> anyhow::Result<Arc<Door>> {
+        Ok(self.open_disk(index)?.whole.clone())
+    }
+
+    fn open_disk(&self, index: usize) -> anyhow::Result<&Opened> {
+        let disk = self.disks.get(index).ok_or_else(|| anyhow::anyhow!("no such export"))?;
+        let _opening = disk.opening.lock();
+        if let Some(opened) = disk.opened.get() {
+            return Ok(opened);
+        }
+        self.opening.fetch_add(1, Ordering::AcqRel);
+        let session = self.connection.open(&disk.export, false);
+        self.opening.fetch_sub(1, Ordering::AcqRel);
+        let mut session = session?;
+        if let Some(observer) = self.observer.get() {
+            session.set_observer(observer.clone());
+        }
+        let minimum = session.caps().block_size.minimum;
+        if minimum > 1 {
+            log::warn!(
+                "the disk takes only requests of multiples of {minimum} bytes, and programs may make others: put \
+                 --filter=blocksize with minblock={minimum} over it"
+            );
+        }
+        let passthrough = Passthrough::decide(self.style.passthrough, &session);
+        let (size, place) = (session.size(), (self.tree.inode(index), index));
+        let whole = Arc::new(Door::new(place, Arc::new(session), 0..size, self.style.owner, passthrough));
+        Ok(disk.opened.get_or_init(|| Opened { whole, table: Mutex::default() }))
+    }
+
+    /// The file with this name, for a lookup by the kernel: its export is opened if need be.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none; those of the chain, which were logged.
+    pub(crate) fn look_up(&self, name: &OsStr) -> Result<Arc<Door>, Errno> {
+        let open = |index| self.open_disk(index).map_err(|e| self.refused(index, &e));
+        if let Some(index) = self.tree.export(name) {
+            return open(index).map(|opened| opened.whole.clone());
+        }
+        if !self.style.partitions {
+            return Err(Errno::ENOENT);
+        }
+        let (disk, number) = tree::split_partition_name(name).ok_or(Errno::ENOENT)?;
+        let opened = open(self.tree.export(disk).ok_or(Errno::ENOENT)?)?;
+        let table = self.table(opened);
+        let found = table.doors.iter().find(|(place, _)| place.number == number);
+        found.map(|(_, door)| door.clone()).ok_or(Errno::ENOENT)
+    }
+
+    fn refused(&self, index: usize, e: &anyhow::Error) -> Errno {
+        let name = self.tree.names().get(index).map(|name| name.display().to_string()).unwrap_or_default();
+        log::error!("{name}: {e:#}");
+        e.downcast_ref::<nbdkit_core::Error>().map_or(Errno::EIO, door::errno)
+    }
+
+    /// Whether the chain is opening an export.
+    pub(crate) fn is_opening(&self) -> bool {
+        self.opening.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether [`look_up`](Self::look_up) has nothing to wait for.
+    pub(crate) fn is_at_hand(&self, name: &OsStr) -> bool {
+        match self.tree.export(name) {
+            Some(index) => self.whole(index).is_some(),
+            None => !self.style.partitions,
+        }
+    }
+
+    /// The table of a disk as it is now.
+    fn table<'a>(&self, opened: &'a Opened) -> parking_lot::MutexGuard<'a, Table> {
+        let mut table = opened.table.lock();
+        if table.is_stale() {
+            let whole = &opened.whole;
+            let read = partitions::read(&whole.session);
+            let gone = table.update(whole.size(), read, |place| self.partition(whole, place));
+            let mut partitions = self.partitions.write();
+            gone.iter().for_each(|door| drop(partitions.remove(&door.ino)));
+            partitions.extend(table.doors.iter().map(|(_, door)| (door.ino, door.clone())));
+        }
+        table
+    }
+
+    fn partition(&self, whole: &Door, place: Place) -> Arc<Door> {
+        let ino = INodeNo(self.next_partition.fetch_add(1, Ordering::Relaxed));
+        let range = place.start..place.start + place.length;
+        let session = whole.session.clone();
+        Arc::new(Door::new((ino, whole.disk), session, range, self.style.owner, Passthrough::Off))
+    }
+
+    /// The entries of the directory. With partitions, that opens the exports; one that cannot be opened has none.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for (index, name) in self.tree.names().iter().enumerate() {
+            entries.push(Entry { ino: self.tree.inode(index), name: name.clone() });
+            if !self.style.partitions {
+                continue;
+            }
+            let Ok(opened) = self.open_disk(index).map_err(|e| self.refused(index, &e)) else { continue };
+            for (place, door) in &self.table(opened).doors {
+                let name = tree::partition_name(name, place.number);
+                if self.tree.export(&name).is_none() {
+                    entries.push(Entry { ino: door.ino, name });
+                }
+            }
+        }
+        entries
+    }
+
+    /// Registers a write through `door`, if other files show the same bytes.
+    pub(crate) fn begin_write(&self, door: &Door, offset: u64, length: u64) -> Option<Pending> {
+        if !self.style.partitions {
+            return None;
+        }
+        let write = Write { disk: door.disk, file: door.ino, range: door.on_disk(offset, length) };
+        Some(Pending { ticket: self.coherence.begin(write.clone()), write })
+    }
+
+    /// The write was made, or has failed half-way: brings the other files up to date, then calls `answer`. With
+    /// `at_once`, `answer` does not wait for that: a write that the kernel makes of its pages must not.
+    pub(crate) fn end_write(&self, pending: &Pending, at_once: bool, answer: impl FnOnce() + Send + 'static) {
+        let Write { disk, file, range } = &pending.write;
+        let stale = self.changed(*disk, range, Some(*file));
+        self.coherence.end(&pending.ticket, stale, at_once, answer);
+    }
+
+    /// Notes a change of a disk. Returns the pages that the kernel may have of it, but for those of `but`.
+    fn changed(&self, disk: usize, range: &Range<u64>, but: Option<INodeNo>) -> Vec<Stale> {
+        let Some(opened) = self.disks.get(disk).and_then(|disk| disk.opened.get()) else { return Vec::new() };
+        let mut stale = Vec::new();
+        let mut note = |door: &Door| {
+            if Some(door.ino) == but {
+                return;
+            }
+            if let Some((range, cached)) = door.shows(range) {
+                door.attributes.touch();
+                if cached {
+                    stale.push(Stale { file: door.ino, range });
+                }
+            }
+        };
+        note(&opened.whole);
+        if self.style.partitions {
+            let mut table = opened.table.lock();
+            table.doors.iter().for_each(|(_, door)| note(door));
+            table.written(range);
+        }
+        stale
+    }
+
+    /// Keeps the kernel's cache true when somebody writes through the other door. Waits for requests of the kernel
+    /// that hold the pages in question; those are answered by other threads.
+    pub(crate) fn written_elsewhere(&self, export: &OsStr, offset: u64, length: u64) {
+        let export = if export.is_empty() { self.default.as_deref() } else { Some(export) };
+        let Some(disk) = self.disks.iter().position(|disk| Some(disk.export.as_os_str()) == export) else {
+            return;
+        };
+        for stale in self.changed(disk, &(offset..offset.saturating_add(length)), None) {
+            self.coherence.drop_pages(&stale);
+        }
+    }
+}
+
+/// A write that other files have to be told of.
+pub(crate) struct Pending {
+    write: Write,
+    ticket: crate::coherence::Ticket,
+}
