@@ -79,6 +79,16 @@
 //! `nix`: [`peername`] answers in the socket address types of the crate nix 0.24 as well, for the source of plugins
 //! that were written for the crate nbdkit 0.3.0.
 
+/// The lower half, for the bridges to other languages: what their plugins can do is known only once a script is
+/// loaded, so they fill the structure of the C interface themselves.
+#[doc(hidden)]
+pub mod bridge {
+    pub use crate::{
+        panics::border,
+        sys::{c_string, log_error, newer_function},
+    };
+    pub use nbdkit_abi as abi;
+}
 mod callbacks;
 mod error;
 mod flags;

@@ -37,7 +37,7 @@ pub(crate) type ParseProbability =
 /// # Safety
 ///
 /// `F` is the type of a pointer to the function of that name.
-pub(crate) unsafe fn newer_function<F: Copy>(name: &CStr) -> Option<F> {
+pub unsafe fn newer_function<F: Copy>(name: &CStr) -> Option<F> {
     const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
     // SAFETY: the name is a C string, and RTLD_DEFAULT is always a valid place to look.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
@@ -46,7 +46,7 @@ pub(crate) unsafe fn newer_function<F: Copy>(name: &CStr) -> Option<F> {
 }
 
 /// `text` for C. A zero byte would end it early, so it becomes the replacement character.
-pub(crate) fn c_string(text: &str) -> CString {
+pub fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_else(|_| {
         let without_zero = text.replace('\0', "\u{fffd}");
         CString::new(without_zero).unwrap_or_default()
@@ -54,7 +54,7 @@ pub(crate) fn c_string(text: &str) -> CString {
 }
 
 /// Logs an error.
-pub(crate) fn log_error(message: &str) {
+pub fn log_error(message: &str) {
     let message = c_string(message);
     // SAFETY: "%s" takes the one string that follows it; both live through the call.
     unsafe { nbdkit_error(c"%s".as_ptr(), message.as_ptr()) }
