@@ -17,6 +17,7 @@ use nbdkit_core::{Caps, Connection, Errno, Error, Session, Support};
 
 use crate::{
     Config, Tls,
+    buffer::grow,
     proto::{
         BASE_ALLOCATION, BASE_ALLOCATION_ID, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies,
         export_flag, handshake_flag, info, option, option_reply, rep,
@@ -291,7 +292,8 @@ impl Negotiation<'_> {
             if length > MAX_OPTION {
                 return self.answer(option, rep::ERR_TOO_BIG, "too much data");
             }
-            let mut data = vec![0; length];
+            let mut data = Vec::new();
+            grow(&mut data, length)?;
             self.wire.receive(&mut data)?;
             return match option {
                 option::INFO | option::GO => self.info(option, Fields(&data)),
@@ -364,7 +366,8 @@ impl Negotiation<'_> {
 
     fn export_name(&mut self, length: usize) -> anyhow::Result<Next> {
         ensure!(length <= MAX_STRING, "an export name of {length} bytes");
-        let mut name = vec![0; length];
+        let mut name = Vec::new();
+        grow(&mut name, length)?;
         self.wire.receive(&mut name)?;
         check_name(&name)?;
         let session = self.open(&name).context("the client chose an export that cannot be opened")?;

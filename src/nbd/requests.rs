@@ -100,8 +100,11 @@ impl Requests {
     /// Runs a READ that passed [`check`](Self::check) if that needs no wait; false: nothing was appended.
     pub(crate) fn read_now(&self, request: &Request, out: &mut Buffer) -> bool {
         let mark = out.mark();
-        out.put(self.replies.data(request).as_slice());
-        match self.session.pread_nowait(out.space(request.length as usize), request.offset) {
+        let read = (|| {
+            out.put(self.replies.data(request).as_slice())?;
+            self.session.pread_nowait(out.space(request.length as usize)?, request.offset)
+        })();
+        match read {
             Ok(true) => true,
             Ok(false) => {
                 out.rewind(mark);
@@ -129,8 +132,8 @@ impl Requests {
         let fua = if request.has(cmd_flag::FUA) { Flags::FUA } else { Flags::empty() };
         match request.command {
             cmd::READ => {
-                out.put(self.replies.data(request).as_slice());
-                return self.session.pread(out.space(length as usize), offset);
+                out.put(self.replies.data(request).as_slice())?;
+                return self.session.pread(out.space(length as usize)?, offset);
             }
             cmd::BLOCK_STATUS => return self.block_status(request, out),
             cmd::WRITE => self.session.pwrite(payload, offset, fua)?,
@@ -145,8 +148,7 @@ impl Requests {
             }
             _ => return Err(Errno::EINVAL.into()),
         }
-        out.put(self.replies.done(request).as_slice());
-        Ok(())
+        out.put(self.replies.done(request).as_slice())
     }
 
     fn block_status(&self, request: &Request, out: &mut Buffer) -> Result<()> {
@@ -157,9 +159,9 @@ impl Requests {
         if extents.is_empty() {
             return Err(Error::new(Errno::EIO, "the chain told no extent"));
         }
-        out.put(self.replies.block_status(request, extents.len()).as_slice());
+        out.put(self.replies.block_status(request, extents.len()).as_slice())?;
         for extent in extents {
-            out.put(self.replies.descriptor(extent.length, extent.kind()).as_slice());
+            out.put(self.replies.descriptor(extent.length, extent.kind()).as_slice())?;
         }
         Ok(())
     }
@@ -173,9 +175,10 @@ impl Requests {
         };
         let number = error_number(error.errno(), request.flags);
         let (head, text, tail) = self.replies.error(request, number, &message, None);
-        out.put(head.as_slice());
-        out.put(text.as_bytes());
-        out.put(tail.as_slice());
+        let parts = [head.as_slice(), text.as_bytes(), tail.as_slice()];
+        if parts.into_iter().try_for_each(|part| out.put(part)).is_err() {
+            out.spoil();
+        }
         log::debug!(
             "request refused: command {} flags {:#x} offset {} length {}: {error}",
             request.command,
