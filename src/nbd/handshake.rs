@@ -480,11 +480,8 @@ impl Negotiation<'_> {
     /// What was agreed on, for the export that the client called `name`.
     fn requests(&mut self, session: Session, name: &[u8]) -> Requests {
         let agreed = std::mem::take(&mut self.agreed);
-        Requests {
-            session,
-            replies: agreed.replies.unwrap_or(Replies::Simple),
-            allocation: agreed.allocation.as_deref() == Some(name),
-        }
+        let allocation = agreed.allocation.as_deref() == Some(name);
+        Requests::new(session, agreed.replies.unwrap_or(Replies::Simple), allocation)
     }
 }
 

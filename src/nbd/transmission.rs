@@ -88,7 +88,7 @@ impl Shared {
                 } else if !shared.outbox.is_dead() {
                     // Nobody waits for the data; a client of a server that stops waits for a reply.
                     let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
-                    shared.requests.fail(&job.request, &gone, &mut out);
+                    shared.requests.fail(&job.request, &gone, None, &mut out);
                 }
                 shared.outbox.send(&mut out);
             });
@@ -228,7 +228,7 @@ impl Reader<'_> {
         if request.payload {
             self.skip(request.length)?;
         }
-        self.shared.requests.fail(request, why, &mut self.out);
+        self.shared.requests.fail(request, why, None, &mut self.out);
         Ok(())
     }
 
@@ -262,7 +262,7 @@ impl Reader<'_> {
         let mut copy = match self.shared.pool.payload(length) {
             Ok(copy) => copy,
             Err(e) => {
-                self.shared.requests.fail(request, &e, &mut self.out);
+                self.shared.requests.fail(request, &e, None, &mut self.out);
                 return Ok(());
             }
         };
