@@ -203,7 +203,7 @@ struct Negotiation<'a> {
 enum Next {
     Option,
     End,
-    Transmission(Requests),
+    Transmission(Box<Requests>),
 }
 
 impl Negotiation<'_> {
@@ -229,7 +229,7 @@ impl Negotiation<'_> {
                 Next::Option => self.wire.send(&out)?,
                 Next::Transmission(requests) => {
                     self.wire.send(&out)?;
-                    return Ok(Some(requests));
+                    return Ok(Some(*requests));
                 }
                 Next::End => {
                     // It need not wait for the answer.
@@ -376,7 +376,7 @@ impl Negotiation<'_> {
         if !self.no_zeroes {
             self.out.extend([0; 124]);
         }
-        Ok(Next::Transmission(self.requests(session, &name)))
+        Ok(Next::Transmission(Box::new(self.requests(session, &name))))
     }
 
     fn list(&mut self) -> anyhow::Result<Next> {
@@ -441,7 +441,7 @@ impl Negotiation<'_> {
         if option == option::INFO {
             return Ok(Next::Option);
         }
-        Ok(Next::Transmission(self.requests(session, name)))
+        Ok(Next::Transmission(Box::new(self.requests(session, name))))
     }
 
     fn meta_context(&mut self, option: u32, mut data: Fields<'_>) -> anyhow::Result<Next> {
