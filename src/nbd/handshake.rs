@@ -53,10 +53,14 @@ impl Wire {
         &self.stream
     }
 
-    /// Starts TLS, after telling the client so with `ready`.
+    /// Starts TLS, after telling the client so with `ready`. Returns the client's certificate, if there is one.
     #[cfg(feature = "tls")]
-    fn encrypt(&mut self, credentials: &crate::tls::Credentials, ready: &[u8]) -> anyhow::Result<()> {
-        use crate::tls::{Encrypted, Progress};
+    fn encrypt(
+        &mut self,
+        credentials: &crate::tls::Credentials,
+        ready: &[u8],
+    ) -> anyhow::Result<Option<nbdkit_core::Certificate>> {
+        use crate::encrypted::{Encrypted, Progress};
         // A client has nothing to say before the answer: this is somebody in between, or a broken client.
         match self.stream.recv(&mut [0], false) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -71,9 +75,10 @@ impl Wire {
             self.wait(&*plain, interest)?;
         }
         log::debug!("TLS: {}", encrypted.describe());
+        let certificate = encrypted.certificate();
         self.stream = Arc::new(encrypted);
         self.encrypted = true;
-        Ok(())
+        Ok(certificate)
     }
 
     /// Waits, within the deadline.
@@ -353,7 +358,13 @@ impl Negotiation<'_> {
                 self.most = MAX_OPTIONS;
                 let mut ready = Vec::new();
                 option_reply(&mut ready, option::STARTTLS, rep::ACK, &[]);
-                self.wire.encrypt(credentials, &ready).inspect_err(|e| log::error!("TLS: {e:#}"))?;
+                let certificate =
+                    self.wire.encrypt(credentials, &ready).inspect_err(|e| log::error!("TLS: {e:#}"))?;
+                if let Some(certificate) = certificate {
+                    log::debug!("TLS: the client is {}", certificate.subject);
+                    // TLS starts once.
+                    let _ = self.connection.client().certificate.set(certificate);
+                }
                 Ok(Next::Option)
             }
         }

@@ -15,11 +15,17 @@ pub mod listen;
 pub mod proto;
 
 mod buffer;
+#[cfg(feature = "tls")]
+mod certificate;
 mod connection;
+#[cfg(feature = "tls")]
+mod encrypted;
 mod handshake;
 mod oldstyle;
 mod output;
 mod pool;
+#[cfg(feature = "tls")]
+mod priority;
 mod requests;
 mod server;
 mod sparse;
