@@ -129,6 +129,10 @@ impl Handle for Checked {
         }
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         self.next.loan(offset, length).map(|loan| Loan { writable: false, ..loan })
     }

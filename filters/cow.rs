@@ -468,6 +468,10 @@ impl Handle for Overlaid {
         }
     }
 
+    fn may_skip_holes(&self) -> bool {
+        !self.on_read.is_on() && self.next.may_skip_holes()
+    }
+
     fn loan(&self, _: u64, _: u64) -> Option<Loan<'_>> {
         None
     }

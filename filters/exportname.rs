@@ -225,6 +225,10 @@ impl Handle for Renamed {
         self.next.pread_nowait(buf, offset)
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         self.next.loan(offset, length)
     }

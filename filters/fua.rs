@@ -149,6 +149,10 @@ impl Handle for Durable {
         }
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         // Who writes to a loan and syncs it gets what these two modes exist to change.
         let changed = matches!(self.mode, Mode::Force | Mode::Discard);

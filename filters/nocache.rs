@@ -88,6 +88,10 @@ impl Handle for Uncached {
         }
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         self.next.loan(offset, length)
     }

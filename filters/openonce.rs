@@ -173,6 +173,10 @@ impl Handle for User {
         self.0.next.may_block(op)
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.0.next.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         self.0.next.loan(offset, length)
     }

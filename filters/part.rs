@@ -67,6 +67,10 @@ impl Handle for Part {
         self.next.may_block(op)
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         self.next.loan(self.start + offset, length)
     }

@@ -162,6 +162,10 @@ impl Handle for Protected {
         self.next.may_block(op) || (reads && self.next.may_block(Op::Read))
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
     /// Whoever writes to a loan is not checked.
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         let writable = !self.touches(length, offset);

@@ -14,6 +14,10 @@ impl Handle for Transparent {
         self.0.pread_nowait(buf, offset)
     }
 
+    fn may_skip_holes(&self) -> bool {
+        self.0.may_skip_holes()
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         self.0.loan(offset, length)
     }

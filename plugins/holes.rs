@@ -32,24 +32,33 @@ pub(crate) fn find(file: &File, size: u64, flags: Flags, extents: &mut Extents) 
         if at >= size || done(extents) {
             break;
         }
-        let data = look(file, SeekFrom::Data(at), at, size)?;
+        let Some(data) = look(file, SeekFrom::Data(at), at, size)? else {
+            // The last hole ends where the file does. If it was made shorter while it was open, reading what is
+            // missing fails: that is no hole.
+            let end = seek(file, SeekFrom::End(0)).map_err(std::io::Error::from)?.clamp(at, size);
+            extents.add(at, end - at, true, true)?;
+            if !done(extents) {
+                extents.add_data(end, size - end)?;
+            }
+            break;
+        };
         extents.add(at, data - at, true, true)?;
         if data == size || done(extents) {
             break;
         }
         // One byte at least, so that a file which shrinks meanwhile cannot stop us from advancing.
-        let hole = look(file, SeekFrom::Hole(data), data + 1, size)?;
+        let hole = look(file, SeekFrom::Hole(data), data + 1, size)?.unwrap_or(size);
         extents.add(data, hole - data, false, false)?;
         at = hole;
     }
     Ok(())
 }
 
-/// The next boundary, within `from..=size`; `size` when there is none.
-fn look(file: &File, to: SeekFrom, from: u64, size: u64) -> Result<u64> {
+/// The next boundary, within `from..=size`; None when there is none.
+fn look(file: &File, to: SeekFrom, from: u64, size: u64) -> Result<Option<u64>> {
     match seek(file, to) {
-        Ok(found) => Ok(found.clamp(from, size)),
-        Err(Errno::NXIO) => Ok(size),
+        Ok(found) => Ok(Some(found.clamp(from, size))),
+        Err(Errno::NXIO) => Ok(None),
         Err(e) => Err(std::io::Error::from(e).into()),
     }
 }
@@ -122,6 +131,16 @@ mod tests {
         assert_eq!(kinds(&file, 0..8 * BLOCK, Flags::empty()), all);
         assert_eq!(kinds(&file, 7..BLOCK, Flags::REQ_ONE), [(7, BLOCK - 7, 3)]);
         assert_eq!(kinds(&file, BLOCK..8 * BLOCK, Flags::REQ_ONE), [all[1]]);
+    }
+
+    #[test]
+    fn what_was_cut_off_is_no_hole() {
+        let file = file();
+        file.set_len(7 * BLOCK).unwrap();
+        let rest = [(6 * BLOCK, BLOCK, 3), (7 * BLOCK, BLOCK, 0)];
+        assert_eq!(kinds(&file, 6 * BLOCK..8 * BLOCK, Flags::empty()), rest);
+        assert_eq!(kinds(&file, 7 * BLOCK..8 * BLOCK, Flags::empty()), rest[1..]);
+        assert_eq!(kinds(&file, 6 * BLOCK..8 * BLOCK, Flags::REQ_ONE), rest[..1]);
     }
 
     #[test]

@@ -220,6 +220,10 @@ impl Handle for Joined {
         !self.memory
     }
 
+    fn may_skip_holes(&self) -> bool {
+        true
+    }
+
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         let mut pieces = self.parts.pieces(offset, length);
         let (piece, rest) = (pieces.next()?, pieces.next());

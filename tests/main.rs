@@ -7,6 +7,7 @@ mod docs;
 mod filters;
 mod fuse;
 mod layering;
+mod lua;
 mod nbd;
 mod thread_models;
 mod util;

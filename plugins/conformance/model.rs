@@ -2,7 +2,15 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use std::{ffi::OsStr, sync::Arc};
+
+use nbdkit_core::{Chain, Flags};
+use tempfile::TempDir;
+
+use super::{
+    start,
+    suite::{connect, image, read},
+};
 
 const SIZE: usize = 40_001;
 

@@ -287,8 +287,13 @@ impl Handle for Disk {
             Op::Write => self.hints.uncached,
             Op::Trim => self.device.is_some(),
             // Zero may have to write, the others may wait for the device.
-            Op::Flush | Op::Zero | Op::Extents | Op::Cache => true,
+            Op::Extents => !self.in_memory,
+            Op::Flush | Op::Zero | Op::Cache => true,
         }
+    }
+
+    fn may_skip_holes(&self) -> bool {
+        true
     }
 
     fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {

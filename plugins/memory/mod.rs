@@ -258,6 +258,10 @@ impl Handle for Shared {
         op == Op::Zero && self.disk.mlock
     }
 
+    fn may_skip_holes(&self) -> bool {
+        true
+    }
+
     fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
         Some(Loan { fd: self.disk.file.as_fd(), offset, writable: true })
     }

@@ -3,8 +3,9 @@
 //! A handle is a box of a box, since C holds one word and a `Box<dyn Server>` is two.
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
+    ffi::{CStr, OsStr, c_char, c_int, c_void},
     io::{self, Write},
+    os::unix::ffi::OsStrExt,
     ptr, slice,
 };
 
@@ -77,8 +78,8 @@ pub(crate) unsafe extern "C" fn config<S: Server>(key: *const c_char, value: *co
         // SAFETY: the server's strings live through the callback.
         let key = unsafe { utf8("a parameter's key", key) }?;
         // SAFETY: as above.
-        let value = unsafe { utf8(key, value) }?;
-        S::config(key, value)
+        let value = unsafe { CStr::from_ptr(value) };
+        S::config_os(key, OsStr::from_bytes(value.to_bytes()))
     })
 }
 
@@ -212,9 +213,19 @@ pub(crate) unsafe extern "C" fn trim(handle: *mut c_void, count: u32, offset: u6
     status("trim", || unsafe { server(handle) }.trim(count, offset, Flags::from_bits_retain(flags)))
 }
 
+/// "Not this way" is no failure yet: the server writes zeroes, or the client wanted to know. (`ENOTSUP` is the same number.)
 pub(crate) unsafe extern "C" fn zero(handle: *mut c_void, count: u32, offset: u64, flags: u32) -> c_int {
-    // SAFETY: the server calls with an open handle.
-    status("zero", || unsafe { server(handle) }.zero(count, offset, Flags::from_bits_retain(flags)))
+    border("zero", -1, || {
+        // SAFETY: the server calls with an open handle.
+        match unsafe { server(handle) }.zero(count, offset, Flags::from_bits_retain(flags)) {
+            Err(error) if error.errno() == libc::EOPNOTSUPP => {
+                crate::debug!("zero: {error}");
+                crate::set_error(error.errno());
+                Ok(-1)
+            }
+            done => done.map(|()| 0),
+        }
+    })
 }
 
 pub(crate) unsafe extern "C" fn extents(

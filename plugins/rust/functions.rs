@@ -1,12 +1,8 @@
 //! What a plugin may ask of the server.
 
-use std::{
-    error,
-    ffi::{CStr, CString},
-    fmt,
-};
+use std::{error, ffi::CStr, fmt};
 
-use crate::{Error, Result, sys};
+use crate::{Error, Result, sys, values::argument};
 
 /// Logs a message that is shown when the server runs with `-v`. Takes what [`format!`] takes.
 ///
@@ -149,9 +145,4 @@ pub fn parse_probability(what: &str, s: &str) -> Result<f64> {
         -1 => Err(Error::new(libc::EINVAL, format!("{what}: not a probability: {s:?}"))),
         _ => Ok(result),
     }
-}
-
-/// A value to parse must not be cut short.
-fn argument(text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| Error::new(libc::EINVAL, format!("zero byte in {text:?}")))
 }

@@ -71,7 +71,7 @@
 //! # Which server
 //!
 //! A plugin needs nothing of the server but the functions it uses. Those that nbdkit 1.32 does not have
-//! ([`disconnect`], [`parse_probability`]) are looked up when they are called and fail with a message where they are
+//! ([`disconnect`], [`parse_probability`], [`parse_delay`]…) are looked up when they are called and fail with a message where they are
 //! missing, and so are the callbacks that older servers do not know: they are not called.
 //!
 //! # Features
@@ -79,16 +79,28 @@
 //! `nix`: [`peername`] answers in the socket address types of the crate nix 0.24 as well, for the source of plugins
 //! that were written for the crate nbdkit 0.3.0.
 
+/// The lower half, for the bridges to other languages: what their plugins can do is known only once a script is
+/// loaded, so they fill the structure of the C interface themselves.
+#[doc(hidden)]
+pub mod bridge {
+    pub use crate::{
+        panics::border,
+        sys::{c_string, log_error, newer_function},
+    };
+    pub use nbdkit_abi as abi;
+}
 mod callbacks;
 mod error;
 mod flags;
 mod functions;
+mod identity;
 mod lists;
 mod panics;
 mod peer;
 mod registration;
 mod server;
 mod sys;
+mod values;
 
 #[doc(hidden)]
 pub use nbdkit_abi::Plugin;
@@ -103,8 +115,10 @@ pub use functions::{
     disconnect, export_name, is_stdio_safe, is_tls, parse_bool, parse_probability, parse_size, set_error,
     shutdown, stdio_safe,
 };
+pub use identity::{peer_gid, peer_pid, peer_security_context, peer_tls_dn, peer_tls_issuer_dn, peer_uid};
 pub use lists::{ExportHandle, ExtentHandle};
 pub use peer::{FromSockaddr, peername};
 #[doc(hidden)]
 pub use registration::Registration;
 pub use server::Server;
+pub use values::{absolute_path, nanosleep, parse_delay, read_password, realpath};

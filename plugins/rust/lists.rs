@@ -9,7 +9,8 @@ use crate::{Error, ExtentType, Result, sys};
 pub struct ExtentHandle(*mut c_void);
 
 impl ExtentHandle {
-    pub(crate) fn new(extents: *mut c_void) -> Self {
+    #[doc(hidden)]
+    pub fn new(extents: *mut c_void) -> Self {
         ExtentHandle(extents)
     }
 
@@ -35,7 +36,8 @@ impl ExtentHandle {
 pub struct ExportHandle(*mut c_void);
 
 impl ExportHandle {
-    pub(crate) fn new(exports: *mut c_void) -> Self {
+    #[doc(hidden)]
+    pub fn new(exports: *mut c_void) -> Self {
         ExportHandle(exports)
     }
 

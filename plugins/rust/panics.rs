@@ -11,7 +11,7 @@ use crate::{Error, Result, sys};
 /// Runs one callback. A failure is reported to the server, and `failed` is what C gets.
 ///
 /// What a panic left half done is the plugin's: its own locks are poisoned, and the SDK keeps no state.
-pub(crate) fn border<T>(method: &str, failed: T, body: impl FnOnce() -> Result<T>) -> T {
+pub fn border<T>(method: &str, failed: T, body: impl FnOnce() -> Result<T>) -> T {
     let outcome = catch_unwind(AssertUnwindSafe(|| body().map_err(|error| report(&error))));
     match outcome {
         Ok(Ok(answer)) => answer,

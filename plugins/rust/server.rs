@@ -1,5 +1,7 @@
 //! The trait that a plugin implements, in the order of a plugin's life.
 
+use std::ffi::OsStr;
+
 use crate::{BlockSize, CacheFlags, Error, ExportHandle, ExtentHandle, Flags, FuaFlags, Result, ThreadModel};
 
 /// A plugin, and a handle that one of its clients has open.
@@ -93,6 +95,22 @@ pub trait Server {
         Self: Sized,
     {
         missing("config")
+    }
+
+    /// As [`config`](Server::config), with a value that need not be UTF-8, for it may be the name of a file. Without
+    /// it, such values are refused and the others reach `config`. It is registered as `config`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `config`.
+    fn config_os(key: &str, value: &OsStr) -> Result<()>
+    where
+        Self: Sized,
+    {
+        match value.to_str() {
+            Some(value) => Self::config(key, value),
+            None => Err(Error::new(libc::EINVAL, format!("{key} is not UTF-8: {value:?}"))),
+        }
     }
 
     /// Called when all parameters have been given: the place to see whether one is missing.

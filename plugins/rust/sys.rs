@@ -1,6 +1,6 @@
 //! The server's C functions. They are not linked: the dynamic linker finds them in the server that loads the plugin.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
 unsafe extern "C" {
     pub(crate) fn nbdkit_error(format: *const c_char, ...);
@@ -10,10 +10,18 @@ unsafe extern "C" {
     pub(crate) fn nbdkit_parse_size(text: *const c_char) -> i64;
     pub(crate) fn nbdkit_parse_bool(text: *const c_char) -> c_int;
 
+    pub(crate) fn nbdkit_read_password(value: *const c_char, password: *mut *mut c_char) -> c_int;
+    pub(crate) fn nbdkit_absolute_path(path: *const c_char) -> *mut c_char;
+    pub(crate) fn nbdkit_realpath(path: *const c_char) -> *mut c_char;
+    pub(crate) fn nbdkit_nanosleep(seconds: c_uint, nanoseconds: c_uint) -> c_int;
+
     pub(crate) fn nbdkit_stdio_safe() -> c_int;
     pub(crate) fn nbdkit_export_name() -> *const c_char;
     pub(crate) fn nbdkit_is_tls() -> c_int;
     pub(crate) fn nbdkit_peer_name(address: *mut libc::sockaddr, length: *mut libc::socklen_t) -> c_int;
+    pub(crate) fn nbdkit_peer_pid() -> i64;
+    pub(crate) fn nbdkit_peer_uid() -> i64;
+    pub(crate) fn nbdkit_peer_gid() -> i64;
     pub(crate) fn nbdkit_shutdown();
 
     pub(crate) fn nbdkit_strdup_intern(text: *const c_char) -> *const c_char;
@@ -31,13 +39,22 @@ pub(crate) type Disconnect = unsafe extern "C" fn(force: c_int);
 /// `nbdkit_parse_probability`, since nbdkit 1.36.
 pub(crate) type ParseProbability =
     unsafe extern "C" fn(what: *const c_char, text: *const c_char, result: *mut f64) -> c_int;
+/// `nbdkit_parse_delay`, since nbdkit 1.38.
+pub(crate) type ParseDelay = unsafe extern "C" fn(
+    what: *const c_char,
+    text: *const c_char,
+    seconds: *mut c_uint,
+    nanoseconds: *mut c_uint,
+) -> c_int;
+/// `nbdkit_peer_security_context` and `nbdkit_peer_tls_dn`, since nbdkit 1.36: strings for their caller to free.
+pub(crate) type Text = unsafe extern "C" fn() -> *mut c_char;
 
 /// The address of a function that not every server has.
 ///
 /// # Safety
 ///
 /// `F` is the type of a pointer to the function of that name.
-pub(crate) unsafe fn newer_function<F: Copy>(name: &CStr) -> Option<F> {
+pub unsafe fn newer_function<F: Copy>(name: &CStr) -> Option<F> {
     const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
     // SAFETY: the name is a C string, and RTLD_DEFAULT is always a valid place to look.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
@@ -46,7 +63,7 @@ pub(crate) unsafe fn newer_function<F: Copy>(name: &CStr) -> Option<F> {
 }
 
 /// `text` for C. A zero byte would end it early, so it becomes the replacement character.
-pub(crate) fn c_string(text: &str) -> CString {
+pub fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_else(|_| {
         let without_zero = text.replace('\0', "\u{fffd}");
         CString::new(without_zero).unwrap_or_default()
@@ -54,7 +71,7 @@ pub(crate) fn c_string(text: &str) -> CString {
 }
 
 /// Logs an error.
-pub(crate) fn log_error(message: &str) {
+pub fn log_error(message: &str) {
     let message = c_string(message);
     // SAFETY: "%s" takes the one string that follows it; both live through the call.
     unsafe { nbdkit_error(c"%s".as_ptr(), message.as_ptr()) }

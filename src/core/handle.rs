@@ -200,6 +200,13 @@ pub trait Handle: Send + Sync {
         self.next().is_none_or(|n| n.may_block(op))
     }
 
+    /// Whether a door may ask for extents before it reads, and not read what reads as zeroes: it costs next to
+    /// nothing to ask (a system call or two, nothing that is far away), and no layer has to see every read. Default:
+    /// no, even for a filter, as for [`loan`](Self::loan); one that does not look at reads may pass the question on.
+    fn may_skip_holes(&self) -> bool {
+        false
+    }
+
     /// Lends a range of the disk. Default: no, even for a filter, since a filter that changes data must not
     /// lend what is below; one that does not may pass the call on.
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -280,6 +280,11 @@ impl Next {
         self.handle.may_block(op)
     }
 
+    /// Whether a door may ask for extents before it reads, and not read what reads as zeroes.
+    pub fn may_skip_holes(&self) -> bool {
+        self.caps.extents && self.handle.may_skip_holes()
+    }
+
     /// Lends a range, if the layer can.
     pub fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
         let end = offset.checked_add(length)?;

@@ -338,6 +338,21 @@ impl Session {
         Ok(list)
     }
 
+    /// Whether [`holes`](Self::holes) may be asked before a read.
+    pub fn may_skip_holes(&self) -> bool {
+        self.next.may_skip_holes()
+    }
+
+    /// The extents of a range that is about to be read, as far as they can be had: ascending, contiguous from
+    /// `offset`. The last one may pass the end of the range. This is no request of the client, so it is not counted,
+    /// and what fails here will fail again in the read. None: it failed.
+    pub fn holes(&self, length: u64, offset: u64) -> Option<Vec<crate::Extent>> {
+        let mut extents = Extents::new(offset, offset.checked_add(length)?);
+        let _permit = self.permit();
+        guard("extents", || self.next.extents(length, offset, Flags::empty(), &mut extents)).ok()?;
+        Some(extents.into_list())
+    }
+
     /// Reads a range ahead.
     ///
     /// # Errors

@@ -48,14 +48,17 @@ impl Kind {
         }
     }
 
+    /// The directory that the user named in the environment.
+    fn own_directory(self) -> Option<PathBuf> {
+        std::env::var_os(self.variable()).filter(|d| !d.is_empty()).map(PathBuf::from)
+    }
+
     /// The directories to look in, the first one first. They need not exist.
     pub fn directories(self) -> Vec<PathBuf> {
-        let own = std::env::var_os(self.variable()).filter(|d| !d.is_empty()).map(PathBuf::from);
-        let binary = std::env::current_exe().ok();
-        let prefix = binary.as_deref().and_then(Path::parent).and_then(Path::parent);
-        let beside = prefix.map(libdirs).unwrap_or_default();
+        let mut directories: Vec<PathBuf> = self.own_directory().into_iter().collect();
+        let bindir = bindir();
+        let beside = bindir.as_deref().and_then(Path::parent).map(libdirs).unwrap_or_default();
         let system = ["/usr/local", "/usr"].into_iter().flat_map(|prefix| libdirs(Path::new(prefix)));
-        let mut directories: Vec<PathBuf> = own.into_iter().collect();
         for libdir in beside.into_iter().chain(system) {
             let directory = libdir.join("nbdkit").join(format!("{}s", self.name()));
             if !directories.contains(&directory) {
@@ -64,6 +67,11 @@ impl Kind {
         }
         directories
     }
+}
+
+/// The directory of the running program.
+fn bindir() -> Option<PathBuf> {
+    std::env::current_exe().ok()?.parent().map(Path::to_owned)
 }
 
 /// The directories for libraries beneath a prefix: lib64, those of an architecture, lib.
@@ -87,13 +95,22 @@ pub fn find(kind: Kind, name: &OsStr) -> Option<Found> {
             _ => Found::Library(path),
         });
     }
-    find_in(kind, name, &kind.directories())
-}
-
-fn find_in(kind: Kind, name: &OsStr, directories: &[PathBuf]) -> Option<Found> {
     if name.is_empty() {
         return None;
     }
+    let own = kind.own_directory().and_then(|directory| find_in(kind, name, &[directory]));
+    own.or_else(|| find_built(kind, name, &bindir()?).map(Found::Library))
+        .or_else(|| find_in(kind, name, &kind.directories()))
+}
+
+/// A library that cargo built together with the program: there it is called `libnbdkit_NAME_plugin.so` and lies beside
+/// it. So the build tree works as it is, and its language plugins win over those of an installed nbdkit.
+fn find_built(kind: Kind, name: &OsStr, bindir: &Path) -> Option<PathBuf> {
+    let file = format!("libnbdkit_{}_{}.so", name.to_str()?.replace('-', "_"), kind.name());
+    Some(bindir.join(file)).filter(|path| path.is_file())
+}
+
+fn find_in(kind: Kind, name: &OsStr, directories: &[PathBuf]) -> Option<Found> {
     let mut base = OsStr::new("nbdkit-").to_owned();
     base.push(name);
     base.push("-");
@@ -158,7 +175,7 @@ mod tests {
         let directories = [one.path().to_owned(), two.path().to_owned()];
         let look = |name: &str| find_in(Kind::Plugin, OsStr::new(name), &directories);
         assert_eq!(look("x"), None);
-        assert_eq!(look(""), None);
+        assert_eq!(find(Kind::Plugin, OsStr::new("")), None);
         let path = one.path().join("nbdkit-x-plugin");
         write(&path, "#!/usr/sbin/nbdkit sh\n", 0o644);
         assert_eq!(look("x"), None, "it is not executable");
@@ -169,5 +186,17 @@ mod tests {
         let library = two.path().join("nbdkit-x-plugin.so");
         write(&library, "", 0o644);
         assert_eq!(look("x"), Some(Found::Library(library)));
+    }
+
+    #[test]
+    fn libraries_beside_the_program_have_the_names_that_cargo_gives() {
+        let bin = tempfile::tempdir().unwrap();
+        let look = |kind, name: &str| find_built(kind, OsStr::new(name), bin.path());
+        let library = bin.path().join("libnbdkit_two_words_plugin.so");
+        assert_eq!(look(Kind::Plugin, "two-words"), None);
+        write(&library, "", 0o644);
+        assert_eq!(look(Kind::Plugin, "two-words"), Some(library));
+        assert_eq!(look(Kind::Filter, "two-words"), None);
+        assert_eq!(look(Kind::Plugin, "words"), None);
     }
 }

@@ -1,4 +1,26 @@
-//! Bytes on their way out.
+//! Bytes on their way out, and memory that may not be there.
+//!
+//! How much is needed is the client's choice, so a failed allocation is an error of its request and never ends the
+//! server.
+
+use nbdkit_core::{Errno, Error, Result};
+
+/// Grows `data` to at least `size` initialised bytes; what it holds stays.
+///
+/// # Errors
+/// `ENOMEM`.
+pub(crate) fn grow(data: &mut Vec<u8>, size: usize) -> Result<()> {
+    if size > data.len() {
+        data.try_reserve_exact(size - data.len()).map_err(|_| no_memory(size))?;
+        data.resize(size, 0);
+    }
+    Ok(())
+}
+
+#[cold]
+fn no_memory(size: usize) -> Error {
+    Error::new(Errno::ENOMEM, format!("there is no memory for a buffer of {size} bytes"))
+}
 
 /// A buffer that stays initialised: the chain reads straight into it, and nothing is zeroed twice.
 #[derive(Debug, Default)]
@@ -7,6 +29,7 @@ pub(crate) struct Buffer {
     /// What lies before was sent.
     start: usize,
     end: usize,
+    spoilt: bool,
 }
 
 impl Buffer {
@@ -42,6 +65,16 @@ impl Buffer {
         }
     }
 
+    /// Not even an error reply found memory: what comes out here is no longer what the client has to get.
+    pub(crate) fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// The connection has to end.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        self.spoilt
+    }
+
     /// Where the next byte goes; see [`rewind`](Self::rewind).
     pub(crate) fn mark(&self) -> usize {
         self.len()
@@ -52,9 +85,9 @@ impl Buffer {
         self.end = self.start + mark;
     }
 
-    fn ensure(&mut self, n: usize) {
+    fn ensure(&mut self, n: usize) -> Result<()> {
         if self.end + n <= self.data.len() {
-            return;
+            return Ok(());
         }
         if self.start > 0 {
             self.data.copy_within(self.start..self.end, 0);
@@ -62,26 +95,34 @@ impl Buffer {
         }
         let needed = self.end + n;
         if needed <= self.data.len() {
-            return;
+            return Ok(());
         }
         let size = needed.max(self.data.len() * 2).max(Self::FIRST);
         if self.end == 0 {
-            self.data = vec![0; size];
-        } else {
-            self.data.resize(size, 0);
+            // Nothing to keep, so nothing to copy.
+            self.data = Vec::new();
         }
+        grow(&mut self.data, size).or_else(|_| grow(&mut self.data, needed))
     }
 
-    pub(crate) fn put(&mut self, bytes: &[u8]) {
-        self.space(bytes.len()).copy_from_slice(bytes);
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// `ENOMEM`: nothing was appended.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.space(bytes.len())?.copy_from_slice(bytes);
+        Ok(())
     }
 
     /// Appends `n` bytes, whose content is left over from before, for the caller to fill.
-    pub(crate) fn space(&mut self, n: usize) -> &mut [u8] {
-        self.ensure(n);
+    ///
+    /// # Errors
+    /// `ENOMEM`: nothing was appended.
+    pub(crate) fn space(&mut self, n: usize) -> Result<&mut [u8]> {
+        self.ensure(n)?;
         let at = self.end;
         self.end += n;
-        &mut self.data[at..self.end]
+        Ok(&mut self.data[at..self.end])
     }
 }
 
@@ -92,11 +133,11 @@ mod tests {
     #[test]
     fn appends_consumes_and_rewinds() {
         let mut b = Buffer::default();
-        b.put(b"head");
+        b.put(b"head").unwrap();
         let mark = b.mark();
-        b.space(100_000).fill(7);
+        b.space(100_000).unwrap().fill(7);
         b.rewind(mark);
-        b.put(b"tail");
+        b.put(b"tail").unwrap();
         assert_eq!(b.as_slice(), b"headtail");
         b.consume(4);
         assert_eq!(b.as_slice(), b"tail");
@@ -108,13 +149,13 @@ mod tests {
     #[test]
     fn what_was_sent_makes_room() {
         let mut b = Buffer::default();
-        b.space(Buffer::FIRST).fill(1);
+        b.space(Buffer::FIRST).unwrap().fill(1);
         for i in 0..1000 {
             b.consume(1000);
             let mark = b.mark();
-            b.space(1000).fill(9);
+            b.space(1000).unwrap().fill(9);
             b.rewind(mark);
-            b.space(1000).fill(i as u8);
+            b.space(1000).unwrap().fill(i as u8);
         }
         assert_eq!(b.data.len(), Buffer::FIRST);
         assert_eq!(b.as_slice().last(), Some(&(999_u32 as u8)));
@@ -123,8 +164,17 @@ mod tests {
     #[test]
     fn unusual_memory_is_given_back() {
         let mut b = Buffer::default();
-        b.space(Buffer::KEEP + 1);
+        b.space(Buffer::KEEP + 1).unwrap();
         b.clear();
         assert_eq!(b.data.capacity(), 0);
+    }
+
+    #[test]
+    fn too_much_is_an_error_and_changes_nothing() {
+        let mut b = Buffer::default();
+        b.put(b"head").unwrap();
+        assert_eq!(b.space(isize::MAX as usize).unwrap_err().errno(), Errno::ENOMEM);
+        b.put(b"tail").unwrap();
+        assert_eq!(b.as_slice(), b"headtail");
     }
 }

@@ -17,6 +17,7 @@ use nbdkit_core::{Caps, Connection, Errno, Error, Session, Support};
 
 use crate::{
     Config, Tls,
+    buffer::grow,
     proto::{
         BASE_ALLOCATION, BASE_ALLOCATION_ID, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies,
         export_flag, handshake_flag, info, option, option_reply, rep,
@@ -52,10 +53,14 @@ impl Wire {
         &self.stream
     }
 
-    /// Starts TLS, after telling the client so with `ready`.
+    /// Starts TLS, after telling the client so with `ready`. Returns the client's certificate, if there is one.
     #[cfg(feature = "tls")]
-    fn encrypt(&mut self, credentials: &crate::tls::Credentials, ready: &[u8]) -> anyhow::Result<()> {
-        use crate::tls::{Encrypted, Progress};
+    fn encrypt(
+        &mut self,
+        credentials: &crate::tls::Credentials,
+        ready: &[u8],
+    ) -> anyhow::Result<Option<nbdkit_core::Certificate>> {
+        use crate::encrypted::{Encrypted, Progress};
         // A client has nothing to say before the answer: this is somebody in between, or a broken client.
         match self.stream.recv(&mut [0], false) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -70,9 +75,10 @@ impl Wire {
             self.wait(&*plain, interest)?;
         }
         log::debug!("TLS: {}", encrypted.describe());
+        let certificate = encrypted.certificate();
         self.stream = Arc::new(encrypted);
         self.encrypted = true;
-        Ok(())
+        Ok(certificate)
     }
 
     /// Waits, within the deadline.
@@ -202,7 +208,7 @@ struct Negotiation<'a> {
 enum Next {
     Option,
     End,
-    Transmission(Requests),
+    Transmission(Box<Requests>),
 }
 
 impl Negotiation<'_> {
@@ -228,7 +234,7 @@ impl Negotiation<'_> {
                 Next::Option => self.wire.send(&out)?,
                 Next::Transmission(requests) => {
                     self.wire.send(&out)?;
-                    return Ok(Some(requests));
+                    return Ok(Some(*requests));
                 }
                 Next::End => {
                     // It need not wait for the answer.
@@ -291,7 +297,8 @@ impl Negotiation<'_> {
             if length > MAX_OPTION {
                 return self.answer(option, rep::ERR_TOO_BIG, "too much data");
             }
-            let mut data = vec![0; length];
+            let mut data = Vec::new();
+            grow(&mut data, length)?;
             self.wire.receive(&mut data)?;
             return match option {
                 option::INFO | option::GO => self.info(option, Fields(&data)),
@@ -351,7 +358,13 @@ impl Negotiation<'_> {
                 self.most = MAX_OPTIONS;
                 let mut ready = Vec::new();
                 option_reply(&mut ready, option::STARTTLS, rep::ACK, &[]);
-                self.wire.encrypt(credentials, &ready).inspect_err(|e| log::error!("TLS: {e:#}"))?;
+                let certificate =
+                    self.wire.encrypt(credentials, &ready).inspect_err(|e| log::error!("TLS: {e:#}"))?;
+                if let Some(certificate) = certificate {
+                    log::debug!("TLS: the client is {}", certificate.subject);
+                    // TLS starts once.
+                    let _ = self.connection.client().certificate.set(certificate);
+                }
                 Ok(Next::Option)
             }
         }
@@ -364,7 +377,8 @@ impl Negotiation<'_> {
 
     fn export_name(&mut self, length: usize) -> anyhow::Result<Next> {
         ensure!(length <= MAX_STRING, "an export name of {length} bytes");
-        let mut name = vec![0; length];
+        let mut name = Vec::new();
+        grow(&mut name, length)?;
         self.wire.receive(&mut name)?;
         check_name(&name)?;
         let session = self.open(&name).context("the client chose an export that cannot be opened")?;
@@ -373,7 +387,7 @@ impl Negotiation<'_> {
         if !self.no_zeroes {
             self.out.extend([0; 124]);
         }
-        Ok(Next::Transmission(self.requests(session, &name)))
+        Ok(Next::Transmission(Box::new(self.requests(session, &name))))
     }
 
     fn list(&mut self) -> anyhow::Result<Next> {
@@ -438,7 +452,7 @@ impl Negotiation<'_> {
         if option == option::INFO {
             return Ok(Next::Option);
         }
-        Ok(Next::Transmission(self.requests(session, name)))
+        Ok(Next::Transmission(Box::new(self.requests(session, name))))
     }
 
     fn meta_context(&mut self, option: u32, mut data: Fields<'_>) -> anyhow::Result<Next> {
@@ -477,11 +491,8 @@ impl Negotiation<'_> {
     /// What was agreed on, for the export that the client called `name`.
     fn requests(&mut self, session: Session, name: &[u8]) -> Requests {
         let agreed = std::mem::take(&mut self.agreed);
-        Requests {
-            session,
-            replies: agreed.replies.unwrap_or(Replies::Simple),
-            allocation: agreed.allocation.as_deref() == Some(name),
-        }
+        let allocation = agreed.allocation.as_deref() == Some(name);
+        Requests::new(session, agreed.replies.unwrap_or(Replies::Simple), allocation)
     }
 }
 

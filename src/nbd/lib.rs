@@ -6,7 +6,7 @@
 //!
 //! * [`proto`] knows the bytes and does no I/O,
 //! * `handshake` and `oldstyle` end with an open session,
-//! * `transmission` is the loop, `requests` the work, `pool` and `output` what it shares with its workers,
+//! * `transmission` is the loop, `requests` and `sparse` the work, `pool` and `output` what it shares with its workers,
 //! * `server` holds the connections, [`listen`] makes the sockets.
 
 #![forbid(unsafe_code)]
@@ -15,13 +15,20 @@ pub mod listen;
 pub mod proto;
 
 mod buffer;
+#[cfg(feature = "tls")]
+mod certificate;
 mod connection;
+#[cfg(feature = "tls")]
+mod encrypted;
 mod handshake;
 mod oldstyle;
 mod output;
 mod pool;
+#[cfg(feature = "tls")]
+mod priority;
 mod requests;
 mod server;
+mod sparse;
 mod spin;
 mod stream;
 #[cfg(test)]

@@ -64,8 +64,8 @@ impl Outbox {
                 std::mem::swap(&mut state.left, out);
                 return false;
             }
-            if state.left.len() + out.len() <= most {
-                state.left.put(out.as_slice());
+            // Without memory for that it waits, too.
+            if state.left.len() + out.len() <= most && state.left.put(out.as_slice()).is_ok() {
                 out.clear();
                 return false;
             }
@@ -100,6 +100,9 @@ impl Outbox {
 
     /// Sends `out` and leaves it empty. May wait for the client. Not for one who has a flush pending.
     pub(crate) fn send(&self, out: &mut Buffer) {
+        if out.is_spoilt() {
+            return self.fail(out);
+        }
         if out.is_empty() || !self.begin(out, WORKERS_MAX) {
             return;
         }
@@ -121,6 +124,10 @@ impl Outbox {
     /// Sends of `out` what the client takes now, without waiting for it. `pending` says that the last call
     /// ended so.
     pub(crate) fn flush(&self, out: &mut Buffer, pending: bool) -> io::Result<Flushed> {
+        if out.is_spoilt() {
+            self.fail(out);
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         if !pending && (out.is_empty() || !self.begin(out, READER_MAX)) {
             return Ok(Flushed::Done);
         }
@@ -144,6 +151,9 @@ impl Outbox {
 
     /// As [`flush`](Self::flush), but waits for the client until all is sent.
     pub(crate) fn drain(&self, out: &mut Buffer, pending: bool) {
+        if out.is_spoilt() {
+            return self.fail(out);
+        }
         if pending || (!out.is_empty() && self.begin(out, READER_MAX)) {
             self.finish(out);
         }

@@ -1,16 +1,21 @@
 //! The workers of one connection: they run the requests that may block.
 //!
 //! Threads are started when there is work that nobody is free for, up to the limit, and stay until the connection
-//! ends. What waits is bounded in number and bytes; then the connection's thread stops receiving.
+//! ends. What waits is bounded in number, and what waits or runs in bytes; then the connection's thread stops
+//! receiving. A request runs until its reply is sent, so this bounds the replies too that a client does not take.
 
 use std::{collections::VecDeque, thread::JoinHandle, time::Duration};
 
+use nbdkit_core::Error;
 use parking_lot::{Condvar, Mutex};
 
-use crate::proto::Request;
+use crate::{
+    buffer::grow,
+    proto::{Request, cmd},
+};
 
-/// Bytes of write payloads that may wait.
-const QUEUED_BYTES: usize = 64 << 20;
+/// With this many bytes in buffers, for data to write and data that was read, no further request is queued.
+const BYTES: usize = 64 << 20;
 /// Buffers kept for the next payloads.
 const SPARES: usize = 4;
 /// A larger one is not kept.
@@ -22,6 +27,16 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     /// The data of a WRITE, else empty.
     pub(crate) payload: Vec<u8>,
+}
+
+impl Job {
+    /// Bytes of the buffer that it has or will need.
+    fn bytes(&self) -> usize {
+        match self.request.command {
+            cmd::READ => self.request.length as usize,
+            _ => self.payload.len(),
+        }
+    }
 }
 
 /// See the module.
@@ -36,7 +51,8 @@ pub(crate) struct Pool {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Job>,
-    queued_bytes: usize,
+    /// Of the requests that are queued or with a worker.
+    bytes: usize,
     /// Requests that are with a worker.
     running: usize,
     idle: usize,
@@ -47,7 +63,7 @@ struct State {
 
 impl State {
     fn has_room(&self, limit: usize) -> bool {
-        self.queue.len() < limit && self.queued_bytes < QUEUED_BYTES
+        self.queue.len() < limit && self.bytes < BYTES
     }
 }
 
@@ -78,7 +94,7 @@ impl Pool {
                 }
             }
         }
-        state.queued_bytes += job.payload.len();
+        state.bytes += job.bytes();
         state.queue.push_back(job);
         self.work.notify_one();
         Ok(())
@@ -118,13 +134,17 @@ impl Pool {
     }
 
     /// A buffer for a payload of `length` bytes, whose content is left over from before.
-    pub(crate) fn payload(&self, length: usize) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub(crate) fn payload(&self, length: usize) -> Result<Vec<u8>, Error> {
         let mut spare = self.state.lock().spares.pop().unwrap_or_default();
         if spare.capacity() < length {
-            return vec![0; length];
+            spare = Vec::new();
         }
-        spare.resize(length, 0);
-        spare
+        grow(&mut spare, length)?;
+        spare.truncate(length);
+        Ok(spare)
     }
 
     /// Gives a payload's buffer back.
@@ -143,11 +163,10 @@ impl Pool {
         let mut state = self.state.lock();
         loop {
             if let Some(job) = state.queue.pop_front() {
-                state.queued_bytes -= job.payload.len();
                 state.running += 1;
                 self.progress.notify_all();
                 drop(state);
-                let running = Running(self);
+                let running = Running { pool: self, bytes: job.bytes() };
                 run(&job);
                 self.recycle(job.payload);
                 drop(running);
@@ -167,12 +186,17 @@ impl Pool {
 pub(crate) type Worker = Box<dyn FnOnce() + Send>;
 
 /// Counts a running request down, even when it panics.
-struct Running<'a>(&'a Pool);
+struct Running<'a> {
+    pool: &'a Pool,
+    bytes: usize,
+}
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().running -= 1;
-        self.0.progress.notify_all();
+        let mut state = self.pool.state.lock();
+        state.running -= 1;
+        state.bytes -= self.bytes;
+        self.pool.progress.notify_all();
     }
 }
 
@@ -202,5 +226,26 @@ mod tests {
         pool.close();
         assert!(pool.is_idle());
         assert_eq!(*seen.lock(), (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn replies_that_nobody_takes_fill_it() {
+        let pool = Pool::new(16);
+        let request =
+            Request { flags: 0, command: cmd::READ, cookie: 0, offset: 0, length: 32 << 20, payload: false };
+        for room in [true, true, false] {
+            assert_eq!(pool.wait_for_room(Duration::ZERO), room);
+            let body = || -> Worker { Box::new(|| ()) };
+            pool.submit(Job { request, payload: Vec::new() }, "test", body).unwrap();
+        }
+        let mut inside = 0;
+        pool.state.lock().closed = true;
+        pool.work(|_| {
+            // One that runs still counts; one that is done does not.
+            assert_eq!(pool.wait_for_room(Duration::ZERO), inside == 2);
+            inside += 1;
+        });
+        assert!(pool.wait_for_room(Duration::ZERO) && pool.is_idle());
+        pool.close();
     }
 }

@@ -7,22 +7,33 @@ use nbdkit_core::{Errno, Error, Flags, Op, Result, Session, Support};
 use crate::{
     buffer::Buffer,
     proto::{MAX_PAYLOAD, Replies, Request, cmd, cmd_flag, error_number},
+    sparse::{Map, Part, WORTH_ASKING},
 };
 
 /// Most block status descriptors in one reply: an answer may be shorter than the question.
 const MAX_DESCRIPTORS: usize = 1 << 16;
 /// Longer ranges are not trimmed, zeroed or cached on the connection's thread, even if that cannot block.
 const INLINE_RANGE: u64 = 1 << 20;
+/// How exactly the place is found from where on a read fails, in bytes.
+const UNIT: usize = 512;
 
 /// The export that a client has opened, and how to answer it.
 pub(crate) struct Requests {
     pub(crate) session: Session,
     pub(crate) replies: Replies,
     /// `base:allocation` was negotiated.
-    pub(crate) allocation: bool,
+    allocation: bool,
+    /// Holes need not be sent, and the chain tells them cheaply.
+    sparse: bool,
+    map: Map,
 }
 
 impl Requests {
+    pub(crate) fn new(session: Session, replies: Replies, allocation: bool) -> Self {
+        let sparse = replies != Replies::Simple && session.may_skip_holes();
+        Requests { session, replies, allocation, sparse, map: Map::default() }
+    }
+
     /// Checks flags and negotiation, which the chain knows nothing of; ranges and capabilities are the session's.
     pub(crate) fn check(&self, request: &Request) -> Result<()> {
         let caps = self.session.caps();
@@ -97,11 +108,30 @@ impl Requests {
         blocks || (request.has(cmd_flag::FUA) && caps.write && session.may_block(Op::Flush))
     }
 
+    /// Whether the holes of a READ are worth a question.
+    fn may_have_holes(&self, request: &Request) -> bool {
+        self.sparse
+            && request.length >= WORTH_ASKING
+            && !request.has(cmd_flag::DF)
+            && !self.map.is_data(request.offset, request.length)
+    }
+
     /// Runs a READ that passed [`check`](Self::check) if that needs no wait; false: nothing was appended.
     pub(crate) fn read_now(&self, request: &Request, out: &mut Buffer) -> bool {
+        if self.may_have_holes(request) {
+            // A worker asks for them, if that may block.
+            let now = !self.session.may_block(Op::Extents) && !self.session.may_block(Op::Read);
+            if now {
+                self.run(request, &[], out);
+            }
+            return now;
+        }
         let mark = out.mark();
-        out.put(self.replies.data(request).as_slice());
-        match self.session.pread_nowait(out.space(request.length as usize), request.offset) {
+        let read = (|| {
+            out.put(self.replies.data(request).as_slice())?;
+            self.session.pread_nowait(out.space(request.length as usize)?, request.offset)
+        })();
+        match read {
             Ok(true) => true,
             Ok(false) => {
                 out.rewind(mark);
@@ -109,18 +139,92 @@ impl Requests {
             }
             Err(e) => {
                 out.rewind(mark);
-                self.fail(request, &e, out);
+                self.fail(request, &e, None, out);
                 true
             }
         }
     }
 
+    /// Reads in parts, without the holes. What was read before an error counts.
+    fn read(&self, request: &Request, out: &mut Buffer) {
+        let Request { offset, length, .. } = *request;
+        let parts = if self.may_have_holes(request) {
+            self.map.parts(&self.session, offset, length)
+        } else {
+            vec![Part { offset, length, hole: false }]
+        };
+        let end = offset + length;
+        for part in parts {
+            let last = part.offset + part.length == end;
+            let mark = out.mark();
+            let Err(e) = self.read_part(request, &part, last, out) else { continue };
+            let good = self.salvage(request, &part, mark, out);
+            let failed = part.offset + good;
+            self.fail(request, &e, (failed > offset).then_some(failed), out);
+            return;
+        }
+    }
+
+    fn read_part(&self, request: &Request, part: &Part, last: bool, out: &mut Buffer) -> Result<()> {
+        if part.hole {
+            return out.put(self.replies.hole(request, part.offset, part.length, last).as_slice());
+        }
+        let head = match self.replies {
+            Replies::Simple => self.replies.data(request),
+            _ => self.replies.part(request, part.offset, part.length, last),
+        };
+        out.put(head.as_slice())?;
+        self.session.pread(out.space(part.length as usize)?, part.offset)
+    }
+
+    /// Takes a part back that could not be read, but for the start that can be had without waiting: what came before
+    /// a bad block is in a cache by now. Returns its length in bytes.
+    #[cold]
+    fn salvage(&self, request: &Request, part: &Part, mark: usize, out: &mut Buffer) -> u64 {
+        out.rewind(mark);
+        if part.hole || self.replies == Replies::Simple || request.has(cmd_flag::DF) {
+            return 0;
+        }
+        let length = part.length as usize;
+        let mut good = 0;
+        let found = (|| -> Result<()> {
+            // As long as any head of this kind.
+            out.put(self.replies.part(request, part.offset, part.length, false).as_slice())?;
+            let buf = out.space(length)?;
+            let mut step = 1 << length.ilog2();
+            while step >= UNIT {
+                let end = good + step;
+                // An error ends the search: it is not to be logged over and over.
+                if end < length
+                    && self.session.pread_nowait(&mut buf[good..end], part.offset + good as u64)?
+                {
+                    good = end;
+                }
+                step /= 2;
+            }
+            Ok(())
+        })();
+        if let Err(e) = found {
+            log::debug!("after a failed read: {e}");
+        }
+        out.rewind(mark);
+        let kept = good > 0 && {
+            let head = self.replies.part(request, part.offset, good as u64, false);
+            // The data is where it was read to.
+            out.put(head.as_slice()).is_ok() && out.space(good).is_ok()
+        };
+        if kept { good as u64 } else { 0 }
+    }
+
     /// Runs a request that passed [`check`](Self::check) and appends its reply. `payload` is the data of a WRITE.
     pub(crate) fn run(&self, request: &Request, payload: &[u8], out: &mut Buffer) {
+        if request.command == cmd::READ {
+            return self.read(request, out);
+        }
         let mark = out.mark();
         if let Err(e) = self.call(request, payload, out) {
             out.rewind(mark);
-            self.fail(request, &e, out);
+            self.fail(request, &e, None, out);
         }
     }
 
@@ -128,25 +232,24 @@ impl Requests {
         let Request { offset, length, .. } = *request;
         let fua = if request.has(cmd_flag::FUA) { Flags::FUA } else { Flags::empty() };
         match request.command {
-            cmd::READ => {
-                out.put(self.replies.data(request).as_slice());
-                return self.session.pread(out.space(length as usize), offset);
-            }
             cmd::BLOCK_STATUS => return self.block_status(request, out),
             cmd::WRITE => self.session.pwrite(payload, offset, fua)?,
             cmd::FLUSH => self.session.flush()?,
-            cmd::TRIM => self.session.trim(length, offset, fua)?,
+            cmd::TRIM => {
+                self.session.trim(length, offset, fua)?;
+                self.map.freed(offset, length);
+            }
             cmd::CACHE => self.session.cache(length, offset)?,
             cmd::WRITE_ZEROES => {
                 let mut flags = fua;
                 flags.set(Flags::MAY_TRIM, !request.has(cmd_flag::NO_HOLE));
                 flags.set(Flags::FAST_ZERO, request.has(cmd_flag::FAST_ZERO));
                 self.session.zero(length, offset, flags)?;
+                self.map.freed(offset, length);
             }
             _ => return Err(Errno::EINVAL.into()),
         }
-        out.put(self.replies.done(request).as_slice());
-        Ok(())
+        out.put(self.replies.done(request).as_slice())
     }
 
     fn block_status(&self, request: &Request, out: &mut Buffer) -> Result<()> {
@@ -157,25 +260,26 @@ impl Requests {
         if extents.is_empty() {
             return Err(Error::new(Errno::EIO, "the chain told no extent"));
         }
-        out.put(self.replies.block_status(request, extents.len()).as_slice());
+        out.put(self.replies.block_status(request, extents.len()).as_slice())?;
         for extent in extents {
-            out.put(self.replies.descriptor(extent.length, extent.kind()).as_slice());
+            out.put(self.replies.descriptor(extent.length, extent.kind()).as_slice())?;
         }
         Ok(())
     }
 
-    /// Appends the reply of a request that failed.
+    /// Appends the reply of a request that failed, `from` on if that is not all of it.
     #[cold]
-    pub(crate) fn fail(&self, request: &Request, error: &Error, out: &mut Buffer) {
+    pub(crate) fn fail(&self, request: &Request, error: &Error, from: Option<u64>, out: &mut Buffer) {
         let message: Cow<'_, str> = match self.replies {
             Replies::Simple => Cow::Borrowed(""),
             _ => Cow::Owned(error.to_string()),
         };
         let number = error_number(error.errno(), request.flags);
-        let (head, text, tail) = self.replies.error(request, number, &message, None);
-        out.put(head.as_slice());
-        out.put(text.as_bytes());
-        out.put(tail.as_slice());
+        let (head, text, tail) = self.replies.error(request, number, &message, from);
+        let parts = [head.as_slice(), text.as_bytes(), tail.as_slice()];
+        if parts.into_iter().try_for_each(|part| out.put(part)).is_err() {
+            out.spoil();
+        }
         log::debug!(
             "request refused: command {} flags {:#x} offset {} length {}: {error}",
             request.command,

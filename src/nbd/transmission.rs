@@ -10,7 +10,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 use nbdkit_core::{Client, Errno, Error, ThreadModel};
 
 use crate::{
-    buffer::Buffer,
+    buffer::{Buffer, grow},
     output::{Flushed, Outbox},
     pool::{Job, Pool, Worker},
     proto::{MAX_PAYLOAD, Replies, Request, cmd},
@@ -88,7 +88,7 @@ impl Shared {
                 } else if !shared.outbox.is_dead() {
                     // Nobody waits for the data; a client of a server that stops waits for a reply.
                     let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
-                    shared.requests.fail(&job.request, &gone, &mut out);
+                    shared.requests.fail(&job.request, &gone, None, &mut out);
                 }
                 shared.outbox.send(&mut out);
             });
@@ -113,6 +113,10 @@ pub(crate) fn run(
         outbox: Outbox::new(stream.clone()),
         pool: Pool::new(if serial { 1 } else { threads }),
     });
+    let mut input = Vec::new();
+    if grow(&mut input, INPUT).is_err() {
+        return End::Io(io::ErrorKind::OutOfMemory.into());
+    }
     let mut reader = Reader {
         shared,
         stream: &**stream,
@@ -120,7 +124,7 @@ pub(crate) fn run(
         name,
         serial,
         extended,
-        input: vec![0; INPUT],
+        input,
         start: 0,
         end: 0,
         at_once: INPUT,
@@ -200,12 +204,7 @@ impl Reader<'_> {
             _ => self.shared.requests.check(request),
         };
         if let Err(e) = checked {
-            if request.payload {
-                self.skip(request.length)?;
-            }
-            // Replies may overtake each other; refusing early breaks no order that matters.
-            self.shared.requests.fail(request, &e, &mut self.out);
-            return Ok(());
+            return self.refuse(request, &e);
         }
         if request.command == cmd::WRITE {
             return self.write(request);
@@ -223,11 +222,24 @@ impl Reader<'_> {
         self.submit(Job { request: *request, payload: Vec::new() })
     }
 
+    /// Answers a request that is not run, and forgets the payload that comes behind it. Replies may overtake each
+    /// other; refusing early breaks no order that matters.
+    fn refuse(&mut self, request: &Request, why: &Error) -> Result<(), End> {
+        if request.payload {
+            self.skip(request.length)?;
+        }
+        self.shared.requests.fail(request, why, None, &mut self.out);
+        Ok(())
+    }
+
     fn write(&mut self, request: &Request) -> Result<(), End> {
         let length = request.length as usize;
         let inline = self.may_overtake() && !self.shared.requests.may_block(request);
         if length > LARGE && self.end - self.start < length {
-            let mut payload = self.shared.pool.payload(length);
+            let mut payload = match self.shared.pool.payload(length) {
+                Ok(payload) => payload,
+                Err(e) => return self.refuse(request, &e),
+            };
             self.receive_into(&mut payload)?;
             self.at_once = INPUT_AFTER_LARGE;
             if inline && !self.parallel(length) {
@@ -247,7 +259,13 @@ impl Reader<'_> {
             self.shared.requests.run(request, &self.input[payload], &mut self.out);
             return Ok(());
         }
-        let mut copy = self.shared.pool.payload(length);
+        let mut copy = match self.shared.pool.payload(length) {
+            Ok(copy) => copy,
+            Err(e) => {
+                self.shared.requests.fail(request, &e, None, &mut self.out);
+                return Ok(());
+            }
+        };
         copy.copy_from_slice(&self.input[payload]);
         self.submit(Job { request: *request, payload: copy })
     }

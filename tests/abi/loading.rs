@@ -1,56 +1,9 @@
 //! Plugins and filters from shared libraries, through both doors. Those of the distribution are the measure.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use super::distribution::{directory, filter, plugin};
 use crate::util::{Mount, NBDKIT, NBDKIT_MOUNT, Server, image, nbdsh, patterned, run, run_ok, sh, temp};
-
-/// The distribution's directory of plugins or filters.
-fn distribution(kind: &str) -> PathBuf {
-    let dump = sh("nbdkit --dump-config");
-    let key = format!("{kind}dir=");
-    let line = dump.lines().find_map(|line| line.strip_prefix(&key)).expect("the distribution's nbdkit");
-    line.into()
-}
-
-fn plugin(name: &str) -> String {
-    distribution("plugin").join(format!("nbdkit-{name}-plugin.so")).display().to_string()
-}
-
-fn filter(name: &str) -> String {
-    format!("--filter={}/nbdkit-{name}-filter.so", distribution("filter").display())
-}
-
-fn libraries(kind: &str) -> Vec<PathBuf> {
-    let files = fs::read_dir(distribution(kind)).expect("a directory").map(|entry| entry.unwrap().path());
-    let list: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "so")).collect();
-    assert!(list.len() > 20, "{list:?}");
-    list
-}
-
-#[test]
-fn every_plugin_of_the_distribution_tells_what_it_told_there() {
-    for path in libraries("plugin") {
-        let dump = |program: &str| run([program, path.to_str().unwrap(), "--dump-plugin"]).ok();
-        assert_eq!(dump(NBDKIT), dump("nbdkit"), "{}", path.display());
-        let help = run_ok([NBDKIT, path.to_str().unwrap(), "--help"]);
-        assert!(help.contains("plugin: "), "{help}");
-    }
-}
-
-#[test]
-fn every_filter_of_the_distribution_loads() {
-    for path in libraries("filter") {
-        let option = format!("--filter={}", path.display());
-        let dump = run_ok([NBDKIT, &option, "null", "--dump-plugin"]);
-        assert!(dump.contains(&format!("_path={}\n", path.display())), "{dump}");
-        let help = run_ok([NBDKIT, &option, "null", "--help"]);
-        assert!(help.contains("filter: "), "{help}");
-    }
-}
 
 #[test]
 fn both_doors_serve_a_c_plugin_under_c_and_rust_filters() {
@@ -80,11 +33,8 @@ fn names_are_looked_for_in_directories() {
     let dir = temp();
     let name = dir.path().join("nbdkit-mine-plugin.so");
     fs::copy(plugin("memory"), &name).unwrap();
-    fs::copy(
-        distribution("filter").join("nbdkit-offset-filter.so"),
-        dir.path().join("nbdkit-moved-filter.so"),
-    )
-    .unwrap();
+    fs::copy(directory("filter").join("nbdkit-offset-filter.so"), dir.path().join("nbdkit-moved-filter.so"))
+        .unwrap();
     let here = dir.path().display();
     let dump = sh(&format!(
         "NBDKIT_PLUGINDIR={here} NBDKIT_FILTERDIR={here} {NBDKIT} --filter=moved mine --dump-plugin"

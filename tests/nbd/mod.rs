@@ -8,5 +8,7 @@ mod handshake;
 mod hostile;
 mod information;
 mod life;
+mod memory;
 mod messages;
+mod sparse;
 mod tls;

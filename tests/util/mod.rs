@@ -2,9 +2,11 @@
 
 pub(crate) mod raw;
 
+mod bridge;
 mod client;
 mod server;
 
+pub(crate) use bridge::bridge;
 pub(crate) use client::{Run, nbdsh, qemu_io, run, run_ok, sh};
 pub(crate) use server::{Mount, NBDKIT, NBDKIT_MOUNT, Server};
 

@@ -39,6 +39,16 @@ impl Raw {
         raw
     }
 
+    /// After GO with structured replies and `base:allocation`.
+    pub(crate) fn structured(server: &Server) -> Self {
+        let mut raw = Self::options(server);
+        raw.option(8, b"");
+        raw.option(10, &contexts("", &["base:allocation"]));
+        raw.option(7, &go(""));
+        assert_eq!([(); 5].map(|()| raw.reply()), [1, 4, 1, 3, 1]);
+        raw
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         // The server may have closed already.
         let _ = self.0.write_all(bytes);
@@ -73,6 +83,21 @@ impl Raw {
         buf
     }
 
+    /// The chunks of a structured reply.
+    pub(crate) fn chunks(&mut self) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        loop {
+            let header = self.read(20);
+            assert_eq!(header[..4], 0x668e_33ef_u32.to_be_bytes(), "no structured reply");
+            let length = u32::from_be_bytes(header[16..].try_into().expect("4 bytes"));
+            let kind = u16::from_be_bytes([header[6], header[7]]);
+            chunks.push(Chunk { kind, payload: self.read(length as usize) });
+            if header[5] & 1 != 0 {
+                return chunks;
+            }
+        }
+    }
+
     /// The type of the next option reply, whose payload is skipped.
     pub(crate) fn reply(&mut self) -> u32 {
         let header = self.read(20);
@@ -94,6 +119,25 @@ impl Raw {
     /// Closes its side without a word.
     pub(crate) fn vanish(&self) {
         self.0.shutdown(std::net::Shutdown::Both).expect("shutdown");
+    }
+}
+
+/// A chunk of a structured reply.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) kind: u16,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Chunk {
+    /// 32 bits of the payload.
+    pub(crate) fn u32(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().expect("4 bytes"))
+    }
+
+    /// 64 bits of the payload.
+    pub(crate) fn u64(&self, at: usize) -> u64 {
+        u64::from_be_bytes(self.payload[at..at + 8].try_into().expect("8 bytes"))
     }
 }
 

@@ -185,8 +185,11 @@ pub(crate) fn start(name: &str, verbose: bool) {
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 }
 
-/// An error that ends the program, on one line.
+/// An error that ends the program, on one line; a layer may have said it already.
 pub(crate) fn fatal(name: &str, error: &anyhow::Error) {
+    if error.downcast_ref::<nbdkit_core::Error>().is_some_and(nbdkit_core::Error::is_logged) {
+        return;
+    }
     let text = format!("{error:#}").trim_end().replace('\n', " ");
     say(Level::Error, name, "error: ", &text);
 }

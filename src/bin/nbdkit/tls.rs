@@ -64,13 +64,13 @@ pub(crate) fn tls(args: &Args) -> Result<Tls> {
 fn load(args: &Args, mode: Mode) -> Result<Tls> {
     use nbdkit_nbd::tls::Credentials;
 
-    let ciphers = args.tls_priority.as_deref().filter(|text| *text != "NORMAL" && !text.is_empty());
+    let priority = args.tls_priority.as_deref();
     let credentials = match source(args) {
         None => {
             Err(anyhow::anyhow!("no certificates were found: name some with --tls-certificates or --tls-psk"))
         }
-        Some(("tls-psk-file", file)) => Credentials::keys(&file, ciphers),
-        Some((_, directory)) => Credentials::certificates(&directory, args.tls_verify_peer, ciphers),
+        Some(("tls-psk-file", file)) => Credentials::keys(&file, priority),
+        Some((_, directory)) => Credentials::certificates(&directory, args.tls_verify_peer, priority),
     };
     let named = args.tls_psk.is_some() || args.tls_certificates.is_some();
     match (credentials, mode) {

@@ -6,24 +6,36 @@ use std::{
     ptr,
 };
 
-use nbdkit_core::{Errno, Peer};
+use nbdkit_core::{Certificate, Client, Errno, Peer};
 use nix::{
     libc,
     sys::socket::{SockaddrIn, SockaddrIn6, SockaddrLike, UnixAddr, VsockAddr},
 };
 
-use super::messages::error_with;
-use crate::{context::current, panic::boundary};
+use super::{messages::error_with, strings::allocate};
+use crate::{context::current, panic::boundary, strings::c_string};
+
+/// Looks at the client of this thread; None after an error was reported.
+fn of_client<T>(what: &str, look: impl FnOnce(&Client) -> T) -> Option<T> {
+    let seen = current(|frame| frame.and_then(|f| f.scope.client).map(|client| look(client)));
+    if seen.is_none() {
+        error_with(Errno::ENOTCONN, format!("{what}: this thread serves no connection"));
+    }
+    seen
+}
 
 /// Answers about the client of this thread; None after an error was reported.
 fn ask<T>(what: &str, answer: impl FnOnce(&Peer) -> Option<T>) -> Option<T> {
-    let answered = current(|frame| frame.and_then(|f| f.scope.client).map(|client| answer(&client.peer)));
-    match answered {
-        Some(Some(answer)) => return Some(answer),
-        Some(None) => error_with(Errno::EOPNOTSUPP, format!("{what}: not known of this kind of client")),
-        None => error_with(Errno::ENOTCONN, format!("{what}: this thread serves no connection")),
+    let answer = of_client(what, |client| answer(&client.peer))?;
+    if answer.is_none() {
+        error_with(Errno::EOPNOTSUPP, format!("{what}: not known of this kind of client"));
     }
-    None
+    answer
+}
+
+/// A copy that C may free.
+fn copy(text: &str) -> *mut c_char {
+    allocate(&c_string(text.as_bytes()))
 }
 
 /// The address of the client, as getpeername(2) gives it.
@@ -105,25 +117,33 @@ pub(super) extern "C" fn nbdkit_peer_gid() -> i64 {
     credential("nbdkit_peer_gid", |_, _, gid| gid.into())
 }
 
-/// Reports that a client has no such thing.
-fn unknown(what: &str) -> *mut c_char {
-    boundary(ptr::null_mut(), || ask(what, |_| None).unwrap_or(ptr::null_mut()))
-}
-
-/// The SELinux label of a client; this server does not ask for it.
+/// The SELinux label of a client; else null.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn nbdkit_peer_security_context() -> *mut c_char {
-    unknown("nbdkit_peer_security_context")
+    const WHAT: &str = "nbdkit_peer_security_context";
+    boundary(ptr::null_mut(), || match of_client(WHAT, |client| client.security_context.get().cloned()) {
+        Some(Some(label)) => copy(&label),
+        Some(None) => ask(WHAT, |_| None).unwrap_or(ptr::null_mut()),
+        None => ptr::null_mut(),
+    })
+}
+
+/// A name of the client's certificate, empty when it showed none; null after an error was reported.
+fn certificate(what: &str, name: fn(&Certificate) -> &String) -> *mut c_char {
+    boundary(ptr::null_mut(), || {
+        let name = of_client(what, |client| client.certificate.get().map(name).cloned().unwrap_or_default());
+        name.map_or(ptr::null_mut(), |name| copy(&name))
+    })
 }
 
 /// The distinguished name in the client's certificate.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn nbdkit_peer_tls_dn() -> *mut c_char {
-    unknown("nbdkit_peer_tls_dn")
+    certificate("nbdkit_peer_tls_dn", |certificate| &certificate.subject)
 }
 
 /// The distinguished name of whoever issued the client's certificate.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn nbdkit_peer_tls_issuer_dn() -> *mut c_char {
-    unknown("nbdkit_peer_tls_issuer_dn")
+    certificate("nbdkit_peer_tls_issuer_dn", |certificate| &certificate.issuer)
 }

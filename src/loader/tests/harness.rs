@@ -51,7 +51,8 @@ impl Lab {
     pub(super) fn library<S: AsRef<OsStr>>(&self, source: &str, flags: &[S]) -> PathBuf {
         let mut all: Vec<OsString> = vec!["-shared".into(), "-fPIC".into()];
         all.extend(flags.iter().map(|flag| flag.as_ref().to_owned()));
-        self.gcc(source, &format!("{source}.so"), &all)
+        let name = Path::new(source).file_name().expect("a file").display();
+        self.gcc(source, &format!("{name}.so"), &all)
     }
 
     /// Compiles and loads a plugin.
@@ -84,11 +85,16 @@ pub(super) fn start(plugin: Box<dyn Plugin>, filters: &[&Path], parameters: &[(&
     for (key, value) in parameters {
         chain.config(key, OsStr::new(value)).expect("config");
     }
-    chain.config_complete().expect("config_complete");
-    chain.get_ready().expect("get_ready");
+    serve(chain).expect("a chain that starts")
+}
+
+/// Brings a chain that has its parameters to where it takes clients.
+pub(super) fn serve(mut chain: Chain) -> anyhow::Result<Arc<Chain>> {
+    chain.config_complete()?;
+    chain.get_ready()?;
     let chain = Arc::new(chain);
-    chain.after_fork().expect("after_fork");
-    chain
+    chain.after_fork()?;
+    Ok(chain)
 }
 
 /// A client that has connected.
