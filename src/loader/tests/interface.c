@@ -135,7 +135,10 @@ check_connection (void)
   CHECK (nbdkit_peer_name ((struct sockaddr *) &address, &length) == 0);
   CHECK (length == sizeof (sa_family_t) && un->sun_family == AF_UNIX);
   CHECK (nbdkit_peer_security_context () == NULL);
-  CHECK (nbdkit_peer_tls_dn () == NULL && nbdkit_peer_tls_issuer_dn () == NULL);
+  char *subject = nbdkit_peer_tls_dn (), *issuer = nbdkit_peer_tls_issuer_dn ();
+  CHECK (subject && *subject == 0 && issuer && *issuer == 0);
+  free (subject);
+  free (issuer);
   return 0;
 }
 

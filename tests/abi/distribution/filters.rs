@@ -239,7 +239,7 @@ fn the_name_of_an_export() {
     let all: Vec<_> =
         [NBDKIT_MOUNT, "-e", "three", "--run", "true"].map(String::from).into_iter().chain(chain).collect();
     let refused = run(&all);
-    assert!(refused.code == 1 && refused.stderr.contains("not found"), "{}", refused.stderr);
+    assert!(refused.code == 3 && refused.stderr.contains("not found"), "{}", refused.stderr);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn who_may_connect() {
     // The mount has no address: whatever the rules are, they cannot be applied to it.
     let ip = [&filter("ip"), "memory", "1M", "allow=all"];
     run_ok(["nbdinfo", "--size", &Server::start(ip).uri()]);
-    let refused = run([&[NBDKIT_MOUNT, "--run", "true"][..], &ip].concat()).refused();
+    let refused = run([&[NBDKIT_MOUNT, "--run", "true"][..], &ip].concat()).refused_with(3);
     assert!(refused.contains("nbdkit_peer_name"), "{refused}");
 
     of("limit", &["limit=1"]).through_both_doors();
