@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use nbdkit_core::Certificate;
 use openssl::{
     ssl::{ErrorCode, Ssl, SslStream},
@@ -103,6 +103,7 @@ impl Write for Wire {
 
 /// An encrypted connection over another stream.
 pub(crate) struct Encrypted {
+    credentials: Credentials,
     below: Arc<dyn Stream>,
     state: Mutex<State>,
 }
@@ -135,7 +136,11 @@ impl Encrypted {
             sent: 0,
         };
         let ssl = SslStream::new(Ssl::new(credentials.context())?, wire)?;
-        Ok(Encrypted { below, state: Mutex::new(State { ssl, held: 0, ended: false }) })
+        Ok(Encrypted {
+            credentials: credentials.clone(),
+            below,
+            state: Mutex::new(State { ssl, held: 0, ended: false }),
+        })
     }
 
     /// Goes on with the handshake.
@@ -148,18 +153,20 @@ impl Encrypted {
         let result = state.ssl.accept();
         let flushed = state.ssl.get_mut().flush_now()?;
         match result {
-            Ok(()) if flushed => Ok(Progress::Done),
             _ if !flushed => Ok(Progress::Wants(WRITE)),
+            Ok(()) => Ok(Progress::Done),
             Err(e) if e.code() == ErrorCode::WANT_READ => Ok(Progress::Wants(READ)),
             Err(e) if e.code() == ErrorCode::ZERO_RETURN || e.ssl_error().is_none() => {
-                bail!("the client closed the connection")
+                bail!("the client closed the connection in the handshake{}", self.credentials.doubt())
             }
             Err(e) => {
-                let verified = state.ssl.ssl().verify_result();
-                let detail = if verified == X509VerifyResult::OK { "" } else { verified.error_string() };
-                Err(anyhow!("{}{}{detail}", reason(&e), if detail.is_empty() { "" } else { ": " }))
+                let reason = reason(&e);
+                let hint = self.credentials.hint(&reason);
+                match state.ssl.ssl().verify_result() {
+                    X509VerifyResult::OK => bail!("{hint}{reason}"),
+                    verified => bail!("{reason}: {}", verified.error_string()),
+                }
             }
-            Ok(()) => Ok(Progress::Done),
         }
     }
 

@@ -32,6 +32,9 @@ const MAX_OPTION: usize = 64 << 10;
 const MAX_SKIPPED: usize = 16 << 20;
 /// Options a client may send, and as many again for each export it was told of.
 const MAX_OPTIONS: usize = 32;
+/// How long a client that fails to start TLS may take to hang up.
+#[cfg(feature = "tls")]
+const LINGER: Duration = Duration::from_secs(1);
 /// Replies are sent when this much is there.
 const FLUSH: usize = 64 << 10;
 
@@ -71,7 +74,7 @@ impl Wire {
         self.send(ready)?;
         let encrypted = Encrypted::new(credentials, self.stream.clone())?;
         let plain = self.stream.clone();
-        while let Progress::Wants(interest) = encrypted.handshake()? {
+        while let Progress::Wants(interest) = encrypted.handshake().inspect_err(|_| self.linger())? {
             self.wait(&*plain, interest)?;
         }
         log::debug!("TLS: {}", encrypted.describe());
@@ -79,6 +82,29 @@ impl Wire {
         self.stream = Arc::new(encrypted);
         self.encrypted = true;
         Ok(certificate)
+    }
+
+    /// Gives a client that is refused the time to read why: to it the handshake may be over, and a connection that
+    /// is closed while it sends would be all that it sees.
+    #[cfg(feature = "tls")]
+    fn linger(&self) {
+        let end = Instant::now() + LINGER;
+        let end = self.deadline.map_or(end, |deadline| deadline.min(end));
+        let read = Interest { read: true, ..Interest::default() };
+        let mut left = MAX_OPTION;
+        while left > 0 {
+            match self.stream.recv(&mut [0; 4096], false) {
+                Ok(0) => return,
+                Ok(n) => left = left.saturating_sub(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let timeout = end.saturating_duration_since(Instant::now());
+                    if timeout.is_zero() || self.stream.wait(read, Some(timeout)).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
     }
 
     /// Waits, within the deadline.

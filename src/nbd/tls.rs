@@ -6,6 +6,7 @@ use std::{collections::HashMap, fmt, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
 use openssl::{
+    asn1::Asn1Time,
     ssl::{
         SslContext, SslContextBuilder, SslContextRef, SslFiletype, SslMethod, SslMode, SslOptions,
         SslSessionCacheMode, SslVerifyMode,
@@ -21,7 +22,10 @@ use crate::priority::{Kind, Priority};
 
 /// What the server shows to its clients, and asks of them.
 #[derive(Clone)]
-pub struct Credentials(SslContext);
+pub struct Credentials {
+    context: SslContext,
+    kind: Kind,
+}
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -51,7 +55,25 @@ fn context(priority: Option<&str>, kind: Kind) -> anyhow::Result<SslContextBuild
 
 impl Credentials {
     pub(crate) fn context(&self) -> &SslContextRef {
-        &self.0
+        &self.context
+    }
+
+    /// What a failed handshake means, if OpenSSL's reason does not tell; empty: it does.
+    pub(crate) fn hint(&self, reason: &str) -> &'static str {
+        match self.kind {
+            Kind::Keys if ["binder does not verify", "bad record mac"].iter().any(|r| reason.contains(r)) => {
+                "the client's pre-shared key is not the one that its user has here: "
+            }
+            _ => "",
+        }
+    }
+
+    /// Why a client may have gone in the handshake without a word.
+    pub(crate) fn doubt(&self) -> &'static str {
+        match self.kind {
+            Kind::Certificates => ": it may not trust the server's certificate",
+            Kind::Keys => "",
+        }
     }
 
     /// Loads `server-cert.pem`, `server-key.pem`, `ca-cert.pem` and perhaps `ca-crl.pem` from a directory. With
@@ -98,7 +120,16 @@ impl Credentials {
         if verify_peer {
             context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
         }
-        Ok(Credentials(context.build()))
+        let context = context.build();
+        if let Some(shown) = context.certificate() {
+            let now = Asn1Time::days_from_now(0)?;
+            if shown.not_after() < now {
+                log::warn!("TLS: {} expired: {}", certificate.display(), shown.not_after());
+            } else if shown.not_before() > now {
+                log::warn!("TLS: {} is not valid before {}", certificate.display(), shown.not_before());
+            }
+        }
+        Ok(Credentials { context, kind: Kind::Certificates })
     }
 
     /// Loads pre-shared keys: lines of a user's name, a colon and the key in hexadecimal.
@@ -121,7 +152,7 @@ impl Credentials {
             out.copy_from_slice(key);
             Ok(key.len())
         });
-        Ok(Credentials(context.build()))
+        Ok(Credentials { context: context.build(), kind: Kind::Keys })
     }
 }
 
