@@ -73,7 +73,13 @@ impl Backing {
     /// The kind is asked before the open, which would wait at a FIFO.
     fn kind(path: &Path) -> Result<Kind> {
         let refuse = |errno, what: &str| Err(Error::new(errno, format!("{}: {what}", path.display())));
-        match path.metadata().map_err(|e| Error::from(e).context(path.display()))?.file_type() {
+        let metadata = match path.metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return refuse(Errno::ENOENT, "does not exist: create it first, or correct the name");
+            }
+            metadata => metadata.map_err(|e| Error::from(e).context(path.display()))?,
+        };
+        match metadata.file_type() {
             kind if kind.is_file() => Ok(Kind::File),
             kind if kind.is_block_device() => Ok(Kind::BlockDevice),
             kind if kind.is_dir() => refuse(Errno::EISDIR, "is a directory: give a file or block device"),

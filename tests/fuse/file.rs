@@ -235,6 +235,32 @@ fn fio_verifies_with_sixteen_jobs() {
     }
 }
 
+/// The file system exerciser: reads, writes, maps and punches at random, and compares with a model.
+#[test]
+fn fsx() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk", MIB);
+    let config = dir.path().join("fsx.toml");
+    let weights = "flen = 1048576\nblockmode = true\n[weights]\nread = 10\nwrite = 10\nmapread = 5\nmapwrite = 5\ntruncate = 0\n\
+                   punch_hole = 2\nfsync = 1\nfdatasync = 1\nsendfile = 2\nposix_fadvise = 1\ncopy_file_range = 2\n";
+    std::fs::write(&config, weights).expect("write the configuration");
+    for words in [
+        &["memory", "1M"][..],
+        &["--no-passthrough", "file", disk.to_str().expect("UTF-8")],
+        &["--filter=cow", "file", disk.to_str().expect("UTF-8")],
+        &["--filter=blocksize", "file", disk.to_str().expect("UTF-8"), "minblock=512", "maxdata=64K"],
+    ] {
+        let mut mount = Mount::start(words);
+        sh(&format!(
+            "fsx -q -N 20000 -S 7 -P {} -f {} {}",
+            dir.path().display(),
+            config.display(),
+            mount.file().display()
+        ));
+        assert_eq!(mount.unmount(), 0);
+    }
+}
+
 #[test]
 fn programs_that_write_in_their_own_ways() {
     let dir = temp();

@@ -124,6 +124,8 @@ fn bad_mount_options() {
     let mnt = dir.path().to_str().expect("UTF-8");
     let line = util::run([NBDKIT_MOUNT, "-o", "rw,nonsense", "memory", "1M", mnt]).refused();
     assert!(line.contains("nonsense"), "{line}");
+    let line = util::run([NBDKIT_MOUNT, "-U", "-", "memory", "1M", mnt]).refused();
+    assert!(line.contains("name one"), "{line}");
 }
 
 #[test]

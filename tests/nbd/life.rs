@@ -187,6 +187,17 @@ fn the_callers_umask_does_not_matter() {
 }
 
 #[test]
+fn a_private_socket_in_a_deep_directory() {
+    let dir = temp();
+    let deep = dir.path().join("d".repeat(100));
+    std::fs::create_dir(&deep).expect("mkdir");
+    let tmpdir = format!("TMPDIR={}", deep.display());
+    let line = util::run(["env", &tmpdir, NBDKIT, "-U", "-", "null"]).refused();
+    assert!(line.contains("TMPDIR") && line.contains("107"), "{line}");
+    assert_eq!(std::fs::read_dir(&deep).expect("list").count(), 0);
+}
+
+#[test]
 fn a_relative_path_in_a_directory_that_is_gone() {
     for command in [format!("{NBDKIT} -U sock memory 1M"), format!("{NBDKIT_MOUNT} memory 1M mnt")] {
         let dir = temp();

@@ -15,11 +15,8 @@ const MAX: usize = 8;
 pub(crate) fn of(place: &Path, devices: &[PathBuf]) -> Vec<String> {
     let mut holders = processes(place, devices);
     for device in loopdev::showing(place).into_iter().filter(|device| !devices.contains(device)) {
-        let mounted = nbdkit_fuse::mounts().unwrap_or_default().into_iter().find(|mount| {
-            // Its partitions are called after it.
-            let device = format!("{}", device.display());
-            mount.source == device || mount.source.starts_with(&format!("{device}p"))
-        });
+        let mounts = nbdkit_fuse::mounts().unwrap_or_default();
+        let mounted = mounts.into_iter().find(|mount| loopdev::is_on(&mount.source, &device));
         holders.push(match mounted {
             Some(mount) => format!("{} (mounted at {})", device.display(), mount.target.display()),
             None => format!("{} (detach it with losetup -d)", device.display()),

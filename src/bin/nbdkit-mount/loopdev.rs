@@ -147,6 +147,12 @@ pub(crate) fn showing(place: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether `source`, as the mount table has it, is the loop device or one of its partitions.
+pub(crate) fn is_on(source: &str, device: &Path) -> bool {
+    let partition = source.strip_prefix(&*device.to_string_lossy());
+    partition.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
+}
+
 /// Detaches a loop device; one that is in use detaches itself when it no longer is.
 pub(crate) fn detach(device: &Path) -> io::Result<()> {
     let file = File::open(device)?;
@@ -165,6 +171,13 @@ mod tests {
     fn the_structures_are_the_kernels() {
         assert_eq!(size_of::<Info>(), 232);
         assert_eq!(size_of::<Config>(), 304);
+    }
+
+    #[test]
+    fn partitions_are_on_their_device() {
+        let device = Path::new("/dev/loop1");
+        assert!(is_on("/dev/loop1", device) && is_on("/dev/loop1p2", device));
+        assert!(!is_on("/dev/loop10", device) && !is_on("/dev/loop", device));
     }
 
     #[test]

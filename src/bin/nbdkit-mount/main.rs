@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod above;
 mod args;
 mod failure;
 mod holders;

@@ -14,7 +14,7 @@ use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    captive, daemon,
+    above, captive, daemon,
     failure::{At as _, Failure, Stage},
     inside::Inside,
     loopdev, parent, pidfile,
@@ -28,6 +28,8 @@ use crate::{
 
 /// How long what is set up on the disk has to be let go of, when the server is asked to end.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long file systems of others on the disk may take to write what they have not.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Mounts, serves until it is unmounted or a signal or the `--run` command's end asks for it, and unmounts.
 /// Returns the exit code.
@@ -74,7 +76,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     drop(throughput);
     ready::notify("STOPPING=1");
     if let Ok((inside, _)) = &served {
-        take_down(inside, &mount);
+        take_down(inside, &place, &mount);
     }
     let unmounted = mount.wait().at(Stage::Life);
     stop.raise();
@@ -125,13 +127,16 @@ fn set_up(plan: &Plan, mount: &Mount) -> Result<Inside> {
 }
 
 /// Takes down what stands on the disk; what is in use has to be let go of soon.
-fn take_down(inside: &Inside, mount: &Mount) {
+fn take_down(inside: &Inside, place: &Place, mount: &Mount) {
     if !mount.is_mounted() {
         return;
     }
     if let Err(e) = inside.take_down(GRACE, |_| {}) {
         log::warn!("{e:#}: it is unmounted all the same");
         inside.abandon();
+    }
+    if let Ok(place) = nbdkit_fuse::resolve(&place.path) {
+        above::write_back(&place, PATIENCE);
     }
 }
 

@@ -119,7 +119,7 @@ impl Plan {
             timeout,
             force: args.force,
             inside: inside(args)?,
-            socket: absolute(args.unix.as_deref())?,
+            socket: socket(args)?,
             foreground: args.foreground || args.run.is_some() || args.exit_with_parent || args.debug,
             pidfile: absolute(args.pidfile.as_deref())?,
             ready_fd: args.ready_fd.as_deref().map(|fd| params::integer("--ready-fd", fd)).transpose()?,
@@ -133,6 +133,12 @@ impl Plan {
 
 fn absolute(path: Option<&std::path::Path>) -> Result<Option<PathBuf>> {
     path.map(std::path::absolute).transpose().context(NO_DIRECTORY)
+}
+
+fn socket(args: &Args) -> Result<Option<PathBuf>> {
+    let private = args.unix.as_deref().is_some_and(|path| path.as_os_str() == "-");
+    ensure!(!private, "-U - would make a socket that nobody knows of: name one, as in -U /run/disk.sock");
+    absolute(args.unix.as_deref())
 }
 
 fn cache(mode: &str) -> Result<Cache> {

@@ -178,7 +178,8 @@ impl Bound {
                     .tempdir()
                     .context("cannot make a directory for the socket")?;
                 let path = directory.path().join("socket");
-                self.listeners.push(listen::unix(&path)?);
+                let listener = listen::unix(&path);
+                self.listeners.push(listener.context("a private socket is made in the directory TMPDIR")?);
                 if identity.changes() {
                     identity.own(directory.path())?;
                 }
