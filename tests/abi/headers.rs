@@ -11,7 +11,7 @@ use std::{
 use crate::util::{Mount, NBDKIT, NBDKIT_MOUNT, run, run_ok, sh, temp};
 
 /// The C nbdkit, of the distribution.
-const C_NBDKIT: &str = "nbdkit";
+pub(super) const C_NBDKIT: &str = "nbdkit";
 
 /// Our headers, before those of the distribution.
 fn include() -> PathBuf {
@@ -46,7 +46,7 @@ fn module(dir: &Path, name: &str) -> String {
 
 /// Runs a script with `h` connected to the server's default export, with `base:allocation`. It must succeed.
 #[track_caller]
-fn serve(program: &str, words: &[&str], script: &str) -> String {
+pub(super) fn serve(program: &str, words: &[&str], script: &str) -> String {
     let dir = temp();
     let path = dir.path().join("script.py");
     fs::write(&path, script).expect("write a file");
@@ -58,7 +58,7 @@ fn serve(program: &str, words: &[&str], script: &str) -> String {
 }
 
 /// What holds of each of the disks, of 2 MiB.
-const DISK: &str = "
+pub(super) const DISK: &str = "
 assert h.get_size() == 2 << 20
 assert not h.is_read_only() and h.can_flush()
 assert h.pread(8192, 0) == bytes(8192)

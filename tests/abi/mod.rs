@@ -4,3 +4,4 @@ mod distribution;
 mod headers;
 mod install;
 mod loading;
+mod rust;
