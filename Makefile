@@ -7,6 +7,7 @@ PREFIX ?= /usr/local
 build:
 	cargo build --release --bins
 	cargo build --release --package nbdkit-lua-plugin
+	scripts/ocaml "$${CARGO_TARGET_DIR:-target}/release/ocaml"
 
 # Shows the main job: an image with a file system, mounted through FUSE, loop-mounted, listed, unmounted.
 demo:

@@ -75,7 +75,10 @@ impl Backing {
         let refuse = |errno, what: &str| Err(Error::new(errno, format!("{}: {what}", path.display())));
         let metadata = match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return refuse(Errno::ENOENT, "does not exist: create it first, or correct the name");
+                return refuse(
+                    Errno::ENOENT,
+                    "No such file or directory: create it first, or correct the name",
+                );
             }
             metadata => metadata.map_err(|e| Error::from(e).context(path.display()))?,
         };

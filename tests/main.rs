@@ -9,5 +9,6 @@ mod fuse;
 mod layering;
 mod lua;
 mod nbd;
+mod ocaml;
 mod thread_models;
 mod util;

@@ -35,6 +35,12 @@ pub(crate) struct Server {
     config: Config,
     stop: Arc<Stop>,
     busy: Busy,
+    roll: Arc<Roll>,
+}
+
+/// Who is there. Apart from the server, which a connection lets go of, and of the chain with it, before it is taken off.
+#[derive(Default)]
+struct Roll {
     connections: Mutex<Connections>,
     ended: Condvar,
 }
@@ -56,14 +62,7 @@ struct Live {
 
 impl Server {
     pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> Arc<Self> {
-        Arc::new(Server {
-            chain,
-            config,
-            stop,
-            busy: Busy::default(),
-            connections: Mutex::default(),
-            ended: Condvar::new(),
-        })
+        Arc::new(Server { chain, config, stop, busy: Busy::default(), roll: Arc::default() })
     }
 
     /// Takes clients until the server stops.
@@ -71,7 +70,7 @@ impl Server {
         let event = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, event).context("cannot make an event descriptor")?);
         let raised = wake.clone();
-        self.connections.lock().left = self.config.max_connections.map(|_| wake.clone());
+        self.roll.connections.lock().left = self.config.max_connections.map(|_| wake.clone());
         self.stop.on_raise(move || {
             let _ = rustix::io::write(&*raised, &1u64.to_ne_bytes());
         });
@@ -98,7 +97,7 @@ impl Server {
 
     /// Whether one more client may be served.
     fn has_room(&self) -> bool {
-        self.config.max_connections.is_none_or(|max| self.connections.lock().live.len() < max)
+        self.config.max_connections.is_none_or(|max| self.roll.connections.lock().live.len() < max)
     }
 
     fn accept(self: &Arc<Self>, listener: &Listener) {
@@ -128,17 +127,15 @@ impl Server {
             let pipes = Pipes::new(input, output).context("cannot make an event descriptor")?;
             (Arc::new(pipes), Peer::Other)
         };
-        let server = Arc::downgrade(self);
+        let roll = self.roll.clone();
         self.stop.on_raise(move || {
-            if let Some(server) = server.upgrade() {
-                let _connections = server.connections.lock();
-                server.ended.notify_all();
-            }
+            let _connections = roll.connections.lock();
+            roll.ended.notify_all();
         });
         self.start(stream, peer);
-        let mut connections = self.connections.lock();
+        let mut connections = self.roll.connections.lock();
         while !connections.live.is_empty() && !self.stop.is_raised() {
-            self.ended.wait(&mut connections);
+            self.roll.ended.wait(&mut connections);
         }
         drop(connections);
         self.wind_down();
@@ -147,16 +144,19 @@ impl Server {
 
     /// Starts the thread of a connection.
     fn start(self: &Arc<Self>, stream: Arc<dyn Stream>, peer: Peer) {
-        let mut connections = self.connections.lock();
+        let mut connections = self.roll.connections.lock();
         connections.count += 1;
         let number = connections.count;
         let client = Arc::new(Client::new(number, peer, self.stop.clone()));
         connections.live.insert(number, Live { client: client.clone(), stream: stream.clone() });
         drop(connections);
-        let ended = Ended { server: self.clone(), number };
+        let ended = Ended { roll: self.roll.clone(), number };
+        let server = self.clone();
         let name = format!("{}[{number}]", self.chain.plugin_name());
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
-            let Server { chain, config, busy, .. } = &*ended.server;
+            let _ended = ended;
+            let server = server; // goes before the connection is off the list
+            let Server { chain, config, busy, .. } = &*server;
             connection::run(chain, config, &client, &stream, &name, busy.clone());
         });
         if let Err(e) = thread {
@@ -166,18 +166,18 @@ impl Server {
 
     /// Ends all connections: requests in flight first get the time to end.
     fn wind_down(&self) {
-        for live in self.connections.lock().live.values() {
+        for live in self.roll.connections.lock().live.values() {
             live.stream.close_input();
         }
         // Not under the lock: it runs what filters and plugins wait for.
-        let clients: Vec<_> = self.connections.lock().live.values().map(|l| l.client.clone()).collect();
+        let clients: Vec<_> = self.roll.connections.lock().live.values().map(|l| l.client.clone()).collect();
         for client in clients {
             client.gone.raise();
         }
         if self.wait_until_none(GRACE) {
             return;
         }
-        let connections = self.connections.lock();
+        let connections = self.roll.connections.lock();
         log::debug!("{} connections did not end and are cut off", connections.live.len());
         for live in connections.live.values() {
             live.stream.close();
@@ -188,9 +188,9 @@ impl Server {
 
     fn wait_until_none(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut connections = self.connections.lock();
+        let mut connections = self.roll.connections.lock();
         while !connections.live.is_empty() {
-            if self.ended.wait_until(&mut connections, deadline).timed_out() {
+            if self.roll.ended.wait_until(&mut connections, deadline).timed_out() {
                 return connections.live.is_empty();
             }
         }
@@ -200,18 +200,18 @@ impl Server {
 
 /// Takes a connection off the list when its thread ends, however it ends.
 struct Ended {
-    server: Arc<Server>,
+    roll: Arc<Roll>,
     number: u64,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let mut connections = self.server.connections.lock();
+        let mut connections = self.roll.connections.lock();
         let live = connections.live.remove(&self.number);
         if let Some(left) = &connections.left {
             let _ = rustix::io::write(left, &1u64.to_ne_bytes());
         }
-        self.server.ended.notify_all();
+        self.roll.ended.notify_all();
         drop(connections);
         if let Some(live) = live {
             live.stream.close();

@@ -1,11 +1,6 @@
 //! What others have on the disk: file systems on loop devices. When the mount goes they lose what they have not written.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use nbdkit_core::Stop;
 
@@ -30,7 +25,7 @@ pub(crate) fn write_back(place: &Path, patience: Duration) {
     }
 }
 
-fn write_back_device(device: &PathBuf) {
+fn write_back_device(device: &Path) {
     let report = |path: &Path, e: std::io::Error| log::warn!("cannot write back {}: {e}", path.display());
     let mounts = nbdkit_fuse::mounts().unwrap_or_default();
     for mount in mounts.iter().filter(|mount| loopdev::is_on(&mount.source, device)) {
