@@ -222,6 +222,13 @@ pub trait Plugin: Send + Sync {
         Ok(Some(std::ffi::OsString::new()))
     }
 
+    /// Metadata contexts beside `base:allocation` that clients may select for an export, by name (`namespace:leaf`,
+    /// at most 4096 bytes); their status comes from [`Handle::context_status`](crate::Handle::context_status).
+    /// Default: none.
+    fn meta_contexts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Opens a disk for a connection.
     ///
     /// # Errors

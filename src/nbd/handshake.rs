@@ -19,10 +19,10 @@ use crate::{
     Config, Tls,
     buffer::grow,
     proto::{
-        BASE_ALLOCATION, BASE_ALLOCATION_ID, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies,
-        export_flag, handshake_flag, info, option, option_reply, rep,
+        BASE_ALLOCATION, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies, export_flag, handshake_flag,
+        info, option, option_reply, rep,
     },
-    requests::Requests,
+    requests::{Context, Requests},
     stream::{Interest, Stream},
 };
 
@@ -213,8 +213,8 @@ pub(crate) fn negotiate(
 #[derive(Default)]
 struct Agreed {
     replies: Option<Replies>,
-    /// `base:allocation` was selected for the export of this name.
-    allocation: Option<Vec<u8>>,
+    /// The contexts that were selected, and the name of the export that they were selected for.
+    contexts: Option<(Vec<u8>, Vec<Context>)>,
 }
 
 struct Negotiation<'a> {
@@ -318,7 +318,7 @@ impl Negotiation<'_> {
         if looked_at {
             if option == option::SET_META_CONTEXT {
                 // Even if it fails.
-                self.agreed.allocation = None;
+                self.agreed.contexts = None;
             }
             if length > MAX_OPTION {
                 return self.answer(option, rep::ERR_TOO_BIG, "too much data");
@@ -495,17 +495,16 @@ impl Negotiation<'_> {
         if let Err(e) = check_name(name) {
             return self.answer(option, rep::ERR_INVALID, &e.to_string());
         }
-        let found = if set {
-            queries.contains(&BASE_ALLOCATION)
-        } else {
-            queries.is_empty() || queries.contains(&BASE_ALLOCATION) || queries.contains(&&b"base:"[..])
-        };
-        if found {
-            let id: u32 = if set { BASE_ALLOCATION_ID } else { 0 };
-            self.reply(option, rep::META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION])?;
+        let others = self.connection.meta_contexts().inspect_err(|e| log::error!("meta_contexts: {e}"));
+        let mut contexts = vec![Context { id: 1, name: BASE_ALLOCATION.to_owned() }];
+        contexts.extend((2..).zip(others.unwrap_or_default()).map(|(id, name)| Context { id, name }));
+        contexts.retain(|context| context.matches(&queries, set));
+        for context in &contexts {
+            let id = if set { context.id } else { 0 };
+            self.reply(option, rep::META_CONTEXT, &[&id.to_be_bytes(), context.name.as_bytes()])?;
         }
-        if set && found {
-            self.agreed.allocation = Some(name.to_vec());
+        if set {
+            self.agreed.contexts = Some((name.to_vec(), contexts));
         }
         self.answer(option, rep::ACK, "")
     }
@@ -517,8 +516,8 @@ impl Negotiation<'_> {
     /// What was agreed on, for the export that the client called `name`.
     fn requests(&mut self, session: Session, name: &[u8]) -> Requests {
         let agreed = std::mem::take(&mut self.agreed);
-        let allocation = agreed.allocation.as_deref() == Some(name);
-        Requests::new(session, agreed.replies.unwrap_or(Replies::Simple), allocation)
+        let contexts = agreed.contexts.filter(|(export, _)| export == name).map(|(_, contexts)| contexts);
+        Requests::new(session, agreed.replies.unwrap_or(Replies::Simple), contexts.unwrap_or_default())
     }
 }
 
