@@ -85,6 +85,13 @@ impl Requests {
                 ),
             )),
             cmd::WRITE if !caps.write => Err(Error::new(Errno::EPERM, "the export is read-only")),
+            cmd::WRITE if !self.in_range(request) => Err(Error::new(
+                Errno::ENOSPC,
+                format!(
+                    "writing {} bytes at {} is not within the export's {} bytes",
+                    request.length, request.offset, caps.size
+                ),
+            )),
             cmd::FLUSH if request.offset != 0 || request.length != 0 => {
                 Err(Error::new(Errno::EINVAL, "a flush with a range"))
             }

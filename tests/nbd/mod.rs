@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod copy;
 mod extended;
+mod fuzz;
 mod handshake;
 mod hostile;
 mod information;
