@@ -452,6 +452,23 @@ fn a_stopped_server_answers_what_is_in_flight() {
 }
 
 #[test]
+fn a_stopped_server_waits_for_what_runs() {
+    let meeting = Arc::new(Barrier::new(2));
+    let disk = Disk::new(Before::Meet(meeting.clone()));
+    let inside = disk.inside.clone();
+    let mut served = serve(disk, Config::default()).begin();
+    served.send(&request(0, cmd::READ, 5, 0, 1));
+    while inside.load(SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    served.stop.raise();
+    meeting.wait();
+    assert_eq!(served.receive(), simple_reply(0, 5));
+    assert_eq!(served.rest(), [0]);
+    served.ended();
+}
+
+#[test]
 fn replies_wait_for_a_client_that_sends_first() {
     let mut served = serve(Disk::new(Before::Nothing), Config::default()).begin();
     let most = SIZE as u32;

@@ -300,7 +300,7 @@ fn attack(server: &Server, number: u64, random: &mut Random) {
     };
     let mut raw = Raw::connect(server);
     raw.send(&bytes);
-    if way % 3 == 0 && random.below(4) == 0 {
+    if way.is_multiple_of(3) && random.below(4) == 0 {
         // Some do not even wait.
         return;
     }

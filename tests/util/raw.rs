@@ -142,6 +142,11 @@ impl Raw {
         rest
     }
 
+    /// Reads no more.
+    pub(crate) fn deafen(&self) {
+        self.0.shutdown(std::net::Shutdown::Read).expect("shutdown");
+    }
+
     /// Closes its side without a word.
     pub(crate) fn vanish(&self) {
         self.0.shutdown(std::net::Shutdown::Both).expect("shutdown");
