@@ -47,7 +47,11 @@ fn a_disk_of_more_extents_than_fit() {
         let left = u32::try_from(BLOCKS * BLOCK - at).expect("a length");
         for (length, flags) in status(raw, 0, at, left) {
             // One block each, by turns.
-            assert_eq!((length, flags), (BLOCK, if at / BLOCK % 2 == 0 { 3 } else { 0 }), "at {at}");
+            assert_eq!(
+                (length, flags),
+                (BLOCK, if (at / BLOCK).is_multiple_of(2) { 3 } else { 0 }),
+                "at {at}"
+            );
             at += length;
         }
         replies += 1;
