@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     client::{Client, Load, Op, Order},
+    copy,
     fio::{self, Engine},
     interrupt,
     measure::{Pinned, SyscallTool, cpu_time},
@@ -24,6 +25,8 @@ pub(crate) enum Tool {
     Own,
     /// fio.
     Fio(Engine),
+    /// nbdcopy over TLS. The load is its whole disk, whatever the window.
+    Copy,
 }
 
 /// One line of the report.
@@ -88,6 +91,15 @@ pub(crate) const NBD_MEMORY: &[Job] = &[
     own("memory-stream-write", "1 MiB writes, depth 4, all CPUs", stream(Op::Write), false),
 ];
 
+/// A cached file over NBD with TLS.
+pub(crate) const NBD_TLS: &[Job] = &[Job {
+    id: "tls-copy",
+    title: "nbdcopy of the disk, all CPUs, per MiB",
+    tool: Tool::Copy,
+    load: stream(Op::Read),
+    one_cpu: false,
+}];
+
 /// A cached file through FUSE.
 pub(crate) const FUSE_FILE: &[Job] = &[
     by_fio("fuse-read-d1", "4 KiB random reads, direct, depth 1", Engine::Direct, random_reads(1)),
@@ -104,7 +116,7 @@ pub(crate) struct Sample {
     pub(crate) seconds: f64,
     /// CPU time of the server.
     pub(crate) cpu: Duration,
-    /// Latency of a request, in µs.
+    /// Latency of a request, in µs; 0: not measured.
     pub(crate) p50_us: f64,
     /// As `p50_us`.
     pub(crate) p99_us: f64,
@@ -137,6 +149,7 @@ pub(crate) struct Plan<'a> {
     /// Ask for structured replies.
     pub(crate) structured: bool,
     pub(crate) fio: Option<&'a Path>,
+    pub(crate) nbdcopy: Option<&'a Path>,
     pub(crate) syscalls: Option<SyscallTool>,
 }
 
@@ -192,6 +205,12 @@ impl Plan<'_> {
             let fio = self.fio.context("fio is not installed")?;
             let before = cpu_time(&pids)?;
             let sample = fio::run(fio, engine, &job.load, server.place(), window)?;
+            return Ok(Sample { cpu: cpu_time(&pids)? - before, ..sample });
+        }
+        if job.tool == Tool::Copy {
+            let nbdcopy = self.nbdcopy.context("nbdcopy is not installed")?;
+            let before = cpu_time(&pids)?;
+            let sample = copy::run(nbdcopy, server.place(), &server.keys(), server.size(), job.load.block)?;
             return Ok(Sample { cpu: cpu_time(&pids)? - before, ..sample });
         }
         let mut client = Client::connect(server.place(), self.structured)?;

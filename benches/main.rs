@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod copy;
 mod fio;
 mod interrupt;
 mod jobs;
@@ -78,6 +79,7 @@ struct Args {
 
 const NBD_KINDS: &[Kind] = &[Kind::Ours, Kind::Nbdkit, Kind::QemuNbd];
 const MEMORY_KINDS: &[Kind] = &[Kind::Ours, Kind::Nbdkit];
+const TLS_KINDS: &[Kind] = &[Kind::OursTls, Kind::NbdkitTls];
 const FUSE_KINDS: &[Kind] = &[Kind::OursMount, Kind::Nbdfuse, Kind::Qsd, Kind::OursPassthrough];
 const FUSE_KINDS_QUICK: &[Kind] = &[Kind::OursMount, Kind::Nbdfuse, Kind::Qsd];
 const MEMORY_SIZE: u64 = 256 << 20;
@@ -108,6 +110,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         window: Duration::from_millis(args.window.unwrap_or(if args.quick { 400 } else { 1000 }).max(10)),
         structured: args.structured,
         fio: programs.fio.as_deref(),
+        nbdcopy: programs.nbdcopy.as_deref(),
         syscalls: SyscallTool::find(),
     };
     let begin = Instant::now();
@@ -117,6 +120,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let sections = [
         bench.section("NBD, cached file", NBD_KINDS, file, jobs::NBD_FILE)?,
         bench.section("NBD, memory plugin", MEMORY_KINDS, Disk::Memory(MEMORY_SIZE), jobs::NBD_MEMORY)?,
+        bench.section("NBD with TLS (pre-shared key), cached file", TLS_KINDS, file, jobs::NBD_TLS)?,
         bench.section("FUSE, cached file, all CPUs", fuse_kinds, file, jobs::FUSE_FILE)?,
     ];
     let sections: Vec<_> = sections.into_iter().flatten().collect();
@@ -162,7 +166,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Starts a server of each kind over `disk` and takes them through the jobs. None: no job was asked
-    /// for, or all need fio and there is none.
+    /// for, or all need a client that is not installed.
     fn section(
         &self,
         title: &'static str,
@@ -172,7 +176,11 @@ impl Bench<'_> {
     ) -> Result<Option<Section>> {
         let wanted =
             |job: &&Job| self.only.is_none_or(|text| job.id.contains(text) || job.title.contains(text));
-        let possible = |job: &&Job| job.tool == Tool::Own || self.plan.fio.is_some();
+        let possible = |job: &&Job| match job.tool {
+            Tool::Own => true,
+            Tool::Fio(_) => self.plan.fio.is_some(),
+            Tool::Copy => self.plan.nbdcopy.is_some(),
+        };
         let jobs: Vec<_> = jobs.iter().filter(wanted).filter(possible).collect();
         if jobs.is_empty() {
             return Ok(None);
@@ -221,6 +229,12 @@ fn floors(sections: &[Section]) -> Vec<Floor> {
             at_most: false,
         },
         Floor {
+            what: "NBD with TLS, nbdcopy: ours ÷ nbdkit",
+            value: ratio("tls-copy", Kind::OursTls, Kind::NbdkitTls),
+            bound: 3.0,
+            at_most: false,
+        },
+        Floor {
             what: "FUSE, 4 KiB random reads, direct, depth 16: ours ÷ nbdfuse",
             value: ratio("fuse-read-d16", Kind::OursMount, Kind::Nbdfuse),
             bound: 4.0,
@@ -255,6 +269,7 @@ fn machine(programs: &Programs, plan: &Plan<'_>) -> Machine {
         ("nbdfuse", &programs.nbdfuse),
         ("qemu-storage-daemon", &programs.qsd),
         ("fio", &programs.fio),
+        ("nbdcopy", &programs.nbdcopy),
     ];
     let versions: Vec<_> = peers
         .into_iter()

@@ -139,7 +139,7 @@ impl Section {
                 row.job.title.to_owned(),
                 each(&Cell::cpu_per_request),
                 each(&|cell| cell.syscalls),
-                each(&|cell| cell.spread(|s| s.p99_us).map(|p99| p99.median)),
+                each(&|cell| cell.spread(|s| s.p99_us).map(|p99| p99.median).filter(|p99| *p99 > 0.0)),
             ]);
         }
         let mut memory = vec![vec!["memory after the run".to_owned()]];

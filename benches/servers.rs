@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 use crate::interrupt::poll;
 
+/// The user's name and key, in a directory that only we can read. There is nothing to protect.
+const KEYS: &str = "bench:3a5c0f1d2b4e6978a1b2c3d4e5f60718293a4b5c6d7e8f900112233445566778\n";
 const START_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
@@ -45,6 +47,7 @@ pub(crate) struct Programs {
     pub(crate) nbdfuse: Option<PathBuf>,
     pub(crate) qsd: Option<PathBuf>,
     pub(crate) fio: Option<PathBuf>,
+    pub(crate) nbdcopy: Option<PathBuf>,
 }
 
 impl Programs {
@@ -63,6 +66,7 @@ impl Programs {
             nbdfuse: in_path("nbdfuse"),
             qsd: in_path("qemu-storage-daemon"),
             fio: in_path("fio"),
+            nbdcopy: in_path("nbdcopy"),
         }
     }
 }
@@ -79,6 +83,10 @@ pub(crate) enum Kind {
     Ours,
     Nbdkit,
     QemuNbd,
+    /// As `Ours`, with TLS by a pre-shared key.
+    OursTls,
+    /// As `Nbdkit`, with TLS by a pre-shared key.
+    NbdkitTls,
     /// Our mount where each request passes the chain.
     OursMount,
     /// Our mount that hands the file to the kernel, which needs `-r`.
@@ -92,8 +100,8 @@ impl Kind {
     /// For the report.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::Ours | Kind::OursMount => "ours",
-            Kind::Nbdkit => "nbdkit",
+            Kind::Ours | Kind::OursMount | Kind::OursTls => "ours",
+            Kind::Nbdkit | Kind::NbdkitTls => "nbdkit",
             Kind::QemuNbd => "qemu-nbd",
             Kind::OursPassthrough => "ours, passthrough",
             Kind::Nbdfuse => "nbdfuse",
@@ -108,7 +116,7 @@ impl Kind {
 
     /// A server of this project: when it fails, the run fails.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Kind::Ours | Kind::OursMount | Kind::OursPassthrough)
+        matches!(self, Kind::Ours | Kind::OursTls | Kind::OursMount | Kind::OursPassthrough)
     }
 }
 
@@ -150,6 +158,7 @@ pub(crate) struct Server {
     /// The socket or the file in the mount.
     place: PathBuf,
     mount: Option<PathBuf>,
+    size: u64,
     dir: TempDir,
 }
 
@@ -157,16 +166,16 @@ impl Server {
     /// Starts a server and waits until it answers. `Ok(None)`: not installed here, or it has no such disk.
     pub(crate) fn start(kind: Kind, programs: &Programs, disk: Disk<'_>) -> Result<Option<Self>> {
         let dir = TempDir::with_prefix("nbdkit-bench-")?;
-        let mut server =
-            Server { kind, children: Vec::new(), place: dir.path().join("sock"), mount: None, dir };
+        let (place, size) = (dir.path().join("sock"), disk.size()?);
+        let mut server = Server { kind, children: Vec::new(), place, mount: None, size, dir };
         let started = server.launch(programs, disk)?;
         Ok(started.then_some(server))
     }
 
     fn launch(&mut self, programs: &Programs, disk: Disk<'_>) -> Result<bool> {
         match (self.kind, disk) {
-            (Kind::Ours, _) => self.serve(programs.ours.as_deref(), disk),
-            (Kind::Nbdkit, _) => self.serve(programs.nbdkit.as_deref(), disk),
+            (Kind::Ours | Kind::OursTls, _) => self.serve(programs.ours.as_deref(), disk),
+            (Kind::Nbdkit | Kind::NbdkitTls, _) => self.serve(programs.nbdkit.as_deref(), disk),
             (Kind::QemuNbd, Disk::File(path)) => {
                 let Some(program) = &programs.qemu_nbd else { return Ok(false) };
                 let mut command = Command::new(program);
@@ -214,9 +223,19 @@ impl Server {
     fn serve(&mut self, program: Option<&Path>, disk: Disk<'_>) -> Result<bool> {
         let Some(program) = program else { return Ok(false) };
         let mut command = Command::new(program);
-        command.args(["-f", "-U"]).arg(&self.place).args(disk.plugin());
+        command.args(["-f", "-U"]).arg(&self.place);
+        if matches!(self.kind, Kind::OursTls | Kind::NbdkitTls) {
+            fs::write(self.keys(), KEYS)?;
+            command.arg("--tls=require").arg("--tls-psk").arg(self.keys());
+        }
+        command.args(disk.plugin());
         self.spawn(&mut command)?;
         self.await_socket()
+    }
+
+    /// Where a server with TLS has its key, for its clients.
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.dir.path().join("keys.psk")
     }
 
     fn mountpoint(&mut self, name: &str, directory: bool) -> Result<PathBuf> {
@@ -269,6 +288,11 @@ impl Server {
             Some(Err(status)) => bail!("did not start: {} ({status})", last()),
             None => bail!("did not answer within {} s: {}", START_LIMIT.as_secs(), last()),
         }
+    }
+
+    /// The size of the disk in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 
     /// The socket of an NBD server, the file of a mount.

@@ -204,3 +204,25 @@ fn every_plugin_has_a_row() {
         assert!(ROWS.iter().any(|row| row.plugin == name), "conformance.rs has no row for {name}");
     }
 }
+
+/// Scripts ask `--dump-plugin` what a plugin can do before they use it.
+#[test]
+fn what_a_plugin_can_do_is_among_its_callbacks() {
+    for row in ROWS {
+        let interface = crate::load(row.plugin).unwrap().interface();
+        for word in row.caps.split_whitespace().filter(|word| !word.ends_with("Emulate")) {
+            let capability = word.split('=').next().unwrap_or(word);
+            let callbacks: &[&str] = match capability {
+                "write" => &["pwrite"],
+                "fua" => &["can_fua", "flush"],
+                "fast_zero" => &[],
+                "multi_conn" => &["can_multi_conn"],
+                "rotational" => &["is_rotational"],
+                other => &[other],
+            };
+            for callback in callbacks {
+                assert!(interface.callbacks.contains(callback), "{} does not tell of {callback}", row.plugin);
+            }
+        }
+    }
+}

@@ -57,6 +57,10 @@ impl Plugin for Data {
         Info::bundled("data", "nbdkit data plugin", HELP).magic("data")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::EVERYTHING, &["config_complete", "dump_plugin", "get_ready"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "raw" => self.set(value.as_bytes().to_vec())?,

@@ -24,6 +24,10 @@ impl Plugin for Full {
         .magic("size")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::READ_ONLY, &["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "size" => self.size = Some(params::size(value)?),

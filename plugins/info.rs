@@ -40,6 +40,10 @@ impl Plugin for Reflection {
         Info::bundled("info", "nbdkit info plugin", HELP).magic("mode")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::READ_ONLY, &["dump_plugin"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         if key != "mode" {
             return Ok(false);

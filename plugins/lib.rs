@@ -14,6 +14,27 @@ mod joined;
 #[cfg(test)]
 mod testkit;
 
+/// The callbacks of a disk that can do everything, as [`Plugin::callbacks`] names them.
+const EVERYTHING: &[&str] = &[
+    "can_write",
+    "can_flush",
+    "can_trim",
+    "can_zero",
+    "can_fast_zero",
+    "can_fua",
+    "can_multi_conn",
+    "can_cache",
+    "can_extents",
+    "pwrite",
+    "flush",
+    "trim",
+    "zero",
+    "extents",
+    "cache",
+];
+/// Those of a disk that any number of clients may read.
+const READ_ONLY: &[&str] = &["can_multi_conn", "can_cache", "cache"];
+
 macro_rules! registry {
     ($($module:ident)*) => {
         $(mod $module;)*

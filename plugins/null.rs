@@ -25,6 +25,10 @@ impl Plugin for Null {
         .magic("size")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        crate::EVERYTHING.into()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "size" => self.size = params::size(value)?,

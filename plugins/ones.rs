@@ -27,6 +27,10 @@ impl Plugin for Ones {
         .magic("size")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        crate::EVERYTHING.into()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "size" => self.size = params::size(value)?,

@@ -72,6 +72,10 @@ impl Plugin for Partitioning {
         Info::bundled("partitioning", "nbdkit partitioning plugin", HELP).magic("file")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::EVERYTHING, &["config_complete"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         let default = value == "default";
         match key {

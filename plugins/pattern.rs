@@ -26,6 +26,10 @@ impl Plugin for Pattern {
         .magic("size")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::READ_ONLY, &["config_complete"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "size" => self.size = Some(params::size(value)?),

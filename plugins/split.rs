@@ -28,6 +28,10 @@ impl Plugin for Split {
         Info::bundled("split", "nbdkit split plugin", HELP).magic("file")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::EVERYTHING, &["config_complete"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         if key != "file" {
             return Ok(false);

@@ -13,6 +13,10 @@ impl Plugin for Zero {
         Info::bundled("zero", "an empty disk", "")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        crate::READ_ONLY.into()
+    }
+
     fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
         Ok(Box::new(Zero))
     }

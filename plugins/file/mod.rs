@@ -74,6 +74,10 @@ impl Plugin for FilePlugin {
         .magic("file")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::EVERYTHING, &["config_complete", "dump_plugin", "list_exports", "default_export"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "file" => self.set_source(Source::File(absolute(key, value)?))?,

@@ -55,6 +55,10 @@ impl Plugin for Memory {
         .magic("size")
     }
 
+    fn callbacks(&self) -> Vec<&'static str> {
+        [crate::EVERYTHING, &["config_complete", "dump_plugin", "get_ready", "after_fork"]].concat()
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "size" => self.size = Some(params::size(value)?),

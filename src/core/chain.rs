@@ -371,6 +371,14 @@ impl Below {
         }
     }
 
+    /// The metadata contexts there are beside `base:allocation`.
+    pub fn meta_contexts(&self) -> Vec<String> {
+        match self.top().0 {
+            Some(filter) => filter.meta_contexts(&self.under()),
+            None => self.chain.plugin.meta_contexts(),
+        }
+    }
+
     /// Opens the layers.
     ///
     /// # Errors

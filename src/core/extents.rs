@@ -27,6 +27,15 @@ impl Extent {
     }
 }
 
+/// The status of a range in a metadata context of a layer's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Length in bytes, never 0.
+    pub length: u64,
+    /// What it means is the context's.
+    pub flags: u32,
+}
+
 /// The answer to an extents request over `start..end`.
 ///
 /// Layers add extents in ascending, contiguous order. What lies before the range is dropped and what passes its

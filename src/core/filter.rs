@@ -92,6 +92,14 @@ pub trait Filter: Send + Sync {
         next.default_export(readonly, tls)
     }
 
+    /// Metadata contexts beside `base:allocation` that clients may select for an export, by name (`namespace:leaf`,
+    /// at most 4096 bytes); their status comes from [`Handle::context_status`](crate::Handle::context_status).
+    /// Default: none, even of those below, since a filter may move what they describe.
+    fn meta_contexts(&self, next: &Below) -> Vec<String> {
+        let _ = next;
+        Vec::new()
+    }
+
     /// Opens the filter for a connection: opens the layer below by `next.open(open)`, with the same or changed
     /// wishes, and returns a handle that owns it. When this fails, what was opened below is closed.
     ///

@@ -1,6 +1,6 @@
 //! An open layer: one plugin or filter, for one connection.
 
-use crate::{BlockSize, Errno, Error, Extents, Flags, Loan, Next, Op, Result, Support};
+use crate::{BlockSize, Errno, Error, Extents, Flags, Loan, Next, Op, Result, Status, Support};
 
 /// An open layer. Plugins and filters both implement this trait; dropping the handle closes the layer.
 ///
@@ -184,6 +184,17 @@ pub trait Handle: Send + Sync {
     /// Any.
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
         self.next().ok_or(Errno::EINVAL)?.extents(length, offset, flags, extents)
+    }
+
+    /// The status of a range in a metadata context that
+    /// [`Plugin::meta_contexts`](crate::Plugin::meta_contexts) has named: at least one descriptor, the first for what
+    /// begins at `offset`. Flags: REQ_ONE. Default: not known, even for a filter.
+    ///
+    /// # Errors
+    /// Any.
+    fn context_status(&self, context: &str, length: u64, offset: u64, flags: Flags) -> Result<Vec<Status>> {
+        let _ = (length, offset, flags);
+        Err(Error::new(Errno::EINVAL, format!("the layer does not know the context {context}")))
     }
 
     /// Reads a range ahead.

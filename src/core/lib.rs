@@ -35,7 +35,7 @@ pub use chain::{Below, Chain, WriteObserver};
 pub use client::{Certificate, Client, Open, Peer};
 pub use error::{Errno, Error, Result};
 pub use exports::{Export, Exports};
-pub use extents::{Extent, Extents};
+pub use extents::{Extent, Extents, Status};
 pub use filter::{Filter, NextConfig, NextConfigComplete};
 pub use handle::Handle;
 pub use loan::Loan;

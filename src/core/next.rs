@@ -9,7 +9,7 @@ use std::sync::Arc;
 use log::{Level, debug, log_enabled};
 
 use crate::{
-    BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support, emulate,
+    BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Status, Support, emulate,
     stats::{Counters, timed, timed_at_once},
 };
 
@@ -256,6 +256,29 @@ impl Next {
             ));
         }
         Ok(())
+    }
+
+    /// The status of a range in a context of the layer's: at least one descriptor.
+    ///
+    /// # Errors
+    /// Those of the layer; `EINVAL` out of range; `EIO` when there is no descriptor.
+    pub fn context_status(
+        &self,
+        context: &str,
+        length: u64,
+        offset: u64,
+        flags: Flags,
+    ) -> Result<Vec<Status>> {
+        self.check(Op::Extents, length, offset, flags, Flags::REQ_ONE)?;
+        debug!(target: DATAPATH, "{}: context_status {context} count={length} offset={offset}", self.name);
+        let list = self.handle.context_status(context, length, offset, flags)?;
+        if list.first().is_none_or(|status| status.length == 0) {
+            return Err(Error::new(
+                Errno::EIO,
+                format!("{}: {context} has no status at {offset}", self.name),
+            ));
+        }
+        Ok(list)
     }
 
     /// Reads a range ahead.

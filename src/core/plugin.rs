@@ -36,13 +36,62 @@ pub struct Interface {
     pub callbacks: Vec<&'static str>,
 }
 
-impl Default for Interface {
-    fn default() -> Self {
+impl Interface {
+    /// The callbacks there are, in the order of `--dump-plugin`.
+    const CALLBACKS: [&'static str; 37] = [
+        "longname",
+        "description",
+        "load",
+        "unload",
+        "dump_plugin",
+        "config",
+        "config_complete",
+        "config_help",
+        "thread_model",
+        "get_ready",
+        "after_fork",
+        "cleanup",
+        "preconnect",
+        "list_exports",
+        "default_export",
+        "open",
+        "close",
+        "export_description",
+        "get_size",
+        "block_size",
+        "can_write",
+        "can_flush",
+        "is_rotational",
+        "can_trim",
+        "can_zero",
+        "can_fast_zero",
+        "can_extents",
+        "can_fua",
+        "can_multi_conn",
+        "can_cache",
+        "pread",
+        "pwrite",
+        "flush",
+        "trim",
+        "zero",
+        "extents",
+        "cache",
+    ];
+
+    /// That of a bundled plugin: the optional callbacks it names, those that its `info` tells of, and what every one has.
+    pub fn bundled(info: &Info, optional: &[&'static str]) -> Self {
+        let has = |callback: &&'static str| match *callback {
+            "open" | "get_size" | "pread" | "thread_model" => true,
+            "longname" => !info.longname.is_empty(),
+            "description" => !info.description.is_empty(),
+            "config" | "config_help" => !info.config_help.is_empty(),
+            other => optional.contains(&other),
+        };
         Interface {
             api_version: 2,
             struct_size: None,
             errno_is_preserved: true,
-            callbacks: vec!["thread_model"],
+            callbacks: Self::CALLBACKS.into_iter().filter(has).collect(),
         }
     }
 }
@@ -91,7 +140,13 @@ pub trait Plugin: Send + Sync {
 
     /// What it was built for, for `--dump-plugin`.
     fn interface(&self) -> Interface {
-        Interface::default()
+        Interface::bundled(&self.info(), &self.callbacks())
+    }
+
+    /// The optional callbacks of a bundled plugin, by their names in the C interface: for `--dump-plugin`, where scripts
+    /// look for them before they use a plugin.
+    fn callbacks(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     /// Further `key=value` lines for `--dump-plugin`. A plugin that can only print them does so here.
@@ -165,6 +220,13 @@ pub trait Plugin: Send + Sync {
     fn default_export(&self, readonly: bool, tls: bool) -> Result<Option<std::ffi::OsString>> {
         let _ = (readonly, tls);
         Ok(Some(std::ffi::OsString::new()))
+    }
+
+    /// Metadata contexts beside `base:allocation` that clients may select for an export, by name (`namespace:leaf`,
+    /// at most 4096 bytes); their status comes from [`Handle::context_status`](crate::Handle::context_status).
+    /// Default: none.
+    fn meta_contexts(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Opens a disk for a connection.

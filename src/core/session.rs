@@ -14,8 +14,8 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    Caps, Chain, Client, Errno, Error, Extents, Flags, Loan, Next, Op, Open, Result, Support, ThreadModel,
-    WriteObserver,
+    Caps, Chain, Client, Errno, Error, Extents, Flags, Loan, Next, Op, Open, Result, Status, Support,
+    ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
     stats::{self, Counters},
 };
@@ -68,6 +68,14 @@ impl Connection {
     /// As [`list_exports`](Self::list_exports).
     pub fn default_export(&self, tls: bool) -> Result<Option<OsString>> {
         guard("default_export", || self.chain.whole(Some(&self.client)).default_export(self.readonly, tls))
+    }
+
+    /// The metadata contexts there are beside `base:allocation`.
+    ///
+    /// # Errors
+    /// `EIO` for a layer that panics.
+    pub fn meta_contexts(&self) -> Result<Vec<String>> {
+        guard("meta_contexts", || Ok(self.chain.whole(Some(&self.client)).meta_contexts()))
     }
 
     /// Opens an export. The connection may open several, one after the other (`NBD_OPT_INFO`) or at once (the
@@ -335,6 +343,32 @@ impl Session {
         if let Some(last) = list.last_mut() {
             last.length = last.length.min(offset + length - last.offset);
         }
+        Ok(list)
+    }
+
+    /// The status of a range in a context that [`Connection::meta_contexts`] has named, clipped to the range: at
+    /// least one descriptor, contiguous from `offset`; they may end before the range does. Flags: REQ_ONE.
+    ///
+    /// # Errors
+    /// `EINVAL` out of range or empty; those of the layers.
+    pub fn context_status(
+        &self,
+        context: &str,
+        length: u64,
+        offset: u64,
+        flags: Flags,
+    ) -> Result<Vec<Status>> {
+        self.check(Op::Extents, length, offset)?;
+        let mut list = self.run(Op::Extents, 0, "context_status", |next| {
+            next.context_status(context, length, offset, flags)
+        })?;
+        list.truncate(if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX });
+        let mut left = length;
+        list.retain_mut(|status| {
+            status.length = status.length.min(left);
+            left -= status.length;
+            status.length > 0
+        });
         Ok(list)
     }
 

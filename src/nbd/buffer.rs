@@ -4,13 +4,17 @@
 //! server.
 
 use nbdkit_core::{Errno, Error, Result};
+use zerocopy::FromZeros as _;
 
 /// Grows `data` to at least `size` initialised bytes; what it holds stays.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub(crate) fn grow(data: &mut Vec<u8>, size: usize) -> Result<()> {
-    if size > data.len() {
+    if data.is_empty() {
+        // The kernel's pages are zero: these cost nothing until they are used, however many a client asks for.
+        *data = u8::new_vec_zeroed(size).map_err(|_| no_memory(size))?;
+    } else if size > data.len() {
         data.try_reserve_exact(size - data.len()).map_err(|_| no_memory(size))?;
         data.resize(size, 0);
     }

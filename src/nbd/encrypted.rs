@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// Bytes received at once.
-const INPUT: usize = 256 << 10;
+const INPUT: usize = 128 << 10;
 /// Bytes encrypted before they are sent.
-const OUTPUT: usize = 256 << 10;
+const OUTPUT: usize = 128 << 10;
 /// Most data in a record.
 const RECORD: usize = 16 << 10;
 

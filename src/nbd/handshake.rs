@@ -19,19 +19,15 @@ use crate::{
     Config, Tls,
     buffer::grow,
     proto::{
-        BASE_ALLOCATION, BASE_ALLOCATION_ID, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies,
-        export_flag, handshake_flag, info, option, option_reply, rep,
+        BASE_ALLOCATION, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies, export_flag, handshake_flag,
+        info, option, option_reply, rep,
     },
-    requests::Requests,
+    requests::{Context, Requests},
     stream::{Interest, Stream},
 };
 
 /// Longest data of an option that is looked at.
 const MAX_OPTION: usize = 64 << 10;
-/// Longest data of an option that is skipped; more ends the connection.
-const MAX_SKIPPED: usize = 16 << 20;
-/// Options a client may send, and as many again for each export it was told of.
-const MAX_OPTIONS: usize = 32;
 /// How long a client that fails to start TLS may take to hang up.
 #[cfg(feature = "tls")]
 const LINGER: Duration = Duration::from_secs(1);
@@ -107,11 +103,16 @@ impl Wire {
         }
     }
 
-    /// Waits, within the deadline.
-    fn wait(&self, stream: &dyn Stream, interest: Interest) -> anyhow::Result<()> {
+    /// The time that is left, if it is limited.
+    fn check_time(&self) -> anyhow::Result<Option<Duration>> {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         ensure!(left != Some(Duration::ZERO), "the negotiation took too long");
-        stream.wait(interest, left)?;
+        Ok(left)
+    }
+
+    /// Waits, within the deadline.
+    fn wait(&self, stream: &dyn Stream, interest: Interest) -> anyhow::Result<()> {
+        stream.wait(interest, self.check_time()?)?;
         Ok(())
     }
 
@@ -203,7 +204,8 @@ pub(crate) fn negotiate(
         no_zeroes: flags & u32::from(handshake_flag::NO_ZEROES) != 0,
         agreed: Agreed::default(),
         listed: false,
-        most: MAX_OPTIONS,
+        most: config.handshake_options,
+        bytes: config.handshake_bytes,
         out: Vec::new(),
     };
     negotiation.run()
@@ -213,8 +215,8 @@ pub(crate) fn negotiate(
 #[derive(Default)]
 struct Agreed {
     replies: Option<Replies>,
-    /// `base:allocation` was selected for the export of this name.
-    allocation: Option<Vec<u8>>,
+    /// The contexts that were selected, and the name of the export that they were selected for.
+    contexts: Option<(Vec<u8>, Vec<Context>)>,
 }
 
 struct Negotiation<'a> {
@@ -227,6 +229,8 @@ struct Negotiation<'a> {
     listed: bool,
     /// Options that the client may send.
     most: usize,
+    /// Bytes of data in them that it may still send.
+    bytes: u64,
     out: Vec<u8>,
 }
 
@@ -253,6 +257,7 @@ impl Negotiation<'_> {
             ensure!(magic == OPTION_MAGIC, "an option begins with {magic:#018x}");
             count += 1;
             ensure!(count <= self.most, "the client sent {count} options without choosing an export");
+            self.wire.check_time()?;
             log::debug!("option {option} ({}), {length} bytes", option::name(option));
             let next = self.option(option, length as usize)?;
             let out = std::mem::take(&mut self.out);
@@ -291,7 +296,8 @@ impl Negotiation<'_> {
 
     /// Handles one option; `length` bytes of data follow in the stream.
     fn option(&mut self, option: u32, length: usize) -> anyhow::Result<Next> {
-        ensure!(length <= MAX_SKIPPED, "{} with {length} bytes of data", option::name(option));
+        let left = self.bytes.checked_sub(length as u64);
+        self.bytes = left.with_context(|| format!("{} with {length} bytes of data", option::name(option)))?;
         let secret = self.requires_tls();
         if option == option::EXPORT_NAME {
             ensure!(!secret, "the client wants an export before TLS, which is required");
@@ -318,7 +324,7 @@ impl Negotiation<'_> {
         if looked_at {
             if option == option::SET_META_CONTEXT {
                 // Even if it fails.
-                self.agreed.allocation = None;
+                self.agreed.contexts = None;
             }
             if length > MAX_OPTION {
                 return self.answer(option, rep::ERR_TOO_BIG, "too much data");
@@ -381,7 +387,7 @@ impl Negotiation<'_> {
                 // Nothing that was said in the clear counts any more.
                 self.agreed = Agreed::default();
                 self.listed = false;
-                self.most = MAX_OPTIONS;
+                self.most = self.config.handshake_options;
                 let mut ready = Vec::new();
                 option_reply(&mut ready, option::STARTTLS, rep::ACK, &[]);
                 let certificate =
@@ -428,7 +434,7 @@ impl Negotiation<'_> {
             }
         };
         for export in &exports {
-            self.most += MAX_OPTIONS;
+            self.most = self.most.saturating_add(self.config.handshake_options);
             let name = export.name.as_bytes();
             let description = export.description.as_deref().unwrap_or_default();
             let length = (name.len() as u32).to_be_bytes();
@@ -495,17 +501,16 @@ impl Negotiation<'_> {
         if let Err(e) = check_name(name) {
             return self.answer(option, rep::ERR_INVALID, &e.to_string());
         }
-        let found = if set {
-            queries.contains(&BASE_ALLOCATION)
-        } else {
-            queries.is_empty() || queries.contains(&BASE_ALLOCATION) || queries.contains(&&b"base:"[..])
-        };
-        if found {
-            let id: u32 = if set { BASE_ALLOCATION_ID } else { 0 };
-            self.reply(option, rep::META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION])?;
+        let others = self.connection.meta_contexts().inspect_err(|e| log::error!("meta_contexts: {e}"));
+        let mut contexts = vec![Context { id: 1, name: BASE_ALLOCATION.to_owned() }];
+        contexts.extend((2..).zip(others.unwrap_or_default()).map(|(id, name)| Context { id, name }));
+        contexts.retain(|context| context.matches(&queries, set));
+        for context in &contexts {
+            let id = if set { context.id } else { 0 };
+            self.reply(option, rep::META_CONTEXT, &[&id.to_be_bytes(), context.name.as_bytes()])?;
         }
-        if set && found {
-            self.agreed.allocation = Some(name.to_vec());
+        if set {
+            self.agreed.contexts = Some((name.to_vec(), contexts));
         }
         self.answer(option, rep::ACK, "")
     }
@@ -517,8 +522,8 @@ impl Negotiation<'_> {
     /// What was agreed on, for the export that the client called `name`.
     fn requests(&mut self, session: Session, name: &[u8]) -> Requests {
         let agreed = std::mem::take(&mut self.agreed);
-        let allocation = agreed.allocation.as_deref() == Some(name);
-        Requests::new(session, agreed.replies.unwrap_or(Replies::Simple), allocation)
+        let contexts = agreed.contexts.filter(|(export, _)| export == name).map(|(_, contexts)| contexts);
+        Requests::new(session, agreed.replies.unwrap_or(Replies::Simple), contexts.unwrap_or_default())
     }
 }
 

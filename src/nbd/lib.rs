@@ -68,6 +68,10 @@ pub struct Config {
     pub threads: usize,
     /// How long a client may take from its turn to the end of the negotiation. None: for ever.
     pub handshake_timeout: Option<Duration>,
+    /// Options a client may send before it chooses an export, and as many again for each export it is told of.
+    pub handshake_options: usize,
+    /// Bytes of data in those options, all together; more ends the connection.
+    pub handshake_bytes: u64,
     /// The global handshake flags are ANDed with this (for tests of clients).
     pub mask_handshake: u16,
     /// Structured replies may be negotiated.
@@ -91,6 +95,8 @@ impl Default for Config {
             oldstyle: false,
             threads: 16,
             handshake_timeout: Some(Duration::from_secs(60)),
+            handshake_options: 32,
+            handshake_bytes: 16 << 20,
             mask_handshake: u16::MAX,
             structured_replies: true,
             meta_contexts: true,

@@ -30,5 +30,5 @@ pub(crate) fn negotiate(
     hello.extend(export_flags(session.caps(), false).to_be_bytes());
     hello.extend([0; 124]);
     wire.send(&hello)?;
-    Ok(Some(Requests::new(session, Replies::Simple, false)))
+    Ok(Some(Requests::new(session, Replies::Simple, Vec::new())))
 }

@@ -28,10 +28,8 @@ pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 pub const MAX_STRING: usize = 4096;
 /// Most data in one READ or WRITE, in bytes.
 pub const MAX_PAYLOAD: u32 = 64 << 20;
-/// The only meta context there is.
-pub const BASE_ALLOCATION: &[u8] = b"base:allocation";
-/// Its ID.
-pub const BASE_ALLOCATION_ID: u32 = 1;
+/// The meta context that every export has.
+pub const BASE_ALLOCATION: &str = "base:allocation";
 
 /// Handshake flags, server and client.
 pub mod handshake_flag {
@@ -386,14 +384,14 @@ impl Replies {
         (head, text, tail)
     }
 
-    /// What stands before `count` block status descriptors. Not for simple replies.
-    pub fn block_status(self, request: &Request, count: usize) -> Head {
-        let (count, id) = (count as u64, BASE_ALLOCATION_ID.to_be_bytes());
+    /// What stands before `count` block status descriptors of the context `id`. Not for simple replies.
+    pub fn block_status(self, request: &Request, id: u32, count: usize, last: bool) -> Head {
+        let (count, id) = (count as u64, id.to_be_bytes());
         if self == Replies::Extended {
-            let head = self.chunk(REPLY_BLOCK_STATUS_EXT, request, 8 + 16 * count, true);
+            let head = self.chunk(REPLY_BLOCK_STATUS_EXT, request, 8 + 16 * count, last);
             return head.with(id).with((count as u32).to_be_bytes());
         }
-        self.chunk(REPLY_BLOCK_STATUS, request, 4 + 8 * count, true).with(id)
+        self.chunk(REPLY_BLOCK_STATUS, request, 4 + 8 * count, last).with(id)
     }
 
     /// One block status descriptor. Without extended headers, `length` is that of a range of such a request.
@@ -475,7 +473,7 @@ mod tests {
         let hole = Replies::Extended.hole(&r, 5, 6, true);
         let rest = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 6];
         assert_eq!(hole.as_slice(), [&start[..], &rest].concat());
-        let status = Replies::Extended.block_status(&r, 3);
+        let status = Replies::Extended.block_status(&r, 1, 3, true);
         assert_eq!(status.as_slice()[6..8], [0, 6]);
         assert_eq!(status.as_slice()[24..], [0, 0, 0, 0, 0, 0, 0, 56, 0, 0, 0, 1, 0, 0, 0, 3]);
         assert_eq!(Replies::Extended.descriptor(1 << 40, 3).as_slice().len(), 16);
@@ -500,7 +498,7 @@ mod tests {
                 .concat();
         assert_eq!(data.as_slice(), expected);
         assert_eq!(Replies::Structured.done(&r).as_slice().len(), 20);
-        let status = Replies::Structured.block_status(&r, 3);
+        let status = Replies::Structured.block_status(&r, 1, 3, true);
         assert_eq!(status.as_slice()[16..], [0, 0, 0, 28, 0, 0, 0, 1]);
     }
 

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use nbdkit_core::{Errno, Error, Flags, Op, Result, Session, Support};
+use nbdkit_core::{Errno, Error, Extent, Flags, Op, Result, Session, Status, Support};
 
 use crate::{
     buffer::Buffer,
-    proto::{MAX_PAYLOAD, Replies, Request, cmd, cmd_flag, error_number},
+    proto::{BASE_ALLOCATION, MAX_PAYLOAD, Replies, Request, cmd, cmd_flag, error_number},
     sparse::{Map, Part, WORTH_ASKING},
 };
 
@@ -17,21 +17,38 @@ const INLINE_RANGE: u64 = 1 << 20;
 /// How exactly the place is found from where on a read fails, in bytes.
 const UNIT: usize = 512;
 
+/// A metadata context.
+pub(crate) struct Context {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+}
+
+impl Context {
+    /// Whether it is meant by one of `queries`. Only to list them, no query means all, and one that ends with the
+    /// colon all of a namespace (proto.md, "Metadata querying").
+    pub(crate) fn matches(&self, queries: &[&[u8]], set: bool) -> bool {
+        let name = self.name.as_bytes();
+        let space = name.split_inclusive(|b| *b == b':').next();
+        queries.contains(&name)
+            || (!set && (queries.is_empty() || space.is_some_and(|s| queries.contains(&s))))
+    }
+}
+
 /// The export that a client has opened, and how to answer it.
 pub(crate) struct Requests {
     pub(crate) session: Session,
     pub(crate) replies: Replies,
-    /// `base:allocation` was negotiated.
-    allocation: bool,
+    /// Those that were negotiated.
+    contexts: Vec<Context>,
     /// Holes need not be sent, and the chain tells them cheaply.
     sparse: bool,
     map: Map,
 }
 
 impl Requests {
-    pub(crate) fn new(session: Session, replies: Replies, allocation: bool) -> Self {
+    pub(crate) fn new(session: Session, replies: Replies, contexts: Vec<Context>) -> Self {
         let sparse = replies != Replies::Simple && session.may_skip_holes();
-        Requests { session, replies, allocation, sparse, map: Map::default() }
+        Requests { session, replies, contexts, sparse, map: Map::default() }
     }
 
     /// Checks flags and negotiation, which the chain knows nothing of; ranges and capabilities are the session's.
@@ -68,10 +85,17 @@ impl Requests {
                 ),
             )),
             cmd::WRITE if !caps.write => Err(Error::new(Errno::EPERM, "the export is read-only")),
+            cmd::WRITE if !self.in_range(request) => Err(Error::new(
+                Errno::ENOSPC,
+                format!(
+                    "writing {} bytes at {} is not within the export's {} bytes",
+                    request.length, request.offset, caps.size
+                ),
+            )),
             cmd::FLUSH if request.offset != 0 || request.length != 0 => {
                 Err(Error::new(Errno::EINVAL, "a flush with a range"))
             }
-            cmd::BLOCK_STATUS if !self.allocation => {
+            cmd::BLOCK_STATUS if self.contexts.is_empty() => {
                 Err(Error::new(Errno::EINVAL, "no meta context was negotiated"))
             }
             cmd::READ..=cmd::WRITE | cmd::FLUSH..=cmd::BLOCK_STATUS => Ok(()),
@@ -102,7 +126,10 @@ impl Requests {
                 long || session.may_block(Op::Cache)
                     || (caps.cache != Support::Native && session.may_block(Op::Read))
             }
-            cmd::BLOCK_STATUS => caps.extents && session.may_block(Op::Extents),
+            cmd::BLOCK_STATUS => {
+                self.contexts.iter().any(|c| caps.extents || c.name != BASE_ALLOCATION)
+                    && session.may_block(Op::Extents)
+            }
             _ => false,
         };
         blocks || (request.has(cmd_flag::FUA) && caps.write && session.may_block(Op::Flush))
@@ -255,14 +282,23 @@ impl Requests {
     fn block_status(&self, request: &Request, out: &mut Buffer) -> Result<()> {
         let one = request.has(cmd_flag::REQ_ONE);
         let flags = if one { Flags::REQ_ONE } else { Flags::empty() };
-        let extents = self.session.extents(request.length, request.offset, flags)?;
-        let extents = &extents[..extents.len().min(MAX_DESCRIPTORS)];
-        if extents.is_empty() {
-            return Err(Error::new(Errno::EIO, "the chain told no extent"));
-        }
-        out.put(self.replies.block_status(request, extents.len()).as_slice())?;
-        for extent in extents {
-            out.put(self.replies.descriptor(extent.length, extent.kind()).as_slice())?;
+        let Request { offset, length, .. } = *request;
+        for (i, context) in self.contexts.iter().enumerate() {
+            let list = if context.name == BASE_ALLOCATION {
+                let status = |e: Extent| Status { length: e.length, flags: e.kind() };
+                self.session.extents(length, offset, flags)?.into_iter().map(status).collect()
+            } else {
+                self.session.context_status(&context.name, length, offset, flags)?
+            };
+            let list = &list[..list.len().min(MAX_DESCRIPTORS)];
+            if list.is_empty() {
+                return Err(Error::new(Errno::EIO, "the chain told no extent"));
+            }
+            let last = i + 1 == self.contexts.len();
+            out.put(self.replies.block_status(request, context.id, list.len(), last).as_slice())?;
+            for status in list {
+                out.put(self.replies.descriptor(status.length, status.flags).as_slice())?;
+            }
         }
         Ok(())
     }

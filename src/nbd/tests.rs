@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use nbdkit_core::{Chain, Client, Errno, Handle, Info, Op, Open, Plugin, Result, Stop, ThreadModel};
+use nbdkit_core::{
+    Chain, Client, Errno, Flags, Handle, Info, Op, Open, Plugin, Result, Status, Stop, ThreadModel,
+};
 use parking_lot::Mutex;
 
 use crate::{Config, proto::cmd, serve_one};
@@ -67,6 +69,10 @@ impl Plugin for Disk {
         self.model
     }
 
+    fn meta_contexts(&self) -> Vec<String> {
+        vec!["x-test:odd".into(), "x-test:none".into(), "x-more:odd".into()]
+    }
+
     fn open(&self, open: &Open) -> Result<Box<dyn Handle>> {
         if open.export_name == "none" {
             return Err(Errno::ENOENT.into());
@@ -96,6 +102,17 @@ impl Handle for OpenDisk {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Every second KiB is 1, in `:odd`.
+    fn context_status(&self, context: &str, length: u64, offset: u64, _: Flags) -> Result<Vec<Status>> {
+        if context == "x-test:none" {
+            return Ok(Vec::new());
+        }
+        let first = Status { length: 1024 - offset % 1024, flags: (offset / 1024 % 2) as u32 };
+        let more =
+            (1..=length / 1024 + 10).map(|i| Status { length: 1024, flags: first.flags ^ (i % 2) as u32 });
+        Ok(std::iter::once(first).chain(more).collect())
     }
 
     fn may_block(&self, op: Op) -> bool {
@@ -435,6 +452,23 @@ fn a_stopped_server_answers_what_is_in_flight() {
 }
 
 #[test]
+fn a_stopped_server_waits_for_what_runs() {
+    let meeting = Arc::new(Barrier::new(2));
+    let disk = Disk::new(Before::Meet(meeting.clone()));
+    let inside = disk.inside.clone();
+    let mut served = serve(disk, Config::default()).begin();
+    served.send(&request(0, cmd::READ, 5, 0, 1));
+    while inside.load(SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    served.stop.raise();
+    meeting.wait();
+    assert_eq!(served.receive(), simple_reply(0, 5));
+    assert_eq!(served.rest(), [0]);
+    served.ended();
+}
+
+#[test]
 fn replies_wait_for_a_client_that_sends_first() {
     let mut served = serve(Disk::new(Before::Nothing), Config::default()).begin();
     let most = SIZE as u32;
@@ -449,5 +483,89 @@ fn replies_wait_for_a_client_that_sends_first() {
         served.socket.read_exact(&mut data).unwrap();
     }
     assert_eq!(served.receive(), simple_reply(0, 12));
+    served.ended();
+}
+
+/// The data of an option that lists or sets meta contexts.
+fn queries(queries: &[&str]) -> Vec<u8> {
+    let mut data = [&[0; 4][..], &(queries.len() as u32).to_be_bytes()].concat();
+    for query in queries {
+        data.extend((query.len() as u32).to_be_bytes());
+        data.extend(query.as_bytes());
+    }
+    data
+}
+
+/// The contexts that an option is answered with: IDs and names.
+fn contexts(served: &mut Served, number: u32, asked: &[&str]) -> Vec<(u8, String)> {
+    served.send(&option(number, &queries(asked)));
+    let mut found = Vec::new();
+    loop {
+        let header = served.receive::<20>();
+        if header[15] == 1 {
+            return found;
+        }
+        assert_eq!(header[15], 4, "META_CONTEXT");
+        let mut data = vec![0; usize::from(header[19])];
+        served.socket.read_exact(&mut data).unwrap();
+        found.push((data[3], String::from_utf8(data.split_off(4)).unwrap()));
+    }
+}
+
+#[test]
+fn layers_have_contexts_of_their_own() {
+    const LIST: u32 = 9;
+    const SET: u32 = 10;
+    let mut served = serve(Disk::new(Before::Nothing), Config::default());
+    served.receive::<18>();
+    served.send(&[0, 0, 0, 3]);
+    served.send(&option(8, b""));
+    served.receive::<20>();
+    let named =
+        |list: &[(u8, String)]| list.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>().join(" ");
+    let all = "base:allocation x-test:odd x-test:none x-more:odd";
+    assert_eq!(named(&contexts(&mut served, LIST, &[])), all);
+    assert_eq!(named(&contexts(&mut served, LIST, &["x-test:"])), "x-test:odd x-test:none");
+    assert_eq!(
+        named(&contexts(&mut served, LIST, &["x-more:odd", "y:", "base:"])),
+        "base:allocation x-more:odd"
+    );
+    assert_eq!(named(&contexts(&mut served, LIST, &["x-", "odd", ":odd", "x-test:od", ""])), "");
+    assert_eq!(contexts(&mut served, SET, &[]), []);
+    assert_eq!(contexts(&mut served, SET, &["x-test:", "base:"]), []);
+    let set = contexts(&mut served, SET, &["x-test:odd", "base:allocation", "x-test:odd"]);
+    assert_eq!(set, [(1, "base:allocation".into()), (2, "x-test:odd".into())]);
+    served.send(&option(1, b""));
+    served.receive::<10>();
+
+    let mut ask = |flags: u16, offset: u64, length: u32| {
+        served.send(&request(flags, cmd::BLOCK_STATUS, 9, offset, length));
+        [false, true].map(|last| {
+            let header = served.receive::<20>();
+            assert_eq!(header[4..8], [0, u8::from(last), 0, 5]);
+            let mut data = vec![0; u32::from_be_bytes(header[16..].try_into().unwrap()) as usize];
+            served.socket.read_exact(&mut data).unwrap();
+            let words: Vec<u32> =
+                data.chunks(4).map(|word| u32::from_be_bytes(word.try_into().unwrap())).collect();
+            words
+        })
+    };
+    let allocated = [1, 3000, 0].to_vec();
+    assert_eq!(ask(0, 1000, 3000), [allocated.clone(), vec![2, 24, 0, 1024, 1, 1024, 0, 928, 1]]);
+    assert_eq!(ask(8, 1000, 3000), [allocated, vec![2, 24, 0]]);
+    assert_eq!(ask(0, SIZE - 5, 5), [vec![1, 5, 0], vec![2, 5, 1]]);
+    served.ended();
+
+    // A context without an answer is an error, and nothing of the others is sent.
+    let mut served = serve(Disk::new(Before::Nothing), Config::default());
+    served.receive::<18>();
+    served.send(&[0, 0, 0, 3]);
+    served.send(&option(8, b""));
+    served.receive::<20>();
+    assert_eq!(contexts(&mut served, SET, &["base:allocation", "x-test:none"]).len(), 2);
+    served.send(&option(1, b""));
+    served.receive::<10>();
+    served.send(&request(0, cmd::BLOCK_STATUS, 9, 0, 512));
+    assert_eq!(served.receive::<20>()[4..8], [0, 1, 0x80, 1]);
     served.ended();
 }

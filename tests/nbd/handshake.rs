@@ -216,6 +216,58 @@ fn contexts_are_listed_by_query() {
 }
 
 #[test]
+fn its_limits_can_be_chosen() {
+    const ERR_UNSUP: u32 = 1 << 31 | 1;
+    let server = Server::start(["--handshake-limits=options=3,bytes=1000", "memory", "1M"]);
+    let mut raw = Raw::options(&server);
+    for _ in 0..3 {
+        raw.option(99, b"");
+        assert_eq!(raw.reply(), ERR_UNSUP);
+    }
+    raw.option(99, b"");
+    raw.ends();
+    // The bytes count together.
+    let mut raw = Raw::options(&server);
+    for length in [500, 500] {
+        raw.option(99, &vec![0; length]);
+        assert_eq!(raw.reply(), ERR_UNSUP);
+    }
+    raw.option(99, b"x");
+    raw.ends();
+    // Three options do, and more after the exports were listed.
+    util::run_ok(["nbdinfo", "--size", &server.uri()]);
+    let mut raw = Raw::options(&server);
+    raw.option(3, b"");
+    assert_eq!((raw.reply(), raw.reply()), (2, ACK));
+    for _ in 0..5 {
+        raw.option(99, b"");
+        assert_eq!(raw.reply(), ERR_UNSUP);
+    }
+    raw.option(99, b"");
+    raw.ends();
+    // Whatever the client is doing, its time is over some day.
+    let server = Server::start(["--handshake-limits=seconds=100ms,options=4000000000", "memory", "1M"]);
+    Raw::options(&server).ends();
+    let mut raw = Raw::options(&server);
+    while raw.option_answered(99) {}
+    for (limits, line) in [
+        ("options=0", "at least 1"),
+        ("bytes=0", "at least 1"),
+        ("seconds=0", "more than 0"),
+        ("seconds=soon", "'soon'"),
+        ("options=1,nonsense", "'nonsense' is not options=N, bytes=SIZE or seconds=N"),
+        ("", "'' is not"),
+    ] {
+        let limits = format!("--handshake-limits={limits}");
+        let said = util::run([util::NBDKIT, &limits, "memory", "1M", "--run", "true"]).refused();
+        assert!(said.contains(line) && said.contains("--handshake-limits"), "{said}");
+    }
+    let both = ["--timeout=3", "--handshake-limits=seconds=3", "memory", "1M", "--run", "true"];
+    let said = util::run([util::NBDKIT].iter().chain(&both)).refused();
+    assert!(said.contains("give one of them"), "{said}");
+}
+
+#[test]
 fn abort_is_clean() {
     let server = Server::start(["-v", "memory", "1M"]);
     util::run_ok(["nbdsh", "--opt-mode", "-u", &server.uri(), "-c", "h.opt_abort()"]);

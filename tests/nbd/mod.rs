@@ -3,12 +3,17 @@
 mod cli;
 mod commands;
 mod copy;
+mod ending;
 mod extended;
+mod fuzz;
 mod handshake;
 mod hostile;
 mod information;
+mod interop;
 mod life;
 mod memory;
 mod messages;
+mod options;
 mod sparse;
+mod status;
 mod tls;

@@ -19,6 +19,7 @@ impl Raw {
     pub(crate) fn connect(server: &Server) -> Self {
         let stream = UnixStream::connect(server.socket()).expect("connect");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        stream.set_write_timeout(Some(Duration::from_secs(30))).expect("a timeout");
         let mut raw = Raw(stream);
         raw.read(18);
         raw
@@ -60,6 +61,17 @@ impl Raw {
             &[&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &length.to_be_bytes(), payload]
                 .concat(),
         );
+    }
+
+    /// Sends an option; false: the server has closed the connection instead of an answer.
+    pub(crate) fn option_answered(&mut self, option: u32) -> bool {
+        self.option(option, b"");
+        let mut header = [0; 20];
+        let answered = self.0.read_exact(&mut header).is_ok();
+        if answered {
+            self.read(usize::from(header[19]));
+        }
+        answered
     }
 
     pub(crate) fn request(&mut self, flags: u16, command: u16, offset: u64, length: u32) {
@@ -109,11 +121,30 @@ impl Raw {
     /// The server closes the connection, whatever it says before.
     #[track_caller]
     pub(crate) fn ends(mut self) {
+        self.read_to_end();
+    }
+
+    /// Sends no more, and returns what the server says until it closes the connection.
+    #[track_caller]
+    pub(crate) fn rest(mut self) -> Vec<u8> {
+        // The server may have closed already.
+        let _ = self.0.shutdown(std::net::Shutdown::Write);
+        self.read_to_end()
+    }
+
+    #[track_caller]
+    fn read_to_end(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
             Ok(_) => {}
             Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "still open after 30 s: {e}"),
         }
+        rest
+    }
+
+    /// Reads no more.
+    pub(crate) fn deafen(&self) {
+        self.0.shutdown(std::net::Shutdown::Read).expect("shutdown");
     }
 
     /// Closes its side without a word.

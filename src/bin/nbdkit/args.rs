@@ -91,6 +91,9 @@ pub(crate) struct Args {
     /// Longest time from connect to the end of the handshake, such as 10s
     #[arg(long, value_name = "DELAY", help_heading = "Protocol")]
     pub(crate) timeout: Option<OsString>,
+    /// Bounds on a handshake: options=N,bytes=SIZE,seconds=N, each may be left out
+    #[arg(long, value_name = "LIMITS", help_heading = "Protocol")]
+    pub(crate) handshake_limits: Option<String>,
     /// Keep only these handshake flags (for testing)
     #[arg(long, value_name = "MASK", help_heading = "Protocol")]
     pub(crate) mask_handshake: Option<OsString>,

@@ -194,7 +194,40 @@ fn config(args: &Args) -> Result<Config> {
         ensure!(timeout > Duration::ZERO, "--timeout must be longer than 0");
         config.handshake_timeout = Some(timeout);
     }
+    if let Some(limits) = args.handshake_limits.as_deref() {
+        ensure!(
+            args.timeout.is_none() || !limits.split(',').any(|l| l.starts_with("seconds=")),
+            "--timeout and --handshake-limits=seconds=… are the same limit: give one of them"
+        );
+        handshake_limits(&mut config, limits).context("--handshake-limits")?;
+    }
     Ok(config)
+}
+
+/// Parses `KEY=VALUE,…`.
+fn handshake_limits(config: &mut Config, limits: &str) -> Result<()> {
+    for limit in limits.split(',') {
+        let (key, value) = limit.split_once('=').unwrap_or((limit, ""));
+        let text = std::ffi::OsStr::new(value);
+        match key {
+            "options" => {
+                let options: u32 = params::integer(key, text)?;
+                ensure!(options > 0, "options must be at least 1");
+                config.handshake_options = options as usize;
+            }
+            "bytes" => {
+                config.handshake_bytes = params::size(text)?;
+                ensure!(config.handshake_bytes > 0, "bytes must be at least 1");
+            }
+            "seconds" => {
+                let seconds = params::delay(text)?;
+                ensure!(seconds > Duration::ZERO, "seconds must be more than 0");
+                config.handshake_timeout = Some(seconds);
+            }
+            _ => bail!("'{limit}' is not options=N, bytes=SIZE or seconds=N"),
+        }
+    }
+    Ok(())
 }
 
 /// The address of a server, as a client is given it.

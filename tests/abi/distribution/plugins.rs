@@ -297,3 +297,21 @@ fn null_full_zero_and_the_examples() {
     };
     Disk::new(example2).through_both_doors();
 }
+
+/// What the distribution's plugin tells of in `--dump-plugin`, the bundled one of that name tells of too, if a client could
+/// see the difference.
+#[test]
+fn bundled_plugins_have_the_callbacks_of_the_distributions() {
+    let callbacks = |plugin: &str| -> BTreeSet<String> {
+        let dump = run_ok([NBDKIT, "--dump-plugin", plugin]);
+        dump.lines().filter_map(|l| Some(l.strip_prefix("has_")?.strip_suffix("=1")?.to_owned())).collect()
+    };
+    let inside = ["load", "unload", "close", "get_ready", "longname", "config_complete"];
+    for name in ["data", "file", "full", "info", "memory", "null", "pattern", "split", "zero"] {
+        let mut theirs = callbacks(&plugin(name));
+        theirs.retain(|callback| !callback.starts_with('_') && !inside.contains(&callback.as_str()));
+        assert!(theirs.len() > 3, "{theirs:?}");
+        let missing: Vec<_> = theirs.difference(&callbacks(name)).cloned().collect();
+        assert!(missing.is_empty(), "{name}: {missing:?}");
+    }
+}
