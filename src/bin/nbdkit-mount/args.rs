@@ -12,7 +12,9 @@ use clap::{ArgAction, Parser};
     override_usage = "nbdkit-mount [OPTIONS] PLUGIN [[KEY=]VALUE ...] MOUNTPOINT\n       \
                       nbdkit-mount [OPTIONS] --run COMMAND PLUGIN [[KEY=]VALUE ...]\n       \
                       nbdkit-mount [OPTIONS] 'PLUGIN [[KEY=]VALUE ...]' MOUNTPOINT\n       \
-                      nbdkit-mount -u MOUNTPOINT",
+                      nbdkit-mount -u MOUNTPOINT\n       \
+                      nbdkit-mount --stats MOUNTPOINT\n       \
+                      nbdkit-mount --commit OVERLAY PLUGIN [[KEY=]VALUE ...]",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
