@@ -171,6 +171,45 @@ fn zeroes_after_export_name() {
     raw.read(134);
 }
 
+/// INFO and GO say the same, whatever is asked for, and behind GO there is no padding.
+#[test]
+fn info_and_go_say_the_same() {
+    let server =
+        Server::start(["--filter=blocksize-policy", "info", "mode=exportname", "blocksize-minimum=1"]);
+    let asked = |wanted: &[u16]| {
+        let list = wanted.iter().flat_map(|w| w.to_be_bytes());
+        let count = u16::try_from(wanted.len()).expect("a count").to_be_bytes();
+        [&[0, 0, 0, 3], &b"abc"[..], &count].concat().into_iter().chain(list).collect::<Vec<u8>>()
+    };
+    let say = |raw: &mut Raw, option: u32, data: &[u8]| {
+        raw.option(option, data);
+        let mut said = Vec::new();
+        loop {
+            let (kind, payload) = raw.whole_reply();
+            if kind == ACK {
+                return said;
+            }
+            assert_eq!(kind, 3, "INFO");
+            said.push(payload);
+        }
+    };
+    // NAME, DESCRIPTION and BLOCK_SIZE; one that does not exist is ignored.
+    for (wanted, pieces) in [(&[][..], 1), (&[0], 1), (&[3], 2), (&[1, 3, 777], 3), (&[3, 2, 1, 0], 3)] {
+        for flags in [1_u32, 3] {
+            let raw = &mut Raw::connect(&server);
+            raw.send(&flags.to_be_bytes());
+            let data = asked(wanted);
+            let info = say(raw, INFO, &data);
+            assert_eq!(info.len(), pieces, "{wanted:?}: {info:02x?}");
+            assert_eq!(info[0][..10], [0, 0, 0, 0, 0, 0, 0, 0, 0, 3], "EXPORT and the size");
+            assert!(!wanted.contains(&1) || info.contains(&b"\0\x01abc".to_vec()), "the name");
+            assert_eq!(say(raw, GO, &data), info);
+            raw.request(0, 3, 0, 0);
+            assert_eq!(raw.read(4), [0x67, 0x44, 0x66, 0x98]);
+        }
+    }
+}
+
 /// Ten thousand exports are listed; of more there is no list that could be right, so the client hears why not.
 #[test]
 fn as_many_exports_as_there_may_be() {

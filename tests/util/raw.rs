@@ -112,10 +112,14 @@ impl Raw {
 
     /// The type of the next option reply, whose payload is skipped.
     pub(crate) fn reply(&mut self) -> u32 {
+        self.whole_reply().0
+    }
+
+    /// The type of the next option reply, and its payload.
+    pub(crate) fn whole_reply(&mut self) -> (u32, Vec<u8>) {
         let header = self.read(20);
-        let length = u32::from_be_bytes(header[16..].try_into().expect("4 bytes"));
-        self.read(length as usize);
-        u32::from_be_bytes(header[12..16].try_into().expect("4 bytes"))
+        let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+        (word(12), self.read(word(16) as usize))
     }
 
     /// The server closes the connection, whatever it says before.
