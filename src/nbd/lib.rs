@@ -7,6 +7,7 @@
 //! * [`proto`] knows the bytes and does no I/O,
 //! * `handshake` and `oldstyle` end with an open session,
 //! * `transmission` is the loop, `requests` and `sparse` the work, `pool` and `output` what it shares with its workers,
+//! * `tls` has the server's credentials, `priority` what is spoken, `encrypted` the stream, `certificate` clients' names,
 //! * `server` holds the connections, [`listen`] makes the sockets.
 
 #![forbid(unsafe_code)]
