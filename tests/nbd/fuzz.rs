@@ -370,19 +370,21 @@ fn two_thousand_bad_clients() {
         assert!(!client.is_finished(), "the honest client failed at once");
         std::thread::yield_now();
     }
-    let attacks = |numbers: Range<u64>| {
-        let random = &mut Random(0x5eed + numbers.start);
-        numbers.for_each(|number| attack(&server, number, random));
-    };
-    attacks(0..28);
-    let before = peak(&server);
     // Some at once: most of the time they wait.
-    let each = WAYS / THREADS;
-    std::thread::scope(|scope| {
-        for thread in 0..THREADS {
-            scope.spawn(move || attacks(thread * each..(thread + 1) * each));
-        }
-    });
+    let attacks = |numbers: Range<u64>| {
+        std::thread::scope(|scope| {
+            for first in numbers.start..numbers.start + THREADS {
+                let (server, mine) = (&server, (first..numbers.end).step_by(THREADS as usize));
+                scope.spawn(move || {
+                    let random = &mut Random(0x5eed + first);
+                    mine.for_each(|number| attack(server, number, random));
+                });
+            }
+        });
+    };
+    attacks(0..WAYS / 10);
+    let before = peak(&server);
+    attacks(WAYS / 10..WAYS);
     let grown = peak(&server) - before;
     fs::File::create(&stop).and_then(|mut file| file.write_all(b"now")).expect("a file");
     let turns = client.join().expect("the honest client");

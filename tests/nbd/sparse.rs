@@ -195,6 +195,51 @@ fn filters_that_look_at_reads_see_them() {
     assert_eq!(shape(&mut Raw::structured(&server), 0, 0, 128 * K), [(DATA, 0, 128 * K)]);
 }
 
+/// Whatever layers there are, a read with holes left out is the same as one in a single chunk.
+#[test]
+fn sparse_and_whole_reads_agree() {
+    let dir = temp();
+    let disk = |name: &str| {
+        let path = image(dir.path(), name, 1 << 20);
+        let file = File::options().write(true).open(&path).expect("open");
+        for at in [64 * K, 300 * K, 901 * K] {
+            file.write_all_at(&[0xa5; 70_000], at).expect("write");
+        }
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (one, two) = (disk("one"), disk("two"));
+    let (one, two) = (one.as_str(), two.as_str());
+    for words in [
+        &["--filter=truncate", "file", one, "round-up=2M"][..],
+        &["--filter=truncate", "--filter=offset", "file", one, "truncate=600001", "offset=1001"],
+        &["--filter=cow", "--filter=truncate", "file", one, "round-up=4M"],
+        &["--filter=cow", "file", one, "cow-block-size=4096", "cow-on-read=true"],
+        &["--filter=nozero", "--filter=fua", "--filter=nocache", "memory", "1M", "zeromode=emulate"],
+        &["--filter=openonce", "--filter=limit", "--filter=nofilter", "file", one],
+        &["--filter=protect", "--filter=noparallel", "memory", "1M", "serialize=requests", "protect=0-511"],
+        &["split", one, two],
+        &["--filter=map", "file", one, "map=0-524287:524288"],
+        &["-t", "1", "file", two],
+    ] {
+        let server = Server::start(words);
+        util::nbdsh(
+            &server.uri(),
+            "import random
+random.seed(9)
+size = h.get_size()
+for i in range(60):
+    start = random.randrange(size - 1) & random.choice([-1, -512, -65536])
+    length = min(size - start, random.randrange(1, 200000))
+    try: random.choice([h.zero, h.trim, lambda n, at: h.pwrite(random.randbytes(n), at)])(length, start)
+    except nbd.Error as e: assert e.errno in ('EPERM', 'ENOSPC'), e
+    start = random.randrange(size - 1) & random.choice([-1, -512, -65536])
+    length = min(size - start, random.randrange(1, 1000000))
+    whole = h.pread_structured(length, start, lambda *chunk: 0, nbd.CMD_FLAG_DF)
+    assert h.pread(length, start) == whole, (i, start, length)",
+        );
+    }
+}
+
 /// Two clients: what one has written, or freed, before the other asks is there when it reads.
 #[test]
 fn what_was_written_before_a_read_is_read() {
