@@ -28,6 +28,7 @@ fn every_layer_has_a_page_and_every_page_a_layer() {
         "nbdkit-rust-plugin.3.scd",
         "nbdkit-lua-plugin.3.scd",
         "nbdkit-ocaml-plugin.3.scd",
+        "nbdkit-python-plugin.3.scd",
     ]
     .map(String::from);
     let wanted: BTreeSet<String> = plugins.chain(filters).chain(programs).collect();

@@ -13,6 +13,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("nbdkit-loader", &["nbdkit-core", "nbdkit-abi"]),
         ("nbdkit", &["nbdkit-abi"]),
         ("nbdkit-lua-plugin", &["nbdkit"]),
+        ("nbdkit-python-plugin", &["nbdkit"]),
         ("nbdkit-plugins", &["nbdkit-core", "nbdkit-common"]),
         ("nbdkit-filters", &["nbdkit-core", "nbdkit-common"]),
         (

@@ -10,5 +10,6 @@ mod layering;
 mod lua;
 mod nbd;
 mod ocaml;
+mod python;
 mod thread_models;
 mod util;

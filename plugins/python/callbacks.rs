@@ -94,6 +94,14 @@ pub(crate) unsafe extern "C" fn unload() {
     })
 }
 
+/// The script's docstring; null if there is none.
+pub(crate) fn description() -> *const c_char {
+    if Script::get().is_none() {
+        return ptr::null();
+    }
+    call("__doc__", ptr::null(), |py, script| optional_text(script.docstring(py)))
+}
+
 pub(crate) unsafe extern "C" fn dump_plugin() {
     border("dump_plugin", (), || {
         // SAFETY: null means all streams.

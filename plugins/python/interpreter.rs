@@ -9,13 +9,23 @@ use std::{
     ffi::{CStr, CString},
     os::unix::ffi::OsStringExt,
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::ThreadId,
+    time::Duration,
 };
 
 use pyo3::{Python, ffi, prelude::*};
 
 /// The Python that the plugin was built for.
 const PROGRAM: &str = env!("NBDKIT_PYTHON_PROGRAM");
+
+/// The thread that started the interpreter.
+static STARTED: OnceLock<ThreadId> = OnceLock::new();
+/// How long the end waits for threads of the server that have called Python.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Starts the interpreter, once.
 ///
@@ -27,6 +37,7 @@ pub(crate) fn start() -> Result<(), String> {
     }
     // SAFETY: no interpreter runs, and this is the only thread that starts one.
     unsafe { initialize() }?;
+    let _ = STARTED.set(std::thread::current().id());
     Python::attach(|py| {
         // The module takes the thread that imports it first for the main thread.
         let _ = py.import("threading");
@@ -132,12 +143,28 @@ thread_local! {
 /// saves making one for each.
 struct Kept(Option<(*mut ffi::PyThreadState, ffi::PyGILState_STATE)>);
 
+/// The states that are kept.
+struct States {
+    count: usize,
+    /// The interpreter is about to end: states that are left go with it.
+    over: bool,
+}
+
+static STATES: Mutex<States> = Mutex::new(States { count: 0, over: false });
+/// One state less.
+static GONE: Condvar = Condvar::new();
+
+fn states() -> MutexGuard<'static, States> {
+    STATES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Kept {
     fn new() -> Self {
         // SAFETY: there is an interpreter: this is called from `attach`.
         if !unsafe { ffi::PyGILState_GetThisThreadState() }.is_null() {
             return Kept(None);
         }
+        states().count += 1;
         // SAFETY: as above.
         let before = unsafe { ffi::PyGILState_Ensure() };
         // SAFETY: the line above attached this thread.
@@ -148,10 +175,16 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         let Some((state, before)) = self.0.take() else { return };
-        // SAFETY: the state is this thread's, which is not attached.
+        let mut states = states();
+        if states.over {
+            return;
+        }
+        // SAFETY: the state is this thread's, which is not attached, and the interpreter does not end meanwhile.
         unsafe { ffi::PyEval_RestoreThread(state) };
         // SAFETY: it is now; this takes back what `new` did.
         unsafe { ffi::PyGILState_Release(before) };
+        states.count -= 1;
+        GONE.notify_all();
     }
 }
 
@@ -188,21 +221,64 @@ pub(crate) fn release() {
     }
 }
 
-/// The end: functions registered with atexit run and what was printed is written. The interpreter is not taken down,
-/// for that would wait for the script's threads; instead they are stopped, by never letting go of the lock.
+/// The end. Functions registered with atexit run, and what was printed and written to files is written. Then the
+/// interpreter is taken down, if that needs to wait for nobody; otherwise the threads that the script has left are
+/// stopped, by never letting go of the lock, until the process ends.
 pub(crate) fn end() {
     if !is_running() {
         return;
     }
-    // SAFETY: there is an interpreter. Without a matching release.
+    // The server's threads are ending.
+    let (mut states, _) = GONE
+        .wait_timeout_while(states(), PATIENCE, |states| states.count > 0)
+        .unwrap_or_else(PoisonError::into_inner);
+    states.over = true;
+    drop(states);
+    // SAFETY: there is an interpreter. Without a matching release: it ends, or the lock is kept.
     let _: ffi::PyGILState_STATE = unsafe { ffi::PyGILState_Ensure() };
-    Python::attach(|py| {
+    let alone = Python::attach(|py| {
         let finished = py.import("atexit").and_then(|atexit| atexit.call_method0("_run_exitfuncs"));
         if let Err(error) = finished {
             nbdkit::bridge::log_error(&crate::failure::text(py, &error));
         }
         flush(py);
+        let alone = is_alone(py);
+        if !alone {
+            flush_files(py);
+        }
+        alone
     });
+    if alone {
+        // SAFETY: this thread started the interpreter and is the only one that it knows.
+        unsafe { ffi::Py_FinalizeEx() };
+    }
+}
+
+/// Whether this thread is the main one and there are no others.
+fn is_alone(_: Python<'_>) -> bool {
+    // SAFETY: this thread is attached.
+    let this = unsafe { ffi::PyThreadState_Get() };
+    // SAFETY: there is an interpreter.
+    let interpreter = unsafe { ffi::PyInterpreterState_Get() };
+    // SAFETY: as above.
+    let first = unsafe { ffi::PyInterpreterState_ThreadHead(interpreter) };
+    // SAFETY: a state that lives.
+    let second = unsafe { ffi::PyThreadState_Next(first) };
+    first == this && second.is_null() && STARTED.get() == Some(&std::thread::current().id())
+}
+
+/// Writes what is in the buffers of open files, which Python does when it takes down an interpreter.
+fn flush_files(py: Python<'_>) {
+    let files = py.import("io").and_then(|io| io.getattr("IOBase"));
+    let objects = py.import("gc").and_then(|gc| gc.call_method0("get_objects"));
+    let (Ok(files), Ok(objects)) = (files, objects) else { return };
+    let Ok(objects) = objects.try_iter() else { return };
+    for object in objects.flatten() {
+        if object.is_instance(&files).unwrap_or(false) {
+            // It may be closed, or open for reading.
+            let _ = object.call_method0("flush");
+        }
+    }
 }
 
 /// Writes what the script has printed.

@@ -29,6 +29,13 @@ pub extern "C" fn plugin_init() -> *const abi::Plugin {
     Box::leak(Box::new(plugin()))
 }
 
+/// What the server says about the plugin once there is a script: the script's own docstring. Servers that do not know
+/// this function say what they always do.
+#[unsafe(no_mangle)]
+pub extern "C" fn plugin_description() -> *const c_char {
+    callbacks::description()
+}
+
 fn plugin() -> abi::Plugin {
     abi::Plugin {
         _struct_size: size_of::<abi::Plugin>() as u64,

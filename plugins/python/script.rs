@@ -69,8 +69,9 @@ impl Script {
     }
 
     /// The text at the beginning of the script.
-    pub(crate) fn docstring(&self, py: Python<'_>) -> Option<String> {
-        self.module.bind(py).getattr("__doc__").ok()?.extract().ok()
+    pub(crate) fn docstring<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let text = self.module.bind(py).getattr("__doc__").ok().filter(|text| !text.is_none())?;
+        py.import("inspect").and_then(|inspect| inspect.call_method1("cleandoc", (text,))).ok()
     }
 
     /// One of the script's functions, if it is there.

@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    ffi::{CString, OsStr, OsString, c_int},
+    ffi::{CString, OsStr, OsString, c_char, c_int},
     mem::MaybeUninit,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::Path,
@@ -28,11 +28,16 @@ use crate::{
     strings::{GLOBAL, c_string, owned, text},
 };
 
+/// The optional function `plugin_description` of a library: null or a string that stays.
+type Describe = unsafe extern "C" fn() -> *const c_char;
+
 /// What a plugin registered, with the library it is in.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) table: abi::Plugin,
     pub(crate) name: String,
+    /// Describes the plugin better once it is configured, as one that runs a script.
+    describe: Option<Describe>,
     /// Unloaded by the last who lets go of this.
     _module: Module,
 }
@@ -79,7 +84,8 @@ pub fn load_plugin(path: &Path, flags: &mut DebugFlags) -> Result<Box<dyn Plugin
     // SAFETY: as above.
     let magic = unsafe { owned(table.magic_config_key) };
     let info = Info { magic_config_key: (!magic.is_empty()).then(|| magic.into()), ..info };
-    let loaded = Arc::new(Loaded { table, name, _module: module });
+    let describe = module.entry("plugin", c"plugin_description").ok();
+    let loaded = Arc::new(Loaded { table, name, describe, _module: module });
     Ok(Box::new(CPlugin { loaded, info, max_model, model: Mutex::new(None) }))
 }
 
@@ -186,7 +192,17 @@ impl CPlugin {
 
 impl Plugin for CPlugin {
     fn info(&self) -> Info {
-        self.info.clone()
+        let mut info = self.info.clone();
+        if let Some(describe) = self.loaded.describe {
+            // SAFETY: the library is loaded.
+            let description = call(Scope::default(), || unsafe { describe() }).succeeded();
+            // SAFETY: null or a string that stays.
+            let description = unsafe { owned(description) };
+            if !description.is_empty() {
+                info.description = description.into();
+            }
+        }
+        info
     }
 
     fn interface(&self) -> Interface {

@@ -150,6 +150,12 @@ impl Server {
         self.process.end(Some(Signal::TERM))
     }
 
+    /// Sends a signal and waits for the end. Returns the exit code, or 128+N.
+    #[track_caller]
+    pub(crate) fn signal(&mut self, signal: Signal) -> i32 {
+        self.process.end(Some(signal))
+    }
+
     /// Waits until it ends by itself.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> i32 {

@@ -104,6 +104,22 @@ pub(crate) fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
     Ok(())
 }
 
+/// Gives the script to a plugin that runs one, so that `--help` can tell about it. `words` are those of
+/// [`configure`].
+///
+/// # Errors
+/// Those of the plugin.
+pub(crate) fn configure_script(chain: &mut Chain, words: &[OsString]) -> Result<()> {
+    let info = chain.plugin().info();
+    let runs_scripts = info.path.is_some() && info.magic_config_key.as_deref() == Some("script");
+    match words.first() {
+        Some(word) if runs_scripts && split(word).is_none_or(|(key, _)| key == "script") => {
+            configure(chain, &words[..1])
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Splits `KEY=VALUE`, if the word has that form.
 pub(crate) fn split(word: &OsStr) -> Option<(&str, &OsStr)> {
     use std::os::unix::ffi::OsStrExt;

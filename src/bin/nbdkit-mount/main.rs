@@ -142,7 +142,10 @@ fn information(args: &Args) -> Result<Option<String>> {
     Ok(Some(if args.help {
         let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {
-            Some(chain) => usage + &chain::help(&chain),
+            Some(mut chain) => {
+                chain::configure_script(&mut chain, &args.words[1..])?;
+                usage + &chain::help(&chain)
+            }
             None => usage,
         }
     } else if args.version {

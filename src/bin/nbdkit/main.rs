@@ -100,7 +100,10 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
     Ok(Some(if args.help {
         let usage = usage::help(Args::command(), &chain::names_help());
         match layers()? {
-            Some(chain) => usage + &chain::help(&chain),
+            Some(mut chain) => {
+                chain::configure_script(&mut chain, &args.parameters)?;
+                usage + &chain::help(&chain)
+            }
             None => usage,
         }
     } else if args.version {
