@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 
 build:
 	cargo build --release --bins
-	cargo build --release --package nbdkit-lua-plugin
+	bridges=$$(scripts/bridges) && cargo build --release $$(printf -- '--package %s ' $$bridges)
 	scripts/ocaml "$${CARGO_TARGET_DIR:-target}/release/ocaml"
 
 # Shows the main job: an image with a file system, mounted through FUSE, loop-mounted, listed, unmounted.

@@ -195,7 +195,6 @@ def config_complete():
     assert nbdkit.read_password('secret') == 'secret'
     with __builtins__.open('/dev/null') as null:
         raises(RuntimeError, nbdkit.read_password, '+/none')
-    nbdkit.nanosleep(0, 1)
     nbdkit.debug('a note \\u00e9')
     newer = os.environ['NEWER'] == '1'
     if newer:
@@ -216,6 +215,7 @@ def open(readonly):
     return nbdkit.export_name()
 def get_size(h): return 4096
 def pread(h, buf, offset, flags):
+    nbdkit.nanosleep(0, 1)
     if h == 'disconnect': nbdkit.disconnect(True)
     if h == 'shutdown': nbdkit.shutdown()
     if h == 'sleep': nbdkit.shutdown(); nbdkit.nanosleep(3600, 0)

@@ -5,36 +5,18 @@ mod life;
 mod requests;
 mod start;
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use crate::util::{NBDKIT, Run, run, temp};
 
-/// The bridge, built as `cargo build` builds it and beside the programs under test. None where this machine cannot
-/// build it, which `scripts/check` finds out and says.
+/// Whether this machine lacks something, which `scripts/check` finds out and says.
+fn is_left_out(what: &str) -> bool {
+    std::env::var("NBDKIT_LEFT_OUT").unwrap_or_default().split(' ').any(|left_out| left_out == what)
+}
+
+/// The bridge, beside the programs under test. None where it cannot be built.
 fn bridge() -> Option<PathBuf> {
-    let left_out = std::env::var("NBDKIT_LEFT_OUT").unwrap_or_default();
-    if left_out.split(' ').any(|language| language == "python") {
-        return None;
-    }
-    let folder = Path::new(NBDKIT).parent().expect("a folder");
-    let profile = match folder.file_name().and_then(|name| name.to_str()).expect("a profile") {
-        "debug" => "dev",
-        profile => profile,
-    };
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--offline", "--package=nbdkit-python-plugin", "--profile", profile])
-        .arg("--target-dir")
-        .arg(folder.parent().expect("the target folder"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("run cargo");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let bridge = folder.join("libnbdkit_python_plugin.so");
-    assert!(bridge.is_file(), "{}", bridge.display());
-    Some(bridge)
+    (!is_left_out("python")).then(|| crate::util::bridge("nbdkit-python-plugin"))
 }
 
 /// Skips a test where the bridge cannot be built.
