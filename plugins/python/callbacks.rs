@@ -36,7 +36,7 @@ pub(crate) fn call<T>(
         };
         failure::begin();
         let outcome = interpreter::attach(|py| body(py, script));
-        Ok(outcome.map_err(|failure| failure.report(&script.name, method)).ok())
+        Ok(outcome.map_err(|failure| failure.report(&format!("{}: {method}", script.name))).ok())
     })
     .unwrap_or(failed)
 }
@@ -77,9 +77,8 @@ pub(crate) unsafe fn object(py: Python<'_>, handle: Handle) -> Bound<'_, PyAny> 
 
 pub(crate) unsafe extern "C" fn load() {
     border("load", (), || {
-        let started = interpreter::start().and_then(|()| {
-            interpreter::attach(|py| module::install(py).map_err(|error| failure::text(py, &error)))
-        });
+        let started = interpreter::start()
+            .and_then(|()| interpreter::attach(|py| module::install(py).map_err(|error| error.to_string())));
         if let Err(reason) = started {
             log_error(&format!("cannot start the Python interpreter: {reason}"));
         }
@@ -147,7 +146,7 @@ pub(crate) unsafe extern "C" fn config(key: *const c_char, value: *const c_char)
             return Ok(-1);
         }
         let loaded = interpreter::attach(|py| Script::load(py, value).inspect(|()| interpreter::flush(py)));
-        Ok(loaded.map_err(|failure| log_error(failure.text())).map_or(-1, |()| 0))
+        Ok(loaded.map_err(|failure| failure.report(&value.display().to_string())).map_or(-1, |()| 0))
     })
 }
 

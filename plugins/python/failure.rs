@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use nbdkit::bridge::log_error;
 use pyo3::{exceptions::PyOSError, prelude::*};
 
 use crate::server;
@@ -14,6 +15,9 @@ thread_local! {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Failure {
+    /// Where an exception was raised, for the log only.
+    traceback: String,
+    /// What it was. The server may pass it on to the client.
     text: String,
     errno: i32,
 }
@@ -24,12 +28,13 @@ pub(crate) type Result<T> = std::result::Result<T, Failure>;
 impl Failure {
     /// A failure that is not an exception of the script.
     pub(crate) fn new(errno: i32, text: impl Into<String>) -> Self {
-        Failure { text: text.into(), errno }
+        Failure { traceback: String::new(), text: text.into(), errno }
     }
 
     /// An exception: its traceback, and the errno of an `OSError`.
     pub(crate) fn exception(py: Python<'_>, error: &PyErr) -> Self {
-        Failure { text: text(py, error), errno: errno(py, error) }
+        let (traceback, text) = lines(py, error);
+        Failure { traceback, text, errno: errno(py, error) }
     }
 
     /// The errno for the client: what the script set, else that of the failure; 0 is left to the server, which says
@@ -38,14 +43,13 @@ impl Failure {
         if SET.get() == 0 { self.errno } else { SET.get() }
     }
 
-    /// For the log.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Tells the server.
-    pub(crate) fn report(&self, script: &str, method: &str) {
-        nbdkit::bridge::log_error(&format!("{script}: {method}: {}", self.text));
+    /// Tells the server. `place` says where it happened.
+    pub(crate) fn report(&self, place: &str) {
+        for part in [&self.traceback, &self.text] {
+            if !part.is_empty() {
+                log_error(&format!("{place}: {part}"));
+            }
+        }
         if self.errno() > 0 {
             nbdkit::set_error(self.errno());
         }
@@ -81,16 +85,16 @@ fn errno(py: Python<'_>, error: &PyErr) -> i32 {
     errno.unwrap_or(0)
 }
 
-/// An exception as Python shows it, with the traceback.
-pub(crate) fn text(py: Python<'_>, error: &PyErr) -> String {
+/// An exception as Python shows it: the traceback, and what comes last.
+fn lines(py: Python<'_>, error: &PyErr) -> (String, String) {
     let (kind, value, traceback) = (error.get_type(py), error.value(py), error.traceback(py));
     let lines = py
         .import("traceback")
         .and_then(|module| module.call_method1("format_exception", (kind, value, traceback)))
         .and_then(|lines| lines.extract::<Vec<String>>());
-    match lines {
-        Ok(lines) => lines.concat().trim_end().to_owned(),
+    match lines.as_deref() {
+        Ok([before @ .., last]) => (before.concat().trim_end().to_owned(), last.trim_end().to_owned()),
         // The exception cannot be shown, or the traceback module is broken.
-        Err(_) => error.to_string(),
+        _ => (String::new(), error.to_string()),
     }
 }

@@ -239,7 +239,7 @@ pub(crate) fn end() {
     let alone = Python::attach(|py| {
         let finished = py.import("atexit").and_then(|atexit| atexit.call_method0("_run_exitfuncs"));
         if let Err(error) = finished {
-            nbdkit::bridge::log_error(&crate::failure::text(py, &error));
+            crate::failure::Failure::exception(py, &error).report("atexit");
         }
         flush(py);
         let alone = is_alone(py);

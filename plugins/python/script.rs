@@ -50,17 +50,13 @@ impl Script {
     pub(crate) fn load(py: Python<'_>, path: &OsStr) -> Result<()> {
         let name = path.display().to_string();
         let source = std::fs::read(path)
-            .map_err(|error| Failure::new(0, format!("cannot read the script {name}: {error}")))?;
-        let module = run(py, Path::new(path), &source)
-            .map_err(|error| Failure::new(0, format!("{name}: {}", crate::failure::text(py, &error))))?;
+            .map_err(|error| Failure::new(0, format!("cannot read the script: {error}")))?;
+        let module = run(py, Path::new(path), &source).map_err(|error| Failure::exception(py, &error))?;
         let mut script = Script { name, style: Style::First, module: module.unbind() };
         script.style = script.find_style(py)?;
         for method in ["open", "get_size", "pread"] {
             if script.function(py, method)?.is_none() {
-                return Err(Failure::new(
-                    0,
-                    format!("{}: the script must define the function {method}", script.name),
-                ));
+                return Err(Failure::new(0, format!("the script must define the function {method}")));
             }
         }
         // Nobody else loads one: there is one `config` at a time.
@@ -122,10 +118,8 @@ impl Script {
             Ok(2) if self.pread_counts(py) => Ok(Style::Counted),
             Ok(2) => Ok(Style::Filled),
             _ => {
-                let name = &self.name;
-                let text = format!(
-                    "{name}: API version {version} is not known: it must be between 1 and {MAX_VERSION}"
-                );
+                let text =
+                    format!("API version {version} is not known: it must be between 1 and {MAX_VERSION}");
                 Err(Failure::new(0, text))
             }
         }

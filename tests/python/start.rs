@@ -72,8 +72,8 @@ fn bad_parameters() {
         (&["python"][..], "no script was given: nbdkit python SCRIPT.py"),
         (&["python", "size=1M"], "the first parameter must be the script"),
         (&["python", "size=1M", &script.path], "the first parameter must be the script"),
-        (&["python", "/none.py"], "cannot read the script /none.py: No such file"),
-        (&["python", "/tmp"], "cannot read the script /tmp: Is a directory"),
+        (&["python", "/none.py"], "/none.py: cannot read the script: No such file"),
+        (&["python", "/tmp"], "/tmp: cannot read the script: Is a directory"),
         (&["python", &script.path, "size=1M"], "the script takes no parameters, and there is size=1M"),
         (&["python", &strict.path, "size=1M"], "KeyError: 'size'"),
     ] {
