@@ -1,6 +1,7 @@
 //! Plugins in Python, in both programs and in the C nbdkit, through foreign clients.
 
 mod errors;
+mod examples;
 mod life;
 mod requests;
 mod start;
