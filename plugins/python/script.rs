@@ -143,9 +143,9 @@ fn run<'py>(py: Python<'py>, path: &Path, source: &[u8]) -> PyResult<Bound<'py, 
     let file = absolute(path).unwrap_or_else(|_| path.to_owned());
     let sys = py.import("sys")?;
     sys.setattr("argv", [path.as_os_str()])?;
-    // Modules beside the script, as Python itself has it.
+    // Modules beside the script come last: the C nbdkit does not look there, and a script may have any name.
     if let Some(folder) = file.parent() {
-        sys.getattr("path")?.call_method1("insert", (0, folder.as_os_str()))?;
+        sys.getattr("path")?.call_method1("append", (folder.as_os_str(),))?;
     }
     let module = py.import("__main__")?;
     module.setattr("__file__", file.as_os_str())?;

@@ -13,7 +13,7 @@ fn refused(words: &[&str]) -> String {
     let mut said = Vec::new();
     for program in [&[NBDKIT, "-U", "-", "--run", "true"][..], &[NBDKIT_MOUNT, "--run", "true"]] {
         let run = run(program.iter().chain(words));
-        assert_eq!(run.code, 1, "{words:?}: {}{}", run.stdout, run.stderr);
+        assert_ne!(run.code, 0, "{words:?}: {}{}", run.stdout, run.stderr);
         said.push(run.stderr);
     }
     let [nbd, fuse] = [said.remove(0), said.remove(0)];
@@ -104,11 +104,12 @@ fn parameters_reach_the_script() {
     }
 }
 
-/// Modules beside the script are found, as Python finds them.
+/// Modules beside the script are found, after those of Python.
 #[test]
 fn modules_beside_the_script() {
     bridge_or_return!();
-    let script = script("from helper import *\n");
+    let script = script("import json\nfrom helper import *\njson.dumps(1)\n");
+    std::fs::write(script.file("json.py"), "").expect("write a module");
     std::fs::write(script.file("helper.py"), GOOD).expect("write a module");
     nbdsh(&script, &[], "connect(); assert h.pread(5, 0) == bytes(5)");
 }
