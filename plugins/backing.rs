@@ -31,6 +31,8 @@ pub(crate) struct Backing {
     writable: bool,
     kind: Kind,
     holes_known: bool,
+    /// To ask for holes is quick.
+    near: bool,
     /// The file system has answered that it does not know `RWF_NOWAIT`, as tmpfs does.
     never_waits: AtomicBool,
 }
@@ -58,8 +60,9 @@ impl Backing {
         // The length of a block device is where its end is.
         let length = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(fail)?;
         let name = path.display().to_string();
-        let holes_known = holes::are_known(&file);
-        Ok(Backing { name, file, length, writable, kind, holes_known, never_waits: AtomicBool::new(false) })
+        let (holes_known, near) = (holes::are_known(&file), holes::are_near(&file));
+        let never_waits = AtomicBool::new(false);
+        Ok(Backing { name, file, length, writable, kind, holes_known, near, never_waits })
     }
 
     /// Checks that a path can be opened as far as that is possible without opening it.
@@ -104,6 +107,7 @@ impl Backing {
             writable: true,
             kind: Kind::Memory,
             holes_known: true,
+            near: true,
             never_waits: AtomicBool::new(true),
         })
     }
@@ -115,6 +119,11 @@ impl Backing {
 
     pub(crate) fn is_writable(&self) -> bool {
         self.writable
+    }
+
+    /// Whether to ask for holes is quick.
+    pub(crate) fn is_near(&self) -> bool {
+        self.near
     }
 
     pub(crate) fn is_memory(&self) -> bool {

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use nbdkit_core::{Extents, Flags, Result};
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, seek},
+    fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek},
     io::Errno,
 };
 
@@ -16,6 +16,14 @@ const MAX_PAIRS: usize = 1 << 16;
 pub(crate) fn are_known(file: &File) -> bool {
     // An empty file has nothing to look for.
     matches!(seek(file, SeekFrom::Hole(0)), Ok(_) | Err(Errno::NXIO))
+}
+
+/// File systems whose files are on another machine or behind another process: NFS, SMB, CIFS, Ceph, 9P, FUSE.
+const FAR: [u64; 7] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x0102_1997, 0x6573_5546];
+
+/// Whether to look for holes is a matter of the kernel alone.
+pub(crate) fn are_near(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|fs| !FAR.contains(&(fs.f_type as u64 & 0xffff_ffff)))
 }
 
 /// Adds the extents of `file`, from where the answer stands to the end of the range or of the disk of `size`
@@ -120,7 +128,7 @@ mod tests {
     #[test]
     fn finds_data_and_holes() {
         let file = file();
-        assert!(are_known(&file));
+        assert!(are_known(&file) && are_near(&file));
         let all = [
             (0, BLOCK, 3),
             (BLOCK, 2 * BLOCK, 0),

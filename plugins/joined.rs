@@ -221,7 +221,7 @@ impl Handle for Joined {
     }
 
     fn may_skip_holes(&self) -> bool {
-        true
+        files(&self.parts).all(Backing::is_near)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -34,6 +34,8 @@ pub(super) struct Disk {
     device: Option<u64>,
     rotational: bool,
     extents: bool,
+    /// To ask for holes is quick.
+    near: bool,
     in_memory: bool,
     hints: Hints,
     /// Written since the page cache was last emptied, in bytes (with `cache=none`).
@@ -73,6 +75,7 @@ impl Disk {
             device,
             rotational: is_device && is_rotational(stat.st_rdev),
             extents: holes::are_known(&file),
+            near: holes::are_near(&file),
             in_memory,
             hints,
             dirty: AtomicU64::new(0),
@@ -293,7 +296,7 @@ impl Handle for Disk {
     }
 
     fn may_skip_holes(&self) -> bool {
-        true
+        self.near
     }
 
     fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {

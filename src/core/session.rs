@@ -379,10 +379,11 @@ impl Session {
 
     /// The extents of a range that is about to be read, as far as they can be had: ascending, contiguous from
     /// `offset`. The last one may pass the end of the range. This is no request of the client, so it is not counted,
-    /// and what fails here will fail again in the read. None: it failed.
-    pub fn holes(&self, length: u64, offset: u64) -> Option<Vec<crate::Extent>> {
+    /// and what fails here will fail again in the read. None: it failed; or, unless it may `wait`, it is not its turn.
+    pub fn holes(&self, length: u64, offset: u64, wait: bool) -> Option<Vec<crate::Extent>> {
         let mut extents = Extents::new(offset, offset.checked_add(length)?);
-        let _permit = self.permit();
+        let _permit =
+            if wait { self.permit() } else { self.connection.chain.locks.request_nowait(&self.lock)? };
         guard("extents", || self.next.extents(length, offset, Flags::empty(), &mut extents)).ok()?;
         Some(extents.into_list())
     }

@@ -146,12 +146,12 @@ impl Requests {
     /// Runs a READ that passed [`check`](Self::check) if that needs no wait; false: nothing was appended.
     pub(crate) fn read_now(&self, request: &Request, out: &mut Buffer) -> bool {
         if self.may_have_holes(request) {
-            // A worker asks for them, if that may block.
-            let now = !self.session.may_block(Op::Extents) && !self.session.may_block(Op::Read);
-            if now {
-                self.run(request, &[], out);
+            let parts = self.map.parts(&self.session, request.offset, request.length, false);
+            match parts.as_deref() {
+                None => return false,
+                Some([Part { hole: false, .. }]) => {}
+                Some(parts) => return self.read_parts_now(request, parts, out),
             }
-            return now;
         }
         let mark = out.mark();
         let read = (|| {
@@ -172,19 +172,36 @@ impl Requests {
         }
     }
 
+    /// As [`read_now`](Self::read_now), without the holes. An error is left to the worker, who meets it again.
+    fn read_parts_now(&self, request: &Request, parts: &[Part], out: &mut Buffer) -> bool {
+        let mark = out.mark();
+        let end = request.offset + request.length;
+        let done = parts.iter().all(|part| {
+            let last = part.offset + part.length == end;
+            let read = |buf: &mut [u8]| self.session.pread_nowait(buf, part.offset);
+            matches!(self.read_part(request, part, last, out, read), Ok(true))
+        });
+        if !done {
+            out.rewind(mark);
+        }
+        done
+    }
+
     /// Reads in parts, without the holes. What was read before an error counts.
     fn read(&self, request: &Request, out: &mut Buffer) {
         let Request { offset, length, .. } = *request;
         let parts = if self.may_have_holes(request) {
-            self.map.parts(&self.session, offset, length)
+            self.map.parts(&self.session, offset, length, true)
         } else {
-            vec![Part { offset, length, hole: false }]
+            None
         };
+        let parts = parts.unwrap_or_else(|| vec![Part { offset, length, hole: false }]);
         let end = offset + length;
         for part in parts {
             let last = part.offset + part.length == end;
             let mark = out.mark();
-            let Err(e) = self.read_part(request, &part, last, out) else { continue };
+            let read = |buf: &mut [u8]| self.session.pread(buf, part.offset).map(|()| true);
+            let Err(e) = self.read_part(request, &part, last, out, read) else { continue };
             let good = self.salvage(request, &part, mark, out);
             let failed = part.offset + good;
             self.fail(request, &e, (failed > offset).then_some(failed), out);
@@ -192,16 +209,25 @@ impl Requests {
         }
     }
 
-    fn read_part(&self, request: &Request, part: &Part, last: bool, out: &mut Buffer) -> Result<()> {
+    /// Appends a part, whose data `read` reads.
+    fn read_part(
+        &self,
+        request: &Request,
+        part: &Part,
+        last: bool,
+        out: &mut Buffer,
+        read: impl FnOnce(&mut [u8]) -> Result<bool>,
+    ) -> Result<bool> {
         if part.hole {
-            return out.put(self.replies.hole(request, part.offset, part.length, last).as_slice());
+            out.put(self.replies.hole(request, part.offset, part.length, last).as_slice())?;
+            return Ok(true);
         }
         let head = match self.replies {
             Replies::Simple => self.replies.data(request),
             _ => self.replies.part(request, part.offset, part.length, last),
         };
         out.put(head.as_slice())?;
-        self.session.pread(out.space(part.length as usize)?, part.offset)
+        read(out.space(part.length as usize)?)
     }
 
     /// Takes a part back that could not be read, but for the start that can be had without waiting: what came before

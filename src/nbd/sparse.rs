@@ -3,7 +3,8 @@
 //! Only a large read is worth the question where its holes are: at 64 KiB two `lseek` calls are a percent or two of
 //! what copying the data twice costs, at 4 KiB they would double the system calls. And only a chain that says so
 //! ([`Handle::may_skip_holes`](nbdkit_core::Handle::may_skip_holes)) is asked: the question is cheap there, and no
-//! layer has to see the reads that are left out. What was data the last time is remembered and not asked for again,
+//! layer has to see the reads that are left out. So the connection's thread asks; only what then has to wait for the
+//! data goes to a worker. What was data the last time is remembered and not asked for again,
 //! so a disk without holes is asked once.
 //!
 //! Is it true what the client gets? The question is asked after the request was received. A write that had been
@@ -55,16 +56,16 @@ impl Map {
         }
     }
 
-    /// The parts of a range, in order; one alone is data. May wait.
-    pub(crate) fn parts(&self, session: &Session, offset: u64, length: u64) -> Vec<Part> {
+    /// The parts of a range, in order. None: the chain does not tell.
+    pub(crate) fn parts(&self, session: &Session, offset: u64, length: u64, wait: bool) -> Option<Vec<Part>> {
         let range = offset..offset + length;
-        let extents = session.holes(length, offset).unwrap_or_default();
+        let extents = session.holes(length, offset, wait)?;
         if let Some(data) = extents.iter().rev().find(|e| !e.zero) {
             *self.data.lock() = data.offset..data.end();
         }
         let unit = UNIT.max(session.caps().block_size.minimum.into());
         let holes = extents.iter().filter(|e| e.zero).map(|e| e.offset..e.end());
-        cut(&range, holes, unit)
+        Some(cut(&range, holes, unit))
     }
 }
 
