@@ -5,3 +5,4 @@ mod headers;
 mod install;
 mod loading;
 mod rust;
+mod unruly;
