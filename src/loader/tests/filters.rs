@@ -1,8 +1,8 @@
 //! Filters in the three layouts.
 
-use std::{ffi::OsStr, sync::Arc};
+use std::{ffi::OsStr, path::Path, sync::Arc};
 
-use nbdkit_core::{Chain, Client, Errno, Flags, Peer, Session, ThreadModel};
+use nbdkit_core::{Chain, Client, Errno, Flags, Handle, Info, Open, Peer, Plugin, Session, ThreadModel};
 
 use super::harness::{HEADERS, Lab, connect, open, start};
 use crate::{DebugFlags, load_filter};
@@ -188,6 +188,43 @@ fn rust_and_c_mix() {
     // The same library twice is one filter twice: it turns bytes over and back.
     let chain = Chain::new(lab.plugin("plugin.c", &[]), vec![load(), load()]);
     assert_eq!(chain.infos().len(), 3);
+}
+
+/// A plugin in Rust that panics where it is asked to read.
+struct Broken;
+
+impl Plugin for Broken {
+    fn info(&self) -> Info {
+        Info::bundled("broken", "", "")
+    }
+
+    fn open(&self, _: &Open) -> nbdkit_core::Result<Box<dyn Handle>> {
+        Ok(Box::new(Broken))
+    }
+}
+
+impl Handle for Broken {
+    fn get_size(&self) -> nbdkit_core::Result<u64> {
+        Ok(512)
+    }
+
+    fn pread(&self, _: &mut [u8], _: u64) -> nbdkit_core::Result<()> {
+        panic!("on purpose")
+    }
+}
+
+/// It must pass through no frame of C.
+#[test]
+fn a_panic_below_a_c_filter_is_a_failed_request() {
+    let lab = Lab::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/abi/invert.c");
+    let include = format!("-I{}/../../include", env!("CARGO_MANIFEST_DIR"));
+    let filter = lab.library(path.to_str().unwrap(), &[include]);
+    let chain = start(Box::new(Broken), &[&filter], &[]);
+    let session = open(&chain, "").unwrap();
+    for _ in 0..2 {
+        assert_eq!(session.pread(&mut [0; 512], 0).unwrap_err().errno(), Errno::EIO);
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-/* Prints the offset of each field of the interface's structures, as the headers have them. */
+/* Prints the constants of the interface and the offset of each field of its structures, as the headers have them. */
 
 #ifdef PLUGIN
 #include <nbdkit-plugin.h>
@@ -10,11 +10,16 @@
 #include <stdio.h>
 
 #define SIZE(type) printf ("%s %zu\n", #type, sizeof (struct type))
+#define C(constant) printf ("%s %d\n", #constant, (int) NBDKIT_##constant)
 #define FIELD(type, field) printf ("%s.%s %zu\n", #type, #field, offsetof (struct type, field))
 
 int
 main (void)
 {
+  C (THREAD_MODEL_SERIALIZE_CONNECTIONS); C (THREAD_MODEL_SERIALIZE_ALL_REQUESTS);
+  C (THREAD_MODEL_SERIALIZE_REQUESTS); C (THREAD_MODEL_PARALLEL); C (FLAG_MAY_TRIM); C (FLAG_FUA);
+  C (FLAG_REQ_ONE); C (FLAG_FAST_ZERO); C (FUA_NONE); C (FUA_EMULATE); C (FUA_NATIVE);
+  C (CACHE_NONE); C (CACHE_EMULATE); C (CACHE_NATIVE); C (EXTENT_HOLE); C (EXTENT_ZERO);
 #ifdef PLUGIN
 #define P(field) FIELD (nbdkit_plugin, field)
   SIZE (nbdkit_plugin);
@@ -35,6 +40,7 @@ main (void)
 #else
 #define F(field) FIELD (nbdkit_filter, field)
 #define N(field) FIELD (nbdkit_next_ops, field)
+  C (FILTER_API_VERSION); C (ZERO_NONE); C (ZERO_EMULATE); C (ZERO_NATIVE);
   SIZE (nbdkit_filter); SIZE (nbdkit_next_ops); SIZE (nbdkit_extent); SIZE (nbdkit_export);
   F (_api_version); F (_version); F (name); F (longname); F (description); F (load); F (unload);
   F (config); F (config_complete); F (config_help); F (thread_model);

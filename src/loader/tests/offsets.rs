@@ -27,6 +27,23 @@ macro_rules! offsets {
     };
 }
 
+macro_rules! constants {
+    ($($name:ident)*) => {
+        [$((stringify!($name).to_owned(), usize::try_from(abi::$name).expect("no negative one")),)*]
+    };
+}
+
+/// Those of both headers.
+fn constants() -> BTreeMap<String, usize> {
+    constants!(
+        THREAD_MODEL_SERIALIZE_CONNECTIONS THREAD_MODEL_SERIALIZE_ALL_REQUESTS THREAD_MODEL_SERIALIZE_REQUESTS THREAD_MODEL_PARALLEL
+        FLAG_MAY_TRIM FLAG_FUA FLAG_REQ_ONE FLAG_FAST_ZERO
+        FUA_NONE FUA_EMULATE FUA_NATIVE CACHE_NONE
+        CACHE_EMULATE CACHE_NATIVE EXTENT_HOLE EXTENT_ZERO
+    )
+    .into()
+}
+
 fn plugin(version: u32) -> BTreeMap<String, usize> {
     let mut ours: BTreeMap<_, _> = offsets!(
         abi::Plugin, "nbdkit_plugin",
@@ -37,6 +54,7 @@ fn plugin(version: u32) -> BTreeMap<String, usize> {
         export_description cleanup block_size
     )
     .into();
+    ours.extend(constants());
     ours.insert("nbdkit_plugin".into(), size_of::<abi::Plugin>());
     let old = offsets!(abi::Plugin, "nbdkit_plugin", pread_v1 pwrite_v1 flush_v1 trim_v1 zero_v1);
     let new = offsets!(abi::Plugin, "nbdkit_plugin", pread pwrite flush trim zero);
@@ -68,6 +86,8 @@ fn filter(size: usize, thread_model: usize, callbacks: usize) -> BTreeMap<String
         ("nbdkit_export".into(), size_of::<abi::Export>()),
     ]
     .into();
+    ours.extend(constants());
+    ours.extend(constants!(FILTER_API_VERSION ZERO_NONE ZERO_EMULATE ZERO_NATIVE));
     ours.extend(offsets!(abi::Extent, "nbdkit_extent", offset length));
     ours.extend(offsets!(abi::Export, "nbdkit_export", name description));
     ours.extend(offsets!(
