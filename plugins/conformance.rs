@@ -3,7 +3,7 @@
 //!
 //! To add a plugin, add its row to [`ROWS`]: a test fails until it is there.
 
-use std::{ffi::OsString, sync::Arc};
+use std::{ffi::OsString, path::Path, sync::Arc};
 
 use nbdkit_core::{Chain, Errno};
 
@@ -29,6 +29,26 @@ const ROWS: &[Row] = &[
         caps: EVERYTHING,
         writes: Writes::Kept,
         area: 0..ODD,
+    },
+    Row {
+        plugin: "eval",
+        params: |dir| {
+            let disk = image(dir, "disk", 8193);
+            let disk = disk.to_str().unwrap();
+            let pread = format!("dd if={disk} skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none");
+            let pwrite = format!("dd of={disk} seek=$4 conv=notrunc oflag=seek_bytes status=none");
+            vec![
+                ("get_size", "echo 8193".into()),
+                ("pread", pread.into()),
+                ("pwrite", pwrite.into()),
+                ("flush", "true".into()),
+            ]
+        },
+        export: "",
+        size: 8193,
+        caps: "write flush zero=Emulate fast_zero fua=Emulate",
+        writes: Writes::Kept,
+        area: 0..8193,
     },
     Row {
         plugin: "file",
@@ -163,6 +183,15 @@ const ROWS: &[Row] = &[
         area: 0..ODD,
     },
     Row {
+        plugin: "sh",
+        params: |dir| vec![("script", script(dir)), ("disk", image(dir, "disk", 8193))],
+        export: "",
+        size: 8193,
+        caps: EVERYTHING,
+        writes: Writes::Kept,
+        area: 0..8193,
+    },
+    Row {
         plugin: "split",
         params: |dir| {
             let sizes = [("one", 5000), ("two", 0), ("three", 1), ("four", ODD - 5001)];
@@ -225,4 +254,29 @@ fn what_a_plugin_can_do_is_among_its_callbacks() {
             }
         }
     }
+}
+
+/// Makes a script that can do everything and returns its path.
+fn script(dir: &Path) -> OsString {
+    use std::os::unix::fs::PermissionsExt as _;
+    let text = r#"
+disk=$tmpdir/disk
+case $1 in
+config) ln -s "$3" $disk ;;
+thread_model) echo parallel ;;
+get_size) stat -L -c %s $disk ;;
+can_fua | can_cache) echo native ;;
+can_write | can_flush | can_trim | can_zero | can_fast_zero | can_extents | can_multi_conn) exit 0 ;;
+pread) dd if=$disk skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none ;;
+pwrite) dd of=$disk seek=$4 conv=notrunc oflag=seek_bytes status=none ;;
+zero) head -c $3 /dev/zero | dd of=$disk seek=$4 conv=notrunc oflag=seek_bytes status=none ;;
+flush | trim | cache) exit 0 ;;
+extents) echo 0 8193 ;;
+*) exit 2 ;;
+esac
+"#;
+    let path = dir.join("script");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    path.into()
 }

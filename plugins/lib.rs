@@ -46,6 +46,7 @@ macro_rules! registry {
 
 registry! {
     data
+    eval
     file
     full
     info
@@ -54,6 +55,7 @@ registry! {
     ones
     partitioning
     pattern
+    sh
     split
     zero
 }

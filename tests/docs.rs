@@ -17,7 +17,9 @@ fn pages() -> BTreeSet<String> {
 
 #[test]
 fn every_layer_has_a_page_and_every_page_a_layer() {
-    let plugins = nbdkit_plugins::names().map(|name| format!("nbdkit-{name}-plugin.1.scd"));
+    // How to write a script is a matter of section 3.
+    let section = |name: &str| if name == "sh" { 3 } else { 1 };
+    let plugins = nbdkit_plugins::names().map(|name| format!("nbdkit-{name}-plugin.{}.scd", section(name)));
     let filters = nbdkit_filters::names().map(|name| format!("nbdkit-{name}-filter.1.scd"));
     let programs = [
         "nbdkit.1.scd",
@@ -25,6 +27,7 @@ fn every_layer_has_a_page_and_every_page_a_layer() {
         "mount.nbdkit.8.scd",
         "nbdkit-plugin.3.scd",
         "nbdkit-filter.3.scd",
+        "nbdkit-cc-plugin.1.scd",
         "nbdkit-rust-plugin.3.scd",
         "nbdkit-lua-plugin.3.scd",
         "nbdkit-ocaml-plugin.3.scd",

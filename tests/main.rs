@@ -11,5 +11,6 @@ mod lua;
 mod nbd;
 mod ocaml;
 mod python;
+mod scripts;
 mod thread_models;
 mod util;

@@ -101,6 +101,11 @@ impl Chain {
         self.filters.iter().rev().map(|f| f.info()).chain([self.plugin.info()]).collect()
     }
 
+    /// Tells the plugin that standard input and output are a client's.
+    pub fn stdio_is_taken(&mut self) {
+        self.plugin.stdio_is_taken();
+    }
+
     /// Gives a parameter to the outermost layer, which may pass it on.
     ///
     /// # Errors
@@ -160,7 +165,7 @@ impl Chain {
     /// Those of the layers.
     pub fn after_fork(self: &Arc<Self>) -> anyhow::Result<()> {
         debug!(target: CONTROLPATH, "{}: after_fork", self.names[0]);
-        self.plugin.after_fork()?;
+        self.plugin.after_fork_with(&self.server)?;
         for level in 1..=self.filters.len() {
             debug!(target: CONTROLPATH, "{}: after_fork", self.names[level]);
             self.filters[level - 1].after_fork(&self.below(level))?;

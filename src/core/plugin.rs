@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ffi::OsStr, path::PathBuf, sync::Arc};
 
-use crate::{Client, Exports, Handle, Open, Result, ThreadModel};
+use crate::{Client, Exports, Handle, Open, Result, Stop, ThreadModel};
 
 /// What a plugin or filter says about itself.
 #[derive(Clone, Debug, Default)]
@@ -78,6 +78,11 @@ impl Interface {
         "cache",
     ];
 
+    /// That of a bundled plugin that passes every call on.
+    pub fn complete(info: &Info) -> Self {
+        Self::bundled(info, &Self::CALLBACKS)
+    }
+
     /// That of a bundled plugin: the optional callbacks it names, those that its `info` tells of, and what every one has.
     pub fn bundled(info: &Info, optional: &[&'static str]) -> Self {
         let has = |callback: &&'static str| match *callback {
@@ -120,6 +125,9 @@ impl Info {
 pub trait Plugin: Send + Sync {
     /// Name, help and so on.
     fn info(&self) -> Info;
+
+    /// Standard input and output are a client's: parameters must not be read from there. Called before the first one.
+    fn stdio_is_taken(&mut self) {}
 
     /// Takes a parameter; `Ok(false)`: "not mine", and the start fails with an error that names it.
     ///
@@ -178,6 +186,15 @@ pub trait Plugin: Send + Sync {
     /// Any: the server ends.
     fn after_fork(&self) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    /// As [`after_fork`](Self::after_fork), for a plugin that wants the flag that shuts down the server.
+    ///
+    /// # Errors
+    /// As `after_fork`.
+    fn after_fork_with(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
+        let _ = server;
+        self.after_fork()
     }
 
     /// The last call, after the last handle was closed.

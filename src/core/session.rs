@@ -8,7 +8,7 @@ use std::{
     any::Any,
     ffi::{OsStr, OsString},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
 };
 
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ pub struct Connection {
     chain: Arc<Chain>,
     client: Arc<Client>,
     readonly: bool,
+    /// What the empty name stands for, once it was asked, without and with TLS.
+    default_export: [OnceLock<Option<OsString>>; 2],
     _permit: ConnectionPermit,
 }
 
@@ -41,7 +43,7 @@ impl Connection {
         readonly: bool,
         permit: ConnectionPermit,
     ) -> Self {
-        Connection { chain, client, readonly, _permit: permit }
+        Connection { chain, client, readonly, default_export: Default::default(), _permit: permit }
     }
 
     /// The chain behind the door.
@@ -62,12 +64,18 @@ impl Connection {
         guard("list_exports", || self.chain.whole(Some(&self.client)).list_exports(self.readonly, tls))
     }
 
-    /// The name that the empty name stands for; None: forbidden.
+    /// The name that the empty name stands for; None: forbidden. The layers are asked once.
     ///
     /// # Errors
     /// As [`list_exports`](Self::list_exports).
     pub fn default_export(&self, tls: bool) -> Result<Option<OsString>> {
-        guard("default_export", || self.chain.whole(Some(&self.client)).default_export(self.readonly, tls))
+        let answer = &self.default_export[usize::from(tls)];
+        if let Some(name) = answer.get() {
+            return Ok(name.clone());
+        }
+        let whole = self.chain.whole(Some(&self.client));
+        let name = guard("default_export", || whole.default_export(self.readonly, tls))?;
+        Ok(answer.get_or_init(|| name).clone())
     }
 
     /// The metadata contexts there are beside `base:allocation`.

@@ -7,6 +7,7 @@
 //! What C code promises cannot be checked: that its pointers are what the interface says, that it calls back only
 //! while it may. The safety comments name what is relied on.
 
+mod cc;
 mod context;
 mod debug_flags;
 mod exports;
@@ -24,6 +25,7 @@ mod strings;
 #[cfg(test)]
 mod tests;
 
+pub use cc::cc;
 pub use debug_flags::DebugFlags;
 pub use exports::stdio_is_taken;
 pub use filter::load_filter;

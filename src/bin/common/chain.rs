@@ -29,9 +29,22 @@ pub(crate) fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) 
     Ok(chain)
 }
 
+/// The plugin that needs the loader, and so is not among the others.
+const COMPILER: &str = "cc";
+
+/// A bundled plugin of that name.
+fn bundled(name: &str) -> Option<Box<dyn Plugin>> {
+    if name == COMPILER { Some(nbdkit_loader::cc()) } else { nbdkit_plugins::load(name) }
+}
+
+/// The names of the bundled plugins, in alphabetical order.
+fn bundled_names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(COMPILER).chain(nbdkit_plugins::names())
+}
+
 /// Finds a plugin, and its script if the name is that of one.
 fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>, Option<PathBuf>)> {
-    if let Some(bundled) = name.to_str().and_then(nbdkit_plugins::load) {
+    if let Some(bundled) = name.to_str().and_then(bundled) {
         return Ok((bundled, None));
     }
     match lookup::find(Kind::Plugin, name) {
@@ -44,18 +57,18 @@ fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>,
         Some(Found::Script { path, plugin: None }) => {
             bail!("{}: the first line of the script must be #!/usr/sbin/nbdkit PLUGIN", path.display())
         }
-        None => Err(unknown(Kind::Plugin, name, nbdkit_plugins::names())),
+        None => Err(unknown(Kind::Plugin, name, bundled_names())),
     }
 }
 
 /// Finds the plugin that runs a script: not a script itself.
 fn find_language(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Plugin>> {
-    if let Some(bundled) = name.to_str().and_then(nbdkit_plugins::load) {
+    if let Some(bundled) = name.to_str().and_then(bundled) {
         return Ok(bundled);
     }
     match lookup::find(Kind::Plugin, name) {
         Some(Found::Library(path)) => load_plugin(&path, debug),
-        _ => Err(unknown(Kind::Plugin, name, nbdkit_plugins::names())),
+        _ => Err(unknown(Kind::Plugin, name, bundled_names())),
     }
 }
 
@@ -88,12 +101,12 @@ fn unknown(kind: Kind, name: &OsStr, names: impl Iterator<Item = &'static str>) 
 /// # Errors
 /// Those of the layers, and a bare word that nobody wants.
 pub(crate) fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
-    let magic = chain.plugin().info().magic_config_key;
     for (index, word) in words.iter().enumerate() {
         match split(word) {
             Some((key, value)) => chain.config(key, value)?,
-            None => match &magic {
-                Some(key) => chain.config(key, word)?,
+            // A script says what it takes once it is known.
+            None => match chain.plugin().info().magic_config_key {
+                Some(key) => chain.config(&key, word)?,
                 None if index == 0 => chain
                     .config("script", word)
                     .with_context(|| format!("'{}' has no KEY= and is taken as script=", word.display()))?,
@@ -156,7 +169,7 @@ pub(crate) fn names_help() -> String {
     let list = |names: Vec<&str>| names.join(" ");
     format!(
         "Plugins: {}\nFilters: {}",
-        list(nbdkit_plugins::names().collect()),
+        list(bundled_names().collect()),
         list(nbdkit_filters::names().collect())
     )
 }

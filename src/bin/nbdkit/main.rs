@@ -88,6 +88,9 @@ fn run(program: &mut String) -> Result<u8> {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
     let mut chain = chain::load(plugin, &args.filter, debug)?;
+    if args.single {
+        chain.stdio_is_taken();
+    }
     chain::configure(&mut chain, &args.parameters)?;
     chain.config_complete()?;
     serve::serve(chain, plan)

@@ -1,0 +1,220 @@
+//! An open disk whose methods are scripts.
+
+use std::{
+    ffi::CString,
+    os::unix::ffi::OsStrExt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use nbdkit_core::{
+    BlockSize, Client, Errno, Error, Extents, Flags, Handle, Open, Result, Support,
+};
+
+use super::{
+    alarm::{Alarm, Patience},
+    parse,
+    plugin::Shared,
+    scripts::{Call, Methods},
+};
+
+/// The time that scripts have which bring a disk to rest, even if they start late.
+const AT_LEAST: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Opened<M: Methods> {
+    scripts: Arc<Shared<M>>,
+    client: Arc<Client>,
+    /// Goes off when the client is gone.
+    gone: Arc<Alarm>,
+    /// What the script called the open disk.
+    name: CString,
+    /// Answers that are needed more than once, for a script is asked once.
+    flush: OnceLock<bool>,
+    zero: OnceLock<bool>,
+}
+
+impl<M: Methods> Opened<M> {
+    pub(super) fn new(scripts: Arc<Shared<M>>, open: &Open) -> Result<Self> {
+        let gone = Alarm::on(&open.client.gone)?;
+        let call = Call::new("open")
+            .boolean(open.readonly)
+            .word(open.export_name.as_bytes())?
+            .boolean(open.tls)
+            .client(&open.client)
+            .patience(Patience::until([&gone]));
+        let name = scripts.ask(call)?.map(|output| parse::handle(&output)).transpose()?;
+        Ok(Opened {
+            scripts,
+            client: open.client.clone(),
+            gone,
+            name: name.unwrap_or_default(),
+            flush: OnceLock::new(),
+            zero: OnceLock::new(),
+        })
+    }
+
+    /// A call of a method that changes nothing: it is not worth waiting for once the client is gone.
+    fn asking(&self, method: &'static str) -> Result<Call<'_>> {
+        let call = Call::new(method).word(self.name.as_bytes())?;
+        Ok(call.client(&self.client).patience(Patience::until([&self.gone])))
+    }
+
+    /// A call of a method that changes something: it goes on without the client, until the server stops too.
+    fn changing(&self, method: &'static str) -> Result<Call<'_>> {
+        Ok(self.asking(method)?.patience(self.until_all_stops()))
+    }
+
+    fn until_all_stops(&self) -> Patience<'_> {
+        Patience::until([&self.gone].into_iter().chain(self.scripts.alarm()))
+    }
+
+    fn range<'a>(call: Call<'a>, length: u64, offset: u64) -> Result<Call<'a>> {
+        call.number(length)?.number(offset)
+    }
+
+    fn can(&self, method: &'static str) -> Result<Option<bool>> {
+        self.scripts.decide(self.asking(method)?)
+    }
+
+    fn once(&self, answer: &OnceLock<bool>, method: &'static str) -> Result<bool> {
+        if let Some(answer) = answer.get() {
+            return Ok(*answer);
+        }
+        let found = self.can(method)?.unwrap_or(false);
+        Ok(*answer.get_or_init(|| found))
+    }
+
+    fn support(&self, method: &'static str) -> Result<Option<Support>> {
+        let output = self.scripts.ask(self.asking(method)?)?;
+        output.map(|output| parse::support(method, &output)).transpose()
+    }
+}
+
+/// The flags of a request, as scripts know them.
+fn flags(flags: Flags) -> String {
+    let names = [
+        (Flags::FUA, "fua"),
+        (Flags::MAY_TRIM, "may_trim"),
+        (Flags::FAST_ZERO, "fast"),
+        (Flags::REQ_ONE, "req_one"),
+    ];
+    let given = names.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, name)| name);
+    given.collect::<Vec<_>>().join(",")
+}
+
+fn required(method: &str) -> Error {
+    Error::new(Errno::EIO, format!("the script has no {method} method, which is required"))
+}
+
+impl<M: Methods> Handle for Opened<M> {
+    fn get_size(&self) -> Result<u64> {
+        let output = self.scripts.ask(self.asking("get_size")?)?;
+        parse::size(&output.ok_or_else(|| required("get_size"))?)
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        let output = self.scripts.ask(self.asking("block_size")?)?;
+        output.map_or_else(|| Ok(BlockSize::default()), |output| parse::block_size(&output))
+    }
+
+    fn export_description(&self) -> Result<Option<String>> {
+        let output = self.scripts.ask(self.asking("export_description")?)?;
+        Ok(output.map(|output| parse::text(&output)))
+    }
+
+    fn is_rotational(&self) -> Result<bool> {
+        Ok(self.can("is_rotational")?.unwrap_or(false))
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(self.can("can_write")?.unwrap_or(false))
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        self.once(&self.flush, "can_flush")
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(self.can("can_trim")?.unwrap_or(false))
+    }
+
+    fn can_zero(&self) -> Result<Support> {
+        Ok(if self.once(&self.zero, "can_zero")? { Support::Native } else { Support::Emulate })
+    }
+
+    fn can_fast_zero(&self) -> Result<bool> {
+        match self.can("can_fast_zero")? {
+            Some(answer) => Ok(answer),
+            None => Ok(self.can_zero()? == Support::Emulate),
+        }
+    }
+
+    fn can_fua(&self) -> Result<Support> {
+        match self.support("can_fua")? {
+            Some(support) => Ok(support),
+            None if self.can_flush()? => Ok(Support::Emulate),
+            None => Ok(Support::None),
+        }
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(self.can("can_multi_conn")?.unwrap_or(false))
+    }
+
+    fn can_cache(&self) -> Result<Support> {
+        Ok(self.support("can_cache")?.unwrap_or(Support::None))
+    }
+
+    fn can_extents(&self) -> Result<bool> {
+        Ok(self.can("can_extents")?.unwrap_or(false))
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let call = Self::range(self.asking("pread")?, buf.len() as u64, offset)?.fill(buf);
+        if self.scripts.run(call)? { Ok(()) } else { Err(required("pread")) }
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, given: Flags) -> Result<()> {
+        let call = Self::range(self.changing("pwrite")?, buf.len() as u64, offset)?;
+        if self.scripts.run(call.word(flags(given))?.input(buf))? { Ok(()) } else { Err(required("pwrite")) }
+    }
+
+    fn flush(&self) -> Result<()> {
+        let patience = self.until_all_stops().at_least(AT_LEAST);
+        // One that says it can and has no such method has nothing to do.
+        self.scripts.run(self.changing("flush")?.patience(patience)).map(drop)
+    }
+
+    fn trim(&self, length: u64, offset: u64, given: Flags) -> Result<()> {
+        let call = Self::range(self.changing("trim")?, length, offset)?.word(flags(given))?;
+        // A trim promises nothing.
+        self.scripts.run(call).map(drop)
+    }
+
+    fn zero(&self, length: u64, offset: u64, given: Flags) -> Result<()> {
+        let call = Self::range(self.changing("zero")?, length, offset)?.word(flags(given))?;
+        if self.scripts.run(call)? { Ok(()) } else { Err(Errno::EOPNOTSUPP.into()) }
+    }
+
+    fn extents(&self, length: u64, offset: u64, given: Flags, extents: &mut Extents) -> Result<()> {
+        let call = Self::range(self.asking("extents")?, length, offset)?.word(flags(given))?;
+        let output = self.scripts.ask(call)?.ok_or_else(|| required("extents"))?;
+        parse::extents(&output, extents)
+    }
+
+    fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        // It is only a hint.
+        self.scripts.run(Self::range(self.asking("cache")?, length, offset)?).map(drop)
+    }
+}
+
+impl<M: Methods> Drop for Opened<M> {
+    fn drop(&mut self) {
+        let patience = self.until_all_stops().at_least(AT_LEAST);
+        let closed = self.changing("close").and_then(|call| self.scripts.run(call.patience(patience)));
+        if let Err(e) = closed {
+            log::error!("close: {e}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Plugins that are compiled when they are used.
+
+use std::fs;
+
+use super::{captive, script};
+use crate::util::{Mount, NBDKIT, Server, nbdsh, run, temp};
+
+/// A RAM disk that greets.
+const SOURCE: &str = r#"
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+#include <string.h>
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+static char data[1 << 20];
+static int my_config(const char *key, const char *value)
+{
+  if (strcmp(key, "text") != 0) { nbdkit_error("unknown parameter '%s'", key); return -1; }
+  strncpy(data, value, sizeof data - 1);
+  return 0;
+}
+static void *my_open(int readonly) { return NBDKIT_HANDLE_NOT_NEEDED; }
+static int64_t my_size(void *handle) { return sizeof data; }
+static int my_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{ memcpy(buf, data + offset, count); return 0; }
+static int my_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{ memcpy(data + offset, buf, count); return 0; }
+static struct nbdkit_plugin plugin = {
+  .name = "ram", .config = my_config, .open = my_open, .get_size = my_size, .pread = my_pread, .pwrite = my_pwrite,
+};
+NBDKIT_REGISTER_PLUGIN(plugin)
+"#;
+
+/// Where the headers are that the server was built with.
+const HEADERS: &str = concat!("EXTRA_CFLAGS=-I", env!("CARGO_MANIFEST_DIR"), "/include");
+
+#[test]
+fn a_source_is_a_disk_through_both_doors() {
+    let dir = temp();
+    // A name that the shell must not take apart.
+    let path = dir.path().join("it's a source.c");
+    fs::write(&path, SOURCE).expect("write the source");
+    let path = path.to_str().expect("UTF-8");
+    let words = ["cc", path, HEADERS, "text=hello"];
+    let server = Server::start(words);
+    nbdsh(
+        &server.uri(),
+        "assert h.pread(5, 0) == b'hello'; h.pwrite(b'x' * 4096, 8192)\nassert h.pread(1, 8192) == b'x'",
+    );
+    let mut mount = Mount::start(words);
+    assert!(fs::read(mount.file()).expect("read").starts_with(b"hello\0"));
+    assert_eq!(mount.unmount(), 0);
+    let plus = captive(
+        ["cc", path, "CC=g++", HEADERS, "CFLAGS=-O1 -fPIC -shared -fpermissive -w"],
+        "nbdinfo --size \"$uri\"",
+    );
+    assert_eq!(plus.ok(), "1048576\n");
+    let size = "nbdinfo --size \"$uri\"";
+    let command = format!("{NBDKIT} -U - cc - {HEADERS} --run '{size}' < '{}'", path.replace('\'', "'\\''"));
+    assert_eq!(run(["bash", "-c", &command]).ok(), "1048576\n");
+}
+
+/// The lines that make a source a program, in C's own way.
+#[test]
+fn a_source_can_be_a_program() {
+    let dir = temp();
+    let start = format!("#if 0\nexec {NBDKIT} cc \"$0\" '{HEADERS}' \"$@\"\n#endif\n");
+    let path = script(dir.path(), "disk.c", &(start + SOURCE));
+    let words = ["bash", path.to_str().expect("UTF-8"), "-U", "-", "--run", "nbdinfo --size \"$uri\""];
+    assert_eq!(run(words).ok(), "1048576\n");
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let dir = temp();
+    let (bad, good) = (dir.path().join("bad.c"), dir.path().join("good.c"));
+    fs::write(&bad, "nonsense").expect("write");
+    fs::write(&good, SOURCE).expect("write");
+    let (bad, good) = (bad.to_str().expect("UTF-8"), good.to_str().expect("UTF-8"));
+    let start = |words: &[&str]| run([NBDKIT, "-U", "-", "cc"].iter().chain(words).chain(&["--run", "true"]));
+    let run = start(&[bad]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("bad.c:1:") && run.stderr.contains("cannot compile"), "{}", run.stderr);
+    let said = start(&[good, HEADERS, "colour=red"]).refused();
+    assert!(said.contains("unknown parameter 'colour'"), "{said}");
+    assert!(start(&[]).refused().contains("nbdkit cc SOURCE.c"));
+    assert!(start(&["/nonexistent.c"]).refused().contains("/nonexistent.c: No such file"));
+    let missing = start(&[good, "CC=/nonexistent/cc"]);
+    assert!(missing.code == 1 && missing.stderr.contains("cannot compile"), "{}", missing.stderr);
+    let dump = crate::util::run_ok([NBDKIT, "cc", "--dump-plugin"]);
+    assert!(dump.contains("\nCC=cc\nCFLAGS=-g -O2 -fPIC -shared"), "{dump}");
+    assert!(dump.contains("\nmax_thread_model=parallel\nthread_model=serialize_connections\n"), "{dump}");
+}
