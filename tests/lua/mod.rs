@@ -1,6 +1,8 @@
 //! Plugins in Lua, through both doors and in the C nbdkit. The distribution's Lua plugin is the measure for scripts
 //! that know no more than it does.
 
+mod examples;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -502,6 +504,48 @@ fn many_clients_under_every_thread_model() {
         run_ok(["nbdcopy", "--requests=16", &server.uri(), copy.to_str().expect("UTF-8")]);
         assert!(fs::read(&image).expect("read") == fs::read(&copy).expect("read"), "{model}");
     }
+}
+
+/// Quick requests run in the connection's own thread. One that turns out slow holds back no reply of those before it,
+/// and the end of the server ends it.
+#[test]
+fn a_slow_request_among_quick_ones() {
+    lua();
+    let dir = temp();
+    let flag = dir.path().join("flag");
+    let text = format!(
+        "{MINIMAL}
+         function pread(h, count, offset)
+             if offset == 512 then
+                 while not io.open('{}') do nbdkit.nanosleep(0.001) end
+             end
+             return string.rep('m', count)
+         end",
+        flag.display()
+    );
+    let mut server = Server::start(["lua", &written(dir.path(), &text)]);
+    let both = format!(
+        "
+for i in range(200):
+    h.pread(512, 1024)
+quick, slow = nbd.Buffer(512), nbd.Buffer(512)
+first, second = h.aio_pread(quick, 0), h.aio_pread(slow, 512)
+while not h.aio_command_completed(first):
+    h.poll(-1)
+open('{}', 'w').close()
+while not h.aio_command_completed(second):
+    h.poll(-1)
+for i in range(200):
+    h.pread(512, 1024)
+",
+        flag.display()
+    );
+    nbdsh(&server.uri(), &both);
+    fs::remove_file(&flag).expect("the flag");
+    // Left alone by its client, in the middle of the slow one.
+    nbdsh(&server.uri(), "for i in range(200): h.pread(512, 1024)\nh.aio_pread(nbd.Buffer(512), 512)");
+    nbdsh(&server.uri(), "assert h.get_size() == 65536");
+    assert_eq!(server.terminate(), 0);
 }
 
 /// A client that goes away in the middle, again and again, leaves nothing behind in the state.

@@ -1,5 +1,7 @@
 //! Plugins in OCaml, compiled by the command line of the manual, through both doors and in the C nbdkit.
 
+mod examples;
+
 use std::{
     fs,
     path::{Path, PathBuf},
