@@ -24,6 +24,7 @@ mod encrypted;
 mod handshake;
 mod oldstyle;
 mod output;
+mod pace;
 mod pool;
 #[cfg(feature = "tls")]
 mod priority;

@@ -2,16 +2,17 @@
 //!
 //! Every complete request in the input is answered before the replies leave together. A request that may block goes
 //! to the pool; under a thread model below parallel, or with one thread, so do all that come behind it, to keep
-//! their order. A client that does not take its replies is waited for, first only for that, then while receiving
+//! their order, unless they have been quick for some time: then the one thread runs them too. A client that does not take its replies is waited for, first only for that, then while receiving
 //! more, up to a bound.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
 
 use nbdkit_core::{Client, Errno, Error, ThreadModel};
 
 use crate::{
     buffer::{Buffer, grow},
     output::{Flushed, Outbox},
+    pace::Pace,
     pool::{Job, Pool, Worker},
     proto::{MAX_PAYLOAD, Replies, Request, cmd},
     requests::{Requests, changes_data},
@@ -71,6 +72,7 @@ struct Shared {
     requests: Requests,
     outbox: Outbox,
     pool: Pool,
+    pace: Pace,
 }
 
 impl Shared {
@@ -84,7 +86,7 @@ impl Shared {
             let mut out = Buffer::default();
             shared.pool.work(|job| {
                 if changes_data(job.request.command) || !shared.client().gone.is_raised() {
-                    shared.requests.run(&job.request, &job.payload, &mut out);
+                    shared.pace.measure(|| shared.requests.run(&job.request, &job.payload, &mut out));
                 } else if !shared.outbox.is_dead() {
                     // Nobody waits for the data; a client of a server that stops waits for a reply.
                     let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
@@ -112,6 +114,7 @@ pub(crate) fn run(
         requests,
         outbox: Outbox::new(stream.clone()),
         pool: Pool::new(if serial { 1 } else { threads }),
+        pace: Pace::new(serial),
     });
     let mut input = Vec::new();
     if grow(&mut input, INPUT).is_err() {
@@ -219,6 +222,9 @@ impl Reader<'_> {
             self.shared.requests.run(request, &[], &mut self.out);
             return Ok(());
         }
+        if self.may_be_quick() {
+            return self.run_quick(request, 0..0);
+        }
         self.submit(Job { request: *request, payload: Vec::new() })
     }
 
@@ -259,6 +265,9 @@ impl Reader<'_> {
             self.shared.requests.run(request, &self.input[payload], &mut self.out);
             return Ok(());
         }
+        if self.may_be_quick() {
+            return self.run_quick(request, payload);
+        }
         let mut copy = match self.shared.pool.payload(length) {
             Ok(copy) => copy,
             Err(e) => {
@@ -273,6 +282,21 @@ impl Reader<'_> {
     /// Whether so much data is better copied by a worker, while this thread receives or sends.
     fn parallel(&self, length: usize) -> bool {
         length >= PARALLEL && !self.serial && self.spin.cpus() > 1
+    }
+
+    /// Whether a request that may block is better run here, going by those before it.
+    fn may_be_quick(&self) -> bool {
+        self.shared.pace.is_quick() && self.may_overtake()
+    }
+
+    /// Runs a request that may block; its payload is that part of the input. What is ready is sent first, for this may
+    /// be the one that is not quick after all. While it runs nobody sees the client leave: it ends by itself or with
+    /// the server.
+    fn run_quick(&mut self, request: &Request, payload: Range<usize>) -> Result<(), End> {
+        self.flush()?;
+        let Reader { shared, input, out, .. } = self;
+        shared.pace.measure(|| shared.requests.run(request, &input[payload], out));
+        Ok(())
     }
 
     /// Whether this thread may run a request that came after those of the workers, and send its reply.
