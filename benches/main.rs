@@ -60,7 +60,7 @@ struct Args {
     /// Exit with status 1 when a floor does not hold
     #[arg(long)]
     strict: bool,
-    /// Our server [default: target/release/nbdkit]
+    /// Our server [default: nbdkit beside this program]
     #[arg(long, value_name = "PATH")]
     nbdkit: Option<PathBuf>,
     /// Our mount [default: nbdkit-mount beside our server]
@@ -96,7 +96,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let ours = args.nbdkit.clone().unwrap_or_else(|| here.join("../target/release/nbdkit"));
+    // Cargo puts all programs into one directory.
+    let beside = std::env::current_exe()
+        .map_or_else(|_| here.join("../target/release/nbdkit"), |me| me.with_file_name("nbdkit"));
+    let ours = args.nbdkit.clone().unwrap_or(beside);
     let mount = args.nbdkit_mount.clone().unwrap_or_else(|| ours.with_file_name("nbdkit-mount"));
     let programs = Programs::find(&ours, &mount, args.peer.clone());
     let dir = args.dir.clone().unwrap_or_else(|| here.join("../target/bench"));
