@@ -2,6 +2,7 @@
 
 mod compiled;
 mod disks;
+mod examples;
 mod hostile;
 mod protocol;
 
