@@ -180,10 +180,10 @@ impl View {
         }
         let length = self.0.len;
         let mut all = vec![0; length.cast_unsigned()];
-        // SAFETY: the view is not released, and there is room for all of it.
+        // SAFETY: the view is not released, and there is room for all of it. Before Python 3.11 the view is not const.
         let copied = unsafe {
             let to = all.as_mut_ptr().cast();
-            ffi::PyBuffer_ToContiguous(to, &raw const *self.0, length, order as _)
+            ffi::PyBuffer_ToContiguous(to, (&raw const *self.0).cast_mut(), length, order as _)
         };
         if copied == -1 {
             return Err(PyErr::fetch(py));
