@@ -2,8 +2,8 @@
 //!
 //! Every complete request in the input is answered before the replies leave together. A request that may block goes
 //! to the pool; under a thread model below parallel, or with one thread, so do all that come behind it, to keep
-//! their order, unless they have been quick for some time: then the one thread runs them too. A client that does not take its replies is waited for, first only for that, then while receiving
-//! more, up to a bound.
+//! their order, unless they have been quick for some time: then the one thread runs them too. A client that does not
+//! take its replies is waited for, first only for that, then while receiving more, up to a bound.
 
 use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
 

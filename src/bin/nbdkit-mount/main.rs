@@ -31,6 +31,8 @@ mod parent;
 mod pidfile;
 #[path = "../common/progress.rs"]
 mod progress;
+#[path = "../common/readiness.rs"]
+mod readiness;
 #[path = "../common/signals.rs"]
 mod signals;
 #[path = "../common/std_fds.rs"]

@@ -1,22 +1,10 @@
-//! Telling others that the mount answers, or that it ends: a file descriptor (`--ready-fd`) and systemd (sd_notify(3)).
+//! The descriptor of `--ready-fd`, and what the service manager hears of a mount.
 
-#![allow(unsafe_code)]
-
-use std::{
-    ffi::OsStr,
-    fs::File,
-    io::Write,
-    os::{
-        fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        linux::net::SocketAddrExt,
-        unix::{
-            ffi::OsStrExt,
-            net::{SocketAddr, UnixDatagram},
-        },
-    },
-};
+use std::{fs::File, io::Write, os::fd::RawFd};
 
 use anyhow::{Context as _, Result, ensure};
+
+use crate::readiness;
 
 /// The descriptor of `--ready-fd`.
 #[derive(Debug)]
@@ -29,12 +17,8 @@ impl ReadyFd {
     /// A number that is no open file, or that of standard input, output or error.
     pub(crate) fn take(number: RawFd) -> Result<Self> {
         ensure!(number > 2, "--ready-fd {number}: give the number of an open file from 3 up");
-        // SAFETY: the number is only asked about, and refused unless it is open.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)
-            .with_context(|| format!("--ready-fd {number} is not an open file"))?;
-        // SAFETY: it is open, it was handed to this program for this, and nothing else in it has that number.
-        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        let fd =
+            readiness::take_fd(number).with_context(|| format!("--ready-fd {number} is not an open file"))?;
         Ok(ReadyFd(fd.into()))
     }
 
@@ -46,20 +30,11 @@ impl ReadyFd {
     }
 }
 
-/// Tells the service manager, if one waits.
+/// Tells the service manager, if one waits. The mount goes on without one that cannot be told.
 pub(crate) fn notify(message: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    if let Err(e) = send(&socket, message) {
-        log::warn!("cannot tell the service manager ({}): {e}", socket.display());
+    if let Err(e) = readiness::notify(message) {
+        log::warn!("{e:#}");
     }
-}
-
-fn send(socket: &OsStr, message: &str) -> std::io::Result<()> {
-    let address = match socket.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(socket)?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address).map(drop)
 }
 
 #[cfg(test)]
@@ -71,16 +46,5 @@ mod tests {
         for number in [-1, 0, 2, 9999] {
             assert!(ReadyFd::take(number).is_err(), "{number}");
         }
-    }
-
-    #[test]
-    fn the_service_manager_hears() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("notify");
-        let manager = UnixDatagram::bind(&path).unwrap();
-        send(path.as_os_str(), "READY=1").unwrap();
-        let mut text = [0; 16];
-        assert_eq!(manager.recv(&mut text).unwrap(), 7);
-        assert_eq!(&text[..7], b"READY=1");
     }
 }

@@ -1,24 +1,19 @@
-//! Socket activation: listening sockets that the service manager made, and telling it that the server is ready.
+//! Socket activation: listening sockets that the service manager made, and the descriptor of `--ready-fd`.
 //!
-//! The protocol is that of sd_listen_fds(3) and sd_notify(3), which needs no library.
+//! The protocol is that of sd_listen_fds(3), which needs no library.
 
 #![allow(unsafe_code)]
 
 use std::{
     ffi::OsStr,
     fs::File,
-    os::{
-        fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        linux::net::SocketAddrExt,
-        unix::{
-            ffi::OsStrExt,
-            net::{SocketAddr, UnixDatagram},
-        },
-    },
+    os::fd::{OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use nbdkit_core::params;
+
+use crate::readiness;
 
 /// The first descriptor that is handed over.
 const FIRST: RawFd = 3;
@@ -71,32 +66,9 @@ fn sockets() -> Result<Vec<OwnedFd>> {
 /// Takes one descriptor, which no child will inherit.
 fn listening(fd: RawFd) -> Result<OwnedFd> {
     let refused = || format!("socket activation: file descriptor {fd} is not a listening socket");
-    // SAFETY: the number is only asked about, not used as a file.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let listens = rustix::net::sockopt::socket_acceptconn(borrowed).with_context(refused)?;
-    ensure!(listens, refused());
-    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).with_context(refused)?;
-    // SAFETY: the environment gave the open descriptor to this process, and nothing else in it owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Tells the service manager, if there is one that listens, that clients are served.
-///
-/// # Errors
-/// If there is one and it cannot be told.
-pub(crate) fn notify() -> Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return Ok(()) };
-    let told =
-        address(&path).and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1\n", &address));
-    told.map(drop).with_context(|| format!("cannot notify the service manager at {}", path.display()))
-}
-
-/// An address of the file system, or after `@` an abstract one.
-fn address(path: &OsStr) -> std::io::Result<SocketAddr> {
-    match path.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(path),
-    }
+    let socket = readiness::take_fd(fd).with_context(refused)?;
+    ensure!(rustix::net::sockopt::socket_acceptconn(&socket).with_context(refused)?, refused());
+    Ok(socket)
 }
 
 /// Takes the descriptor for `--ready-fd`.
@@ -107,10 +79,6 @@ fn ready(fd: RawFd, sockets: usize) -> Result<File> {
     );
     let used = sockets.try_into().is_ok_and(|sockets: RawFd| fd < FIRST + sockets);
     ensure!(!used, "--ready-fd={fd} is a socket of socket activation: choose another number");
-    // SAFETY: the number is only asked about, not used as a file.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
-        .with_context(|| format!("--ready-fd={fd}: the file descriptor is not open"))?;
-    // SAFETY: it is open, and nothing in this process has opened it, nor owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+    let file = readiness::take_fd(fd);
+    Ok(file.with_context(|| format!("--ready-fd={fd}: the file descriptor is not open"))?.into())
 }

@@ -24,6 +24,8 @@ mod logger;
 mod parent;
 #[path = "../common/pidfile.rs"]
 mod pidfile;
+#[path = "../common/readiness.rs"]
+mod readiness;
 #[path = "../common/signals.rs"]
 mod signals;
 #[path = "../common/std_fds.rs"]

@@ -14,10 +14,10 @@ use nbdkit_nbd::Tls;
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    activation, captive, daemon, logger, parent, pidfile,
+    captive, daemon, logger, parent, pidfile,
     plan::{Address, Plan, Uri, Where},
     privileges::Identity,
-    selinux, signals,
+    readiness, selinux, signals,
 };
 
 /// Serves until a signal, the `--run` command's end, or the end of the one client of `-s`. Returns the exit code.
@@ -67,7 +67,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     if let Some(mut file) = plan.ready.take() {
         file.write_all(b"READY=1\n").context("--ready-fd: cannot write")?;
     }
-    activation::notify()?;
+    readiness::notify("READY=1\n")?;
     bound.unlink.clear();
 
     match stdio {
