@@ -136,7 +136,7 @@ fn over_nbd(model: ThreadModel, overlap: usize) -> Arc<Census> {
     std::thread::scope(|scope| {
         let server = scope.spawn({
             let stop = stop.clone();
-            move || nbdkit_nbd::serve(chain, nbdkit_nbd::Config::default(), vec![listener], stop)
+            move || nbdkit_nbd::serve(chain, nbdkit_nbd::Config::default(), vec![listener], stop, None)
         });
         let uri = format!("nbd+unix://?socket={}", socket.display());
         let script = format!(

@@ -8,9 +8,10 @@
 //! * `handshake` and `oldstyle` end with an open session,
 //! * `transmission` is the loop, `requests` and `sparse` the work, `pool` and `output` what it shares with its workers,
 //! * `tls` has the server's credentials, `priority` what is spoken, `encrypted` the stream, `certificate` clients' names,
+//!   `libssl` the libraries,
 //! * `server` holds the connections, [`listen`] makes the sockets.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod listen;
 pub mod proto;
@@ -22,6 +23,8 @@ mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;
 mod handshake;
+#[cfg(openssl_on_demand)]
+mod libssl;
 mod oldstyle;
 mod output;
 mod pace;
@@ -39,7 +42,12 @@ mod tests;
 pub mod tls;
 mod transmission;
 
-use std::{ffi::OsString, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use nbdkit_core::{Chain, Stop};
 
@@ -110,6 +118,21 @@ impl Default for Config {
     }
 }
 
+/// What the thread that waits for clients looks after beside them.
+#[derive(Clone, Copy)]
+pub struct Aside<'a> {
+    /// What it waits for: something to read from here.
+    pub fd: BorrowedFd<'a>,
+    /// What it does then; it must not wait.
+    pub ready: &'a dyn Fn(),
+}
+
+impl std::fmt::Debug for Aside<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Aside({:?})", self.fd)
+    }
+}
+
 /// Serves clients until `stop` is raised. Then no new ones are taken, sleeping requests end, those in flight are
 /// answered for a few seconds, and what remains is cut off.
 ///
@@ -120,8 +143,9 @@ pub fn serve(
     config: Config,
     listeners: Vec<Listener>,
     stop: Arc<Stop>,
+    aside: Option<Aside<'_>>,
 ) -> anyhow::Result<()> {
-    server::Server::new(chain, config, stop).run(&listeners)
+    server::Server::new(chain, config, stop).run(&listeners, aside)
 }
 
 /// Serves one client, who is at the other end of `input` and `output` (one socket, or two pipes), until it or

@@ -17,7 +17,7 @@ use rustix::{
 };
 
 use crate::{
-    Config, Listener, connection, listen,
+    Aside, Config, Listener, connection, listen,
     spin::Busy,
     stream::{Pipes, Socket, Stream},
 };
@@ -66,7 +66,11 @@ impl Server {
     }
 
     /// Takes clients until the server stops.
-    pub(crate) fn run(self: &Arc<Self>, listeners: &[Listener]) -> anyhow::Result<()> {
+    pub(crate) fn run(
+        self: &Arc<Self>,
+        listeners: &[Listener],
+        aside: Option<Aside<'_>>,
+    ) -> anyhow::Result<()> {
         let event = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, event).context("cannot make an event descriptor")?);
         let raised = wake.clone();
@@ -78,10 +82,15 @@ impl Server {
             let open = if self.has_room() { listeners } else { &[] };
             let mut fds: Vec<_> = open.iter().map(|l| PollFd::new(l, PollFlags::IN)).collect();
             fds.push(PollFd::new(&*wake, PollFlags::IN));
+            fds.extend(aside.map(|aside| PollFd::from_borrowed_fd(aside.fd, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e).context("cannot wait for clients"),
+            }
+            let is_ready = fds.get(open.len() + 1).is_some_and(|fd| !fd.revents().is_empty());
+            if let Some(aside) = aside.filter(|_| is_ready) {
+                (aside.ready)();
             }
             // If that was it, a client left or the server stops.
             let _ = rustix::io::read(&*wake, &mut [0; 8]);

@@ -34,6 +34,8 @@ impl fmt::Debug for Credentials {
 }
 
 fn context(priority: Option<&str>, kind: Kind) -> anyhow::Result<SslContextBuilder> {
+    #[cfg(openssl_on_demand)]
+    crate::libssl::load()?;
     let priority = Priority::parse(priority, kind)?;
     let mut context = SslContext::builder(SslMethod::tls_server())?;
     context.set_min_proto_version(Some(priority.min))?;

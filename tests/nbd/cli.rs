@@ -1,5 +1,7 @@
 //! Options of the command line, and what they do to a server.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::util::{self, NBDKIT, Server, nbdsh, temp};
 
 /// Runs nbdkit with these words, separated by blanks, which it must refuse.
@@ -94,8 +96,12 @@ fn privileges_are_dropped() {
         let four = "65534 65534 65534 65534";
         assert_eq!(words, format!("1048576 Uid: {four} Gid: {four} Groups: 65534"));
     }
-    // The command is the caller's, and the private directory goes all the same.
+    // The command is the caller's, and the private socket goes all the same, from a directory like /tmp.
+    let dir = temp();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).expect("chmod");
     let out = util::run_ok([
+        "env",
+        &format!("TMPDIR={}", dir.path().display()),
         NBDKIT,
         "-u",
         "nobody",
@@ -106,7 +112,8 @@ fn privileges_are_dropped() {
     ]);
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!((lines[0], lines[2]), ("0", "1048576"));
-    assert!(!std::path::Path::new(lines[1]).parent().expect("a directory").exists());
+    assert_eq!(std::path::Path::new(lines[1]).parent(), Some(dir.path()));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 0);
 }
 
 #[test]

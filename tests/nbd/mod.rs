@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod copy;
+mod costs;
 mod ending;
 mod extended;
 mod fuzz;

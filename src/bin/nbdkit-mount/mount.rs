@@ -51,7 +51,8 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     let ready = background().at(Stage::Daemon)?;
     let mut watcher = plan.auto_unmount.then(Watcher::start).transpose().at(Stage::Daemon)?;
     let stop = chain.server().clone();
-    signals::watch(stop.clone()).at(Stage::Signals)?;
+    let events = signals::Events::new(stop.clone()).at(Stage::Signals)?;
+    events.handle_on_thread().at(Stage::Signals)?;
     let chain = Arc::new(chain);
     chain.after_fork().at(Stage::Setup)?;
     let mount = Mount::new(chain.clone(), config(&plan, &place), stop.clone()).map_err(|error| {
@@ -94,7 +95,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     }
     unmounted?;
     chain.cleanup();
-    Ok(captive.map_or(0, |captive| captive.status()))
+    Ok(captive.map_or(0, |captive| captive.status(None)))
 }
 
 fn config(plan: &Plan, place: &Place) -> Config {
@@ -180,7 +181,7 @@ fn serve(
     let captive = plan.run.as_deref().map(|command| {
         let file = mount.file();
         let directory = file.parent().unwrap_or(file);
-        captive::run(command, &[("file", file.into()), ("mnt", directory.into())], stop.clone())
+        captive::run(command, &[("file", file.into()), ("mnt", directory.into())])
     });
     let captive = captive.transpose()?;
     ready.tell(plan.verbose)?;
@@ -203,7 +204,7 @@ fn nbd_door(plan: &Plan, chain: &Arc<Chain>, socket: &mut Socket, stop: &Arc<Sto
     let listeners = socket.listener.take().into_iter().collect();
     std::thread::Builder::new()
         .name("nbd".into())
-        .spawn(move || nbdkit_nbd::serve(chain, config, listeners, stop))
+        .spawn(move || nbdkit_nbd::serve(chain, config, listeners, stop, None))
         .context("cannot start a thread")
 }
 

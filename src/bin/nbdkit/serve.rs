@@ -2,14 +2,14 @@
 
 use std::{
     ffi::OsString,
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal, Write},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
-use nbdkit_core::{Chain, Stop};
+use nbdkit_core::Chain;
 use nbdkit_nbd::Tls;
 use nbdkit_nbd::listen::{self, Listener};
 
@@ -17,7 +17,8 @@ use crate::{
     captive, daemon, logger, parent, pidfile,
     plan::{Address, Plan, Uri, Where},
     privileges::Identity,
-    readiness, selinux, signals,
+    readiness, selinux,
+    signals::{self, Events},
 };
 
 /// Serves until a signal, the `--run` command's end, or the end of the one client of `-s`. Returns the exit code.
@@ -42,7 +43,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     let stop = chain.server().clone();
     // The command keeps the caller's rights; unless there are rights to lose, it starts when all is ready.
     let drops = plan.identity.changes();
-    let mut captive = if drops { start(&plan, &bound, &stop)? } else { None };
+    let mut captive = if drops { start(&plan, &bound)? } else { None };
     if drops {
         plan.identity.assume()?;
         if plan.exit_with_parent {
@@ -51,14 +52,18 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
         }
     }
     let ready = if plan.foreground { daemon::Ready::nobody() } else { daemon::fork_to_background()? };
-    signals::watch(stop.clone())?;
+    // With a command this thread handles them while it waits for clients, which saves a thread where the start counts.
+    let mut events = Some(Events::new(stop.clone())?);
+    if let Some(events) = events.take_if(|_| plan.run.is_none()) {
+        events.handle_on_thread()?;
+    }
     if let Some(path) = &plan.pidfile {
         pidfile::write(path)?;
     }
     let chain = Arc::new(chain);
     chain.after_fork()?;
     if !drops {
-        captive = start(&plan, &bound, &stop)?;
+        captive = start(&plan, &bound)?;
     }
     ready.tell(logger::keeps_stderr())?;
     if !plan.foreground {
@@ -72,14 +77,20 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
 
     match stdio {
         Some((input, output)) => nbdkit_nbd::serve_one(chain.clone(), plan.config, input, output, stop)?,
-        None => nbdkit_nbd::serve(chain.clone(), plan.config, std::mem::take(&mut bound.listeners), stop)?,
+        None => {
+            let handle = || events.iter().for_each(Events::handle);
+            let aside =
+                events.as_ref().map(|events| nbdkit_nbd::Aside { fd: events.as_fd(), ready: &handle });
+            let listeners = std::mem::take(&mut bound.listeners);
+            nbdkit_nbd::serve(chain.clone(), plan.config, listeners, stop, aside)?;
+        }
     }
     chain.cleanup();
-    Ok(captive.map_or(0, |captive| captive.status()))
+    Ok(captive.map_or(0, |captive| captive.status(events.as_ref())))
 }
 
 /// Prints the URI and starts the `--run` command.
-fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive::Captive>> {
+fn start(plan: &Plan, bound: &Bound) -> Result<Option<captive::Captive>> {
     let export_name = &plan.config.export_name;
     let credentials = plan.credentials.as_ref().map(|(name, path)| (*name, &**path));
     let (level, tls) = match &plan.config.tls {
@@ -129,10 +140,10 @@ fn start(plan: &Plan, bound: &Bound, stop: &Arc<Stop>) -> Result<Option<captive:
         ("tls_certificates", of_kind("tls-certificates")),
         ("tls_psk", of_kind("tls-psk-file")),
     ];
-    captive::run(command, &variables, stop.clone()).map(Some)
+    captive::run(command, &variables).map(Some)
 }
 
-/// The sockets, and the private directories that go when the server does.
+/// The sockets, of which the private ones go when the server does.
 #[derive(Default)]
 struct Bound {
     listeners: Vec<Listener>,
@@ -140,7 +151,7 @@ struct Bound {
     addresses: Vec<Address>,
     /// Named sockets to remove if the start fails; those that have served stay, as scripts expect.
     unlink: Vec<PathBuf>,
-    private: Vec<tempfile::TempDir>,
+    private: Vec<tempfile::TempPath>,
 }
 
 impl Drop for Bound {
@@ -173,18 +184,24 @@ impl Bound {
                 self.addresses.push(Address::Unix(path));
             }
             Where::Private => {
-                let directory = tempfile::Builder::new()
-                    .prefix("nbdkit")
-                    .tempdir()
-                    .context("cannot make a directory for the socket")?;
-                let path = directory.path().join("socket");
-                let listener = listen::unix(&path);
-                self.listeners.push(listener.context("a private socket is made in the directory TMPDIR")?);
+                // In no directory of its own: others could look into that as well, and it takes longer than the rest.
+                let mut refused = None;
+                let made = tempfile::Builder::new().prefix("nbdkit").make(|path| {
+                    listen::unix(path).map_err(|e| {
+                        let taken = path.exists();
+                        refused = Some(e);
+                        if taken { io::ErrorKind::AddrInUse.into() } else { io::ErrorKind::Other.into() }
+                    })
+                });
+                let made = made.map_err(|e| refused.unwrap_or_else(|| e.into()));
+                let (listener, path) =
+                    made.context("a private socket is made in the directory TMPDIR")?.into_parts();
+                self.listeners.push(listener);
                 if identity.changes() {
-                    identity.own(directory.path())?;
+                    identity.own(&path)?;
                 }
-                self.private.push(directory);
-                self.addresses.push(Address::Unix(path));
+                self.addresses.push(Address::Unix(path.to_path_buf()));
+                self.private.push(path);
             }
             Where::Tcp { host, port, family } => {
                 let listeners = listen::tcp(host.as_deref(), &port, family)?;
