@@ -12,9 +12,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    client::{Load, Op, Order},
     interrupt::{self, poll},
     jobs::Sample,
+    load::{Load, Op, Order},
 };
 
 /// How long fio may take beyond the window.
@@ -27,22 +27,20 @@ pub(crate) enum Engine {
     Nbd,
     /// A file past the page cache.
     Direct,
+    /// As `Direct`, through io_uring.
+    Uring,
     /// The first bytes of a file, from the page cache where the mount has one.
     Cached(u64),
 }
 
-/// Runs `load` on `place` for `window`. The sample has no CPU time yet.
+/// Runs `load`, all reads or all writes, on `place` for `window`. The sample has no CPU time yet.
 pub(crate) fn run(fio: &Path, engine: Engine, load: &Load, place: &Path, window: Duration) -> Result<Sample> {
     let mut command = Command::new(fio);
-    let pattern = match (load.op, load.order) {
-        (Op::Read, Order::Random) => "randread",
-        (Op::Read, Order::Sequential) => "read",
-        (Op::Write, Order::Random) => "randwrite",
-        (Op::Write, Order::Sequential) => "write",
-    };
+    let op = if load.mix.only_reads() { Op::Read } else { Op::Write };
+    let order = if load.order == Order::Random { "rand" } else { "" };
     command.args(["--name=bench", "--output-format=json", "--eta=never", "--thread", "--time_based"]);
     command.args(["--norandommap", "--invalidate=0", "--allow_file_create=0"]);
-    command.arg(format!("--rw={pattern}"));
+    command.arg(format!("--rw={order}{}", op.name()));
     command.arg(format!("--bs={}", load.block));
     command.arg(format!("--iodepth={}", load.depth));
     command.arg(format!("--runtime={}ms", window.as_millis()));
@@ -57,6 +55,9 @@ pub(crate) fn run(fio: &Path, engine: Engine, load: &Load, place: &Path, window:
         Engine::Direct => {
             command.args(["--ioengine=libaio", "--direct=1"]).arg(format!("--filename={place}"));
         }
+        Engine::Uring => {
+            command.args(["--ioengine=io_uring", "--direct=1"]).arg(format!("--filename={place}"));
+        }
         Engine::Cached(size) => {
             command.arg("--ioengine=psync").arg(format!("--filename={place}")).arg(format!("--size={size}"));
         }
@@ -65,7 +66,7 @@ pub(crate) fn run(fio: &Path, engine: Engine, load: &Load, place: &Path, window:
     // The nbd engine says "connected" first.
     let json = report.find('{').and_then(|start| report.get(start..)).unwrap_or_default();
     let report: Value = serde_json::from_str(json).context("cannot read fio's report")?;
-    sample(&report, load.op).ok_or_else(|| anyhow!("fio's report lacks the numbers"))
+    sample(&report, op).ok_or_else(|| anyhow!("fio's report lacks the numbers"))
 }
 
 /// Runs a command to its end and returns what it printed; ends it on Ctrl-C or when it hangs.
@@ -102,16 +103,13 @@ fn output(command: &mut Command, limit: Duration) -> Result<String> {
 
 fn sample(report: &Value, op: Op) -> Option<Sample> {
     let job = &report["jobs"][0];
-    let side = match op {
-        Op::Read => &job["read"],
-        Op::Write => &job["write"],
-    };
+    let side = &job[op.name()];
     let percentile = |name: &str| side["clat_ns"]["percentile"][name].as_f64().unwrap_or(0.0) / 1000.0;
     Some(Sample {
         requests: side["total_ios"].as_u64().filter(|n| *n > 0)?,
         seconds: side["runtime"].as_f64().filter(|ms| *ms > 0.0)? / 1000.0,
-        cpu: Duration::ZERO,
         p50_us: percentile("50.000000"),
         p99_us: percentile("99.000000"),
+        ..Sample::default()
     })
 }

@@ -1,38 +1,46 @@
-//! The list of jobs, and how one is run against one server or in interleaved rounds against several.
+//! What a job is, and how one is run against one server or in interleaved rounds against several.
 
-use std::{fs::File, io::Read, path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
-    client::{Client, Load, Op, Order},
-    copy,
+    contestants::{Contestant, Kind},
     fio::{self, Engine},
-    interrupt,
-    measure::{Pinned, SyscallTool, cpu_time},
-    servers::{Kind, Server},
+    interrupt, libnbd,
+    load::{Load, Mix, Order},
+    measure::{Pinned, SyscallTool, children_cpu_time, cpu_time},
+    servers::Server,
 };
 
 const KIB: usize = 1024;
-const MIB: usize = 1024 * KIB;
-/// The part of a mounted file that cached reads stay in, so that filling the cache takes no time.
-const CACHED_REGION: u64 = 64 << 20;
+pub(crate) const MIB: usize = 1024 * KIB;
 
 /// The client of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tool {
-    /// [`Client`].
+    /// [`Clients`](crate::load::Clients); for a contestant without a server, fio.
     Own,
     /// fio.
     Fio(Engine),
-    /// nbdcopy over TLS. The load is its whole disk, whatever the window.
+    /// nbdcopy of the whole disk, whatever the window.
     Copy,
+    /// nbdinfo --map of the whole disk. A request is the whole map.
+    Map,
+    /// None: another server with the same disk is started, which ends when it is ready. A request is that.
+    Start,
 }
 
-/// One line of the report.
+/// One row of a section.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job {
-    /// For the floors and bench.json.
+    /// For the targets and bench.json.
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
     pub(crate) tool: Tool,
@@ -46,71 +54,26 @@ impl Job {
     pub(crate) fn in_megabytes(&self) -> bool {
         self.load.block >= MIB
     }
+
+    /// Whether this contestant takes part.
+    fn admits(&self, contestant: Contestant) -> bool {
+        let cached = !matches!(self.tool, Tool::Fio(Engine::Direct));
+        (cached || !contestant.only_cached()) && (self.load.mix.only_reads() || !contestant.is_readonly())
+    }
 }
 
-const fn load(op: Op, order: Order, block: usize, depth: usize) -> Load {
-    Load { op, order, block, depth }
+/// Random requests of 4 KiB on one connection.
+pub(crate) const fn small(mix: Mix, depth: usize) -> Load {
+    Load { mix, order: Order::Random, block: 4 * KIB, depth, connections: 1 }
 }
 
-const fn random_reads(depth: usize) -> Load {
-    load(Op::Read, Order::Random, 4 * KIB, depth)
+/// Requests of 1 MiB one after the other.
+pub(crate) const fn stream(mix: Mix) -> Load {
+    Load { mix, order: Order::Sequential, block: MIB, depth: 4, connections: 1 }
 }
-
-const fn stream(op: Op) -> Load {
-    load(op, Order::Sequential, MIB, 4)
-}
-
-const fn own(id: &'static str, title: &'static str, load: Load, one_cpu: bool) -> Job {
-    Job { id, title, tool: Tool::Own, load, one_cpu }
-}
-
-const fn by_fio(id: &'static str, title: &'static str, engine: Engine, load: Load) -> Job {
-    Job { id, title, tool: Tool::Fio(engine), load, one_cpu: false }
-}
-
-/// A cached file over NBD. Writes come last: they leave dirty pages behind.
-pub(crate) const NBD_FILE: &[Job] = &[
-    own("nbd-read-d1", "4 KiB random reads, depth 1, one CPU", random_reads(1), true),
-    own("nbd-read-d16", "4 KiB random reads, depth 16, one CPU", random_reads(16), true),
-    own("nbd-read-d64", "4 KiB random reads, depth 64, one CPU", random_reads(64), true),
-    own("nbd-read-d64-all", "4 KiB random reads, depth 64, all CPUs", random_reads(64), false),
-    by_fio("nbd-fio-d1", "4 KiB random reads, depth 1, fio, all CPUs", Engine::Nbd, random_reads(1)),
-    by_fio("nbd-fio-d16", "4 KiB random reads, depth 16, fio, all CPUs", Engine::Nbd, random_reads(16)),
-    own("nbd-stream-read", "1 MiB reads, depth 4, all CPUs", stream(Op::Read), false),
-    own("nbd-stream-write", "1 MiB writes, depth 4, all CPUs", stream(Op::Write), false),
-];
-
-/// The memory plugin over NBD.
-pub(crate) const NBD_MEMORY: &[Job] = &[
-    own(
-        "memory-write-d16",
-        "4 KiB random writes, depth 16, all CPUs",
-        load(Op::Write, Order::Random, 4 * KIB, 16),
-        false,
-    ),
-    own("memory-stream-write", "1 MiB writes, depth 4, all CPUs", stream(Op::Write), false),
-];
-
-/// A cached file over NBD with TLS.
-pub(crate) const NBD_TLS: &[Job] = &[Job {
-    id: "tls-copy",
-    title: "nbdcopy of the disk, all CPUs, per MiB",
-    tool: Tool::Copy,
-    load: stream(Op::Read),
-    one_cpu: false,
-}];
-
-/// A cached file through FUSE.
-pub(crate) const FUSE_FILE: &[Job] = &[
-    by_fio("fuse-read-d1", "4 KiB random reads, direct, depth 1", Engine::Direct, random_reads(1)),
-    by_fio("fuse-read-d16", "4 KiB random reads, direct, depth 16", Engine::Direct, random_reads(16)),
-    by_fio("fuse-cached", "4 KiB random reads, cached", Engine::Cached(CACHED_REGION), random_reads(1)),
-    by_fio("fuse-stream-read", "1 MiB reads, direct, depth 4", Engine::Direct, stream(Op::Read)),
-    by_fio("fuse-stream-write", "1 MiB writes, direct, depth 4", Engine::Direct, stream(Op::Write)),
-];
 
 /// What one window brought.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
@@ -127,12 +90,19 @@ impl Sample {
     pub(crate) fn rate(&self) -> f64 {
         self.requests as f64 / self.seconds
     }
+
+    /// CPU time of the server for a request, in µs.
+    pub(crate) fn cpu_us(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.requests as f64
+    }
 }
 
 /// The samples of one server for one job.
 #[derive(Debug)]
 pub(crate) struct Cell {
-    pub(crate) kind: Kind,
+    /// The contestant's name.
+    pub(crate) name: &'static str,
+    pub(crate) ours: bool,
     /// One a round.
     pub(crate) samples: Vec<Sample>,
     /// System calls a request.
@@ -150,21 +120,32 @@ pub(crate) struct Plan<'a> {
     pub(crate) structured: bool,
     pub(crate) fio: Option<&'a Path>,
     pub(crate) nbdcopy: Option<&'a Path>,
+    pub(crate) nbdinfo: Option<&'a Path>,
     pub(crate) syscalls: Option<SyscallTool>,
 }
 
 impl Plan<'_> {
+    /// Whether the job's client is installed.
+    pub(crate) fn can(&self, job: &Job) -> bool {
+        match job.tool {
+            Tool::Own | Tool::Start => true,
+            Tool::Fio(_) => self.fio.is_some(),
+            Tool::Copy => self.nbdcopy.is_some(),
+            Tool::Map => self.nbdinfo.is_some(),
+        }
+    }
+
     /// Runs `job` in rounds, each server once a round. A short round before them warms up and counts system calls.
     ///
     /// # Errors
     /// An interrupt. A server that fails is left out from then on.
     pub(crate) fn compare(&self, job: &Job, servers: &[Server]) -> Result<Vec<Cell>> {
-        let servers: Vec<_> =
-            servers.iter().filter(|s| job.load.op == Op::Read || !s.kind.is_readonly()).collect();
-        let mut cells: Vec<_> = servers
-            .iter()
-            .map(|s| Cell { kind: s.kind, samples: Vec::new(), syscalls: None, problem: None })
-            .collect();
+        let servers: Vec<_> = servers.iter().filter(|server| job.admits(server.contestant)).collect();
+        let cell = |server: &&Server| {
+            let (name, ours) = (server.contestant.name, server.contestant.is_ours());
+            Cell { name, ours, samples: Vec::new(), syscalls: None, problem: None }
+        };
+        let mut cells: Vec<_> = servers.iter().map(cell).collect();
         for round in 0..=self.rounds {
             for (server, cell) in servers.iter().zip(&mut cells).filter(|(_, cell)| cell.problem.is_none()) {
                 let outcome = if round == 0 {
@@ -183,44 +164,67 @@ impl Plan<'_> {
         if let Tool::Fio(Engine::Cached(size)) = job.tool {
             std::io::copy(&mut File::open(server.place())?.take(size), &mut std::io::sink())?;
         }
-        let _pinned = job.one_cpu.then(|| Pinned::to_one_cpu(&server.pids())).transpose()?;
+        server.cool()?;
+        let pids = server.pids();
+        let _pinned = job.one_cpu.then(|| Pinned::to_one_cpu(&pids)).transpose()?;
         let window = (self.window / 4).max(Duration::from_millis(50));
-        let Some(tool) = &self.syscalls else {
-            return self.load(job, server, Duration::ZERO, window).map(|_| None);
-        };
-        let (sample, calls) =
-            tool.count(&server.pids(), || self.load(job, server, Duration::ZERO, window))?;
-        Ok(Some(calls as f64 / sample.requests as f64))
+        let run = || self.load(job, server, Duration::ZERO, window);
+        match &self.syscalls {
+            Some(tool) if !pids.is_empty() && job.tool != Tool::Start => {
+                let (sample, calls) = tool.count(&pids, run)?;
+                Ok(Some(calls as f64 / sample.requests as f64))
+            }
+            _ => run().map(|_| None),
+        }
     }
 
     fn measure(&self, job: &Job, server: &Server) -> Result<Sample> {
+        server.cool()?;
         let _pinned = job.one_cpu.then(|| Pinned::to_one_cpu(&server.pids())).transpose()?;
         self.load(job, server, self.window / 10, self.window)
     }
 
     /// Runs the load of a job once; what happens in the first `settle` does not count.
     fn load(&self, job: &Job, server: &Server, settle: Duration, window: Duration) -> Result<Sample> {
+        let load = &job.load;
+        let raw = server.contestant.kind == Kind::Raw;
+        match job.tool {
+            Tool::Own if !raw => return self.own_load(load, server, settle, window),
+            Tool::Start => return starts(server, window),
+            _ => {}
+        }
         let pids = server.pids();
-        if let Tool::Fio(engine) = job.tool {
-            let fio = self.fio.context("fio is not installed")?;
-            let before = cpu_time(&pids)?;
-            let sample = fio::run(fio, engine, &job.load, server.place(), window)?;
-            return Ok(Sample { cpu: cpu_time(&pids)? - before, ..sample });
-        }
-        if job.tool == Tool::Copy {
-            let nbdcopy = self.nbdcopy.context("nbdcopy is not installed")?;
-            let before = cpu_time(&pids)?;
-            let sample = copy::run(nbdcopy, server.place(), &server.keys(), server.size(), job.load.block)?;
-            return Ok(Sample { cpu: cpu_time(&pids)? - before, ..sample });
-        }
-        let mut client = Client::connect(server.place(), self.structured)?;
-        client.run(&job.load, settle)?;
         let before = cpu_time(&pids)?;
-        let outcome = client.run(&job.load, window)?;
+        let by_fio = |engine| {
+            let fio = self.fio.context("fio is not installed")?;
+            fio::run(fio, engine, load, server.place(), window)
+        };
+        let sample = match job.tool {
+            Tool::Fio(engine) => by_fio(engine)?,
+            Tool::Own | Tool::Start => by_fio(Engine::Uring)?,
+            Tool::Copy => {
+                let nbdcopy = self.nbdcopy.context("nbdcopy is not installed")?;
+                libnbd::copy(nbdcopy, &server.uri(), load.connections, server.size(), load.block)?
+            }
+            Tool::Map => {
+                let nbdinfo = self.nbdinfo.context("nbdinfo is not installed")?;
+                libnbd::map(nbdinfo, &server.uri(), window)?
+            }
+        };
+        Ok(Sample { cpu: cpu_time(&pids)? - before, ..sample })
+    }
+
+    fn own_load(&self, load: &Load, server: &Server, settle: Duration, window: Duration) -> Result<Sample> {
+        let pids = server.pids();
+        let mut clients = server.connect(load.connections, self.structured)?;
+        clients.run(load, settle)?;
+        let before = cpu_time(&pids)?;
+        let outcome = clients.run(load, window)?;
         let cpu = cpu_time(&pids)? - before;
-        let percentile = |q| outcome.latency.value_at_quantile(q) as f64 / 1000.0;
+        let latency = outcome.all()?;
+        let percentile = |q| latency.value_at_quantile(q) as f64 / 1000.0;
         Ok(Sample {
-            requests: outcome.requests,
+            requests: latency.len(),
             seconds: outcome.elapsed.as_secs_f64(),
             cpu,
             p50_us: percentile(0.5),
@@ -229,7 +233,28 @@ impl Plan<'_> {
     }
 }
 
+/// Starts the server again and again, each with a command that ends at once and the server with it.
+fn starts(server: &Server, window: Duration) -> Result<Sample> {
+    let mut times = Vec::new();
+    let before = children_cpu_time()?;
+    let begin = Instant::now();
+    while begin.elapsed() < window {
+        interrupt::check()?;
+        let mut command = server.command();
+        command.args(["--run", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let start = Instant::now();
+        let status = command.status().context("cannot start the server")?;
+        ensure!(status.success(), "the server ended with {status}");
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    let (seconds, cpu) = (begin.elapsed().as_secs_f64(), children_cpu_time()? - before);
+    times.sort_by(f64::total_cmp);
+    let percentile = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(0.0);
+    let (p50_us, p99_us) = (percentile(50), percentile(99));
+    Ok(Sample { requests: times.len() as u64, seconds, cpu, p50_us, p99_us })
+}
+
 /// Writes the whole disk once, so that no job pays for first touches.
 pub(crate) fn fill(server: &Server) -> Result<()> {
-    Client::connect(server.place(), false)?.pass(&stream(Op::Write)).map(drop)
+    server.connect(1, false)?.pass(&stream(Mix::WRITES)).map(drop)
 }

@@ -22,16 +22,22 @@ use crate::interrupt::poll;
 /// CPU time that the processes have used so far, threads that have ended included. In ticks of 10 ms: meaningful
 /// over a second or so.
 pub(crate) fn cpu_time(pids: &[Pid]) -> Result<Duration> {
-    let tick = 1.0 / rustix::param::clock_ticks_per_second() as f64;
-    let mut ticks = 0;
-    for pid in pids {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the server is gone")?;
-        // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
-        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        ticks +=
-            fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>();
-    }
-    Ok(Duration::from_secs_f64(ticks as f64 * tick))
+    pids.iter().map(|pid| ticks(&pid.to_string(), 11)).sum()
+}
+
+/// CPU time of this program's children that have ended.
+pub(crate) fn children_cpu_time() -> Result<Duration> {
+    ticks("self", 13)
+}
+
+/// The sum of two neighbouring fields of `/proc/PID/stat`, counted from the one after the name.
+fn ticks(pid: &str, field: usize) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the server is gone")?;
+    // The name in parentheses may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let both = fields.split_whitespace().skip(field).take(2);
+    let ticks: u64 = both.filter_map(|f| f.parse::<u64>().ok()).sum();
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
 /// Resident memory, in KiB.
@@ -112,7 +118,7 @@ const SYSCALL_EVENT: &str = "raw_syscalls:sys_enter";
 impl SyscallTool {
     /// The better one that works here.
     pub(crate) fn find() -> Option<Self> {
-        if let Some(perf) = crate::servers::in_path("perf") {
+        if let Some(perf) = crate::programs::in_path("perf") {
             let probe = Command::new(&perf)
                 .args(["stat", "-x,", "-e", SYSCALL_EVENT, "true"])
                 .stdin(Stdio::null())
@@ -124,7 +130,7 @@ impl SyscallTool {
                 return Some(SyscallTool::Perf(perf));
             }
         }
-        crate::servers::in_path("strace").map(SyscallTool::Strace)
+        crate::programs::in_path("strace").map(SyscallTool::Strace)
     }
 
     /// For the report.

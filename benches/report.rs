@@ -1,58 +1,45 @@
-//! From samples to what people and programs read: tables, floors, bench.json.
+//! From samples to what people and programs read: tables, bench.json.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
+    contests::Contest,
+    figures::Figure,
     jobs::{Cell, Job, Sample},
+    machine::Machine,
     measure::Memory,
-    servers::Kind,
+    spread::Spread,
+    table::{digits, table},
+    targets::{self, Verdict},
 };
 
-/// A job with its results, one cell for each server that ran.
+/// All that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) sections: Vec<Section>,
+    pub(crate) figures: Vec<Figure>,
+    /// What went wrong beside the sections.
+    pub(crate) problems: Vec<String>,
+}
+
+/// A set of servers compared over a list of jobs.
+#[derive(Debug)]
+pub(crate) struct Section {
+    pub(crate) contest: &'static Contest,
+    pub(crate) rows: Vec<Row>,
+    /// After the last job, with no client connected.
+    pub(crate) memory: Vec<(&'static str, Memory)>,
+    /// Servers that are not there, and why; `true`: ours.
+    pub(crate) absent: Vec<(bool, String)>,
+}
+
+/// A job with its results, one cell for each server that took part.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) job: &'static Job,
     pub(crate) cells: Vec<Cell>,
-}
-
-/// A set of servers compared over a list of jobs. The first kind is ours: the one that peers are compared with.
-#[derive(Debug)]
-pub(crate) struct Section {
-    pub(crate) title: &'static str,
-    pub(crate) kinds: &'static [Kind],
-    pub(crate) rows: Vec<Row>,
-    /// After the last job, with no client connected.
-    pub(crate) memory: Vec<(Kind, Memory)>,
-    /// Servers that are not there, and why.
-    pub(crate) absent: Vec<(Kind, String)>,
-}
-
-/// Median and extremes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-}
-
-impl Spread {
-    /// None of no values.
-    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = match values.len() % 2 {
-            1 => values[middle],
-            _ => (values[middle - 1] + values[middle]) / 2.0,
-        };
-        Some(Spread { median, min, max })
-    }
-
-    fn json(self) -> Value {
-        json!({ "median": self.median, "min": self.min, "max": self.max })
-    }
 }
 
 impl Cell {
@@ -60,97 +47,137 @@ impl Cell {
         Spread::of(self.samples.iter().map(value).collect())
     }
 
-    /// CPU time of the server for a request, over all rounds, in µs.
-    fn cpu_per_request(&self) -> Option<f64> {
-        let cpu: Duration = self.samples.iter().map(|s| s.cpu).sum();
+    /// Requests a second.
+    pub(crate) fn rates(&self) -> Option<Spread> {
+        self.spread(Sample::rate)
+    }
+
+    /// CPU time of the server for a request, over all rounds, in µs; None: there is no server, or too little to see.
+    pub(crate) fn cpu_per_request(&self) -> Option<f64> {
+        let cpu: f64 = self.samples.iter().map(|s| s.cpu.as_secs_f64()).sum();
         let requests: u64 = self.samples.iter().map(|s| s.requests).sum();
-        (requests > 0).then(|| cpu.as_secs_f64() * 1e6 / requests as f64)
+        (requests > 0 && cpu > 0.0).then(|| cpu * 1e6 / requests as f64)
     }
 }
 
 impl Row {
-    fn cell(&self, kind: Kind) -> Option<&Cell> {
-        self.cells.iter().find(|cell| cell.kind == kind)
+    /// What a contestant achieved.
+    pub(crate) fn cell(&self, name: &str) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.name == name)
     }
 
-    /// How many times the peer's rate ours is, round by round.
-    pub(crate) fn ratio(&self, ours: Kind, peer: Kind) -> Option<Spread> {
-        let (ours, peer) = (self.cell(ours)?, self.cell(peer)?);
-        Spread::of(ours.samples.iter().zip(&peer.samples).map(|(a, b)| a.rate() / b.rate()).collect())
+    /// How many times the rate of `over` that of `of` is, round by round.
+    pub(crate) fn ratio(&self, of: &str, over: &str) -> Option<Spread> {
+        let (of, over) = (self.cell(of)?, self.cell(over)?);
+        Spread::of(of.samples.iter().zip(&over.samples).map(|(a, b)| a.rate() / b.rate()).collect())
     }
 
-    /// In thousands of requests or MB a second.
-    fn rate_text(&self, kind: Kind) -> String {
-        let scale = if self.job.in_megabytes() { self.job.load.block as f64 / 1e6 } else { 1e-3 };
-        let unit = if self.job.in_megabytes() { "MB/s" } else { "k/s" };
-        let rate = self.cell(kind).and_then(|cell| cell.spread(Sample::rate));
-        rate.map_or("–".into(), |rate| format!("{} {unit}", figures(rate.median * scale)))
+    /// How many times the CPU time of `over` for a request `of` needs; the extremes are those of single rounds.
+    pub(crate) fn cpu_ratio(&self, of: &str, over: &str) -> Option<Spread> {
+        let (of, over) = (self.cell(of)?, self.cell(over)?);
+        let median = of.cpu_per_request()? / over.cpu_per_request()?;
+        let rounds = of.samples.iter().zip(&over.samples).map(|(a, b)| a.cpu_us() / b.cpu_us());
+        let rounds = Spread::of(rounds.filter(|ratio| ratio.is_finite()).collect())?;
+        Some(Spread { median, ..rounds })
+    }
+
+    /// In thousands of requests or MB a second, or requests a second where those are few.
+    pub(crate) fn rate_text(&self, name: &str) -> String {
+        let Some(rate) = self.cell(name).and_then(Cell::rates) else { return "–".into() };
+        let (scale, unit) = match rate.median {
+            _ if self.job.in_megabytes() => (self.job.load.block as f64 / 1e6, "MB/s"),
+            few if few < 1000.0 => (1.0, "/s"),
+            _ => (1e-3, "k/s"),
+        };
+        format!("{} {unit}", digits(rate.median * scale))
+    }
+}
+
+impl Report {
+    /// The row of a job.
+    pub(crate) fn row(&self, id: &str) -> Option<&Row> {
+        self.sections.iter().find_map(|section| section.row(id))
+    }
+
+    /// One of the figures.
+    pub(crate) fn figure(&self, id: &str, name: &str) -> Option<f64> {
+        self.figures.iter().find(|figure| figure.id == id)?.value(name)
+    }
+
+    /// Whether a server of this project failed.
+    pub(crate) fn ours_failed(&self) -> bool {
+        self.sections.iter().flat_map(Section::problems).any(|(ours, _)| ours)
+    }
+
+    /// All tables, that of the targets last.
+    pub(crate) fn text(&self, verdicts: &[Verdict]) -> String {
+        let mut text: String = self.sections.iter().map(|section| section.text(verdicts) + "\n").collect();
+        if !self.figures.is_empty() {
+            let mut lines = vec![vec!["figures".to_owned(), "each".to_owned()]];
+            for figure in &self.figures {
+                let values = figure.values.iter().map(|(name, v)| format!("{name} {}", digits(*v)));
+                let values = values.collect::<Vec<_>>().join(" / ");
+                lines.push(vec![figure.title.into(), format!("{values} {}", figure.unit)]);
+            }
+            text += &(table(&lines) + "\n");
+        }
+        for problem in &self.problems {
+            let _ = writeln!(text, "- {problem}");
+        }
+        let head = ["ours, against nbdkit where no other is named", "target", "median", "range", ""];
+        let mut lines = vec![head.map(str::to_owned).to_vec()];
+        lines.extend(verdicts.iter().map(Verdict::line));
+        text + &table(&lines)
+    }
+
+    /// Everything, for programs.
+    pub(crate) fn json(&self, machine: &Machine, verdicts: &[Verdict]) -> Value {
+        let figures = self.figures.iter().map(|figure| {
+            let values = figure.values.iter().map(|(name, value)| ((*name).to_owned(), json!(value)));
+            json!({ "id": figure.id, "title": figure.title, "unit": figure.unit,
+                    "values": values.collect::<Map<_, _>>() })
+        });
+        json!({
+            "machine": machine.json,
+            "sections": self.sections.iter().map(Section::json).collect::<Vec<_>>(),
+            "figures": figures.collect::<Vec<_>>(),
+            "targets": verdicts.iter().map(Verdict::json).collect::<Vec<_>>(),
+        })
     }
 }
 
 impl Section {
+    /// One without results yet.
+    pub(crate) fn new(contest: &'static Contest) -> Self {
+        Section { contest, rows: Vec::new(), memory: Vec::new(), absent: Vec::new() }
+    }
+
     /// The row of a job.
     pub(crate) fn row(&self, id: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.job.id == id)
     }
 
     /// Memory of one server.
-    pub(crate) fn memory_of(&self, kind: Kind) -> Option<Memory> {
-        self.memory.iter().find(|(k, _)| *k == kind).map(|(_, memory)| *memory)
+    pub(crate) fn memory_of(&self, name: &str) -> Option<Memory> {
+        self.memory.iter().find(|(n, _)| *n == name).map(|(_, memory)| *memory)
     }
 
     /// What went wrong, a line each; `true`: with a server of this project.
     pub(crate) fn problems(&self) -> Vec<(bool, String)> {
-        let absent =
-            self.absent.iter().map(|(kind, why)| (kind.is_ours(), format!("{}: {why}", kind.name())));
         let failed = self.rows.iter().flat_map(|row| {
-            let cells = row.cells.iter().filter_map(|cell| Some((cell.kind, cell.problem.as_ref()?)));
-            cells.map(|(kind, why)| (kind.is_ours(), format!("{}: {}: {why}", kind.name(), row.job.title)))
+            let failed = row.cells.iter().filter_map(|cell| Some((cell, cell.problem.as_ref()?)));
+            failed.map(|(cell, why)| (cell.ours, format!("{}: {}: {why}", cell.name, row.job.title)))
         });
-        absent.chain(failed).collect()
+        self.absent.iter().cloned().chain(failed).collect()
     }
 
-    /// Those that are not ours.
-    fn peers(&self) -> Vec<Kind> {
-        self.kinds.iter().copied().filter(|kind| !kind.is_ours()).collect()
+    fn names(&self) -> Vec<&'static str> {
+        self.contest.contestants.iter().map(|contestant| contestant.name).collect()
     }
 
-    /// Three tables in Markdown: speed, cost of a request, memory.
-    pub(crate) fn text(&self) -> String {
-        let names: Vec<_> = self.kinds.iter().map(|kind| kind.name()).collect();
-        let (ours, peers) = (self.kinds[0], self.peers());
-        let mut speed = vec![vec![format!("{}: speed", self.title)]];
-        speed[0].extend(names.iter().map(ToString::to_string));
-        speed[0].extend(peers.iter().map(|&peer| format!("ours ÷ {}", peer.name())));
-        let mut cost = vec![vec!["cost of a request".to_owned()]];
-        for what in ["CPU µs", "system calls", "p99 µs"] {
-            cost[0].push(format!("{what}: {}", names.join(" / ")));
-        }
-        for row in &self.rows {
-            let mut line = vec![row.job.title.to_owned()];
-            line.extend(self.kinds.iter().map(|kind| row.rate_text(*kind)));
-            line.extend(peers.iter().map(|&peer| row.ratio(ours, peer).map_or("–".into(), ratio_text)));
-            speed.push(line);
-            let each = |value: &dyn Fn(&Cell) -> Option<f64>| {
-                let values = self.kinds.iter().map(|kind| row.cell(*kind).and_then(value));
-                values.map(|v| v.map_or("–".into(), figures)).collect::<Vec<_>>().join(" / ")
-            };
-            cost.push(vec![
-                row.job.title.to_owned(),
-                each(&Cell::cpu_per_request),
-                each(&|cell| cell.syscalls),
-                each(&|cell| cell.spread(|s| s.p99_us).map(|p99| p99.median).filter(|p99| *p99 > 0.0)),
-            ]);
-        }
-        let mut memory = vec![vec!["memory after the run".to_owned()]];
-        memory[0].extend(names.iter().map(ToString::to_string));
-        for (what, value) in [("RSS", (|m| m.rss) as fn(Memory) -> u64), ("peak RSS", |m| m.peak)] {
-            let mut line = vec![what.to_owned()];
-            let mib = |kind: &Kind| self.memory_of(*kind).map(|m| value(m) as f64 / 1024.0);
-            line.extend(self.kinds.iter().map(|k| mib(k).map_or("–".into(), |m| format!("{m:.1} MiB"))));
-            memory.push(line);
-        }
-        let mut text = [table(&speed), table(&cost), table(&memory)].join("\n");
+    /// Three tables: speed, cost of a request, memory.
+    fn text(&self, verdicts: &[Verdict]) -> String {
+        let mut text = [self.speed(verdicts), self.cost(), self.memory()].join("\n");
         let problems = self.problems();
         if !problems.is_empty() {
             text.push('\n');
@@ -161,12 +188,64 @@ impl Section {
         text
     }
 
-    /// Everything, for programs. Rates are requests a second.
-    pub(crate) fn json(&self) -> Value {
+    fn speed(&self, verdicts: &[Verdict]) -> String {
+        let mut head = vec![format!("{}: speed", self.contest.title)];
+        head.extend(self.names().into_iter().map(str::to_owned));
+        head.extend(self.contest.ratios.iter().map(|(of, over)| format!("{of} ÷ {over}")));
+        let mut lines = vec![head];
+        for row in &self.rows {
+            let mut line = vec![row.job.title.to_owned()];
+            line.extend(self.names().into_iter().map(|name| row.rate_text(name)));
+            line.extend(self.contest.ratios.iter().map(|(of, over)| {
+                let Some(ratio) = row.ratio(of, over) else { return "–".into() };
+                let Spread { median, min, max } = ratio;
+                let target = targets::of_rate(verdicts, row.job.id, of, over);
+                format!("{median:.2} [{min:.2}–{max:.2}]{target}")
+            }));
+            lines.push(line);
+        }
+        table(&lines)
+    }
+
+    fn cost(&self) -> String {
+        let names = self.names().join(" / ");
+        let mut head = vec!["cost of a request".to_owned()];
+        head.extend(["CPU µs", "system calls", "p99 µs"].map(|what| format!("{what}: {names}")));
+        let mut lines = vec![head];
+        for row in &self.rows {
+            let each = |value: &dyn Fn(&Cell) -> Option<f64>| {
+                let values = self.names().into_iter().map(|name| row.cell(name).and_then(value));
+                values.map(|v| v.map_or("–".into(), digits)).collect::<Vec<_>>().join(" / ")
+            };
+            lines.push(vec![
+                row.job.title.to_owned(),
+                each(&Cell::cpu_per_request),
+                each(&|cell| cell.syscalls),
+                each(&|cell| cell.spread(|s| s.p99_us).map(|p99| p99.median).filter(|p99| *p99 > 0.0)),
+            ]);
+        }
+        table(&lines)
+    }
+
+    fn memory(&self) -> String {
+        let mut head = vec!["memory after the run".to_owned()];
+        head.extend(self.names().into_iter().map(str::to_owned));
+        let mut lines = vec![head];
+        for (what, value) in [("RSS", (|m| m.rss) as fn(Memory) -> u64), ("peak RSS", |m| m.peak)] {
+            let mut line = vec![what.to_owned()];
+            let mib = |name| self.memory_of(name).map(|m| value(m) as f64 / 1024.0);
+            let text = |name| mib(name).map_or("–".into(), |m| format!("{m:.1} MiB"));
+            line.extend(self.names().into_iter().map(text));
+            lines.push(line);
+        }
+        table(&lines)
+    }
+
+    fn json(&self) -> Value {
         let rows = self.rows.iter().map(|row| {
             let servers = row.cells.iter().map(|cell| {
                 json!({
-                    "server": cell.kind.name(),
+                    "server": cell.name,
                     "rates": cell.samples.iter().map(Sample::rate).collect::<Vec<_>>(),
                     "cpu_us_per_request": cell.cpu_per_request(),
                     "syscalls_per_request": cell.syscalls,
@@ -175,132 +254,29 @@ impl Section {
                     "problem": cell.problem,
                 })
             });
-            let ratios = self.peers().into_iter().map(|peer| {
-                (peer.name().to_owned(), row.ratio(self.kinds[0], peer).map_or(Value::Null, Spread::json))
+            let ratios = self.contest.ratios.iter().map(|(of, over)| {
+                (format!("{of} ÷ {over}"), row.ratio(of, over).map_or(Value::Null, Spread::json))
             });
             json!({
                 "id": row.job.id,
                 "title": row.job.title,
                 "request_bytes": row.job.load.block,
                 "depth": row.job.load.depth,
+                "connections": row.job.load.connections,
                 "one_cpu": row.job.one_cpu,
                 "servers": servers.collect::<Vec<_>>(),
-                "ratios": ratios.collect::<serde_json::Map<_, _>>(),
+                "ratios": ratios.collect::<Map<_, _>>(),
             })
         });
-        let memory = self.memory.iter().map(
-            |(kind, memory)| json!({ "server": kind.name(), "rss_kib": memory.rss, "peak_kib": memory.peak }),
-        );
+        let memory = self
+            .memory
+            .iter()
+            .map(|(name, memory)| json!({ "server": name, "rss_kib": memory.rss, "peak_kib": memory.peak }));
         json!({
-            "title": self.title,
+            "title": self.contest.title,
             "rows": rows.collect::<Vec<_>>(),
             "memory": memory.collect::<Vec<_>>(),
             "problems": self.problems().into_iter().map(|(_, problem)| problem).collect::<Vec<_>>(),
         })
-    }
-}
-
-/// A promise about a number.
-#[derive(Debug)]
-pub(crate) struct Floor {
-    pub(crate) what: &'static str,
-    /// None: could not be measured here.
-    pub(crate) value: Option<f64>,
-    pub(crate) bound: f64,
-    /// The value must not exceed the bound, rather than reach it.
-    pub(crate) at_most: bool,
-}
-
-impl Floor {
-    /// None: not measured.
-    pub(crate) fn holds(&self) -> Option<bool> {
-        self.value.map(|value| if self.at_most { value <= self.bound } else { value >= self.bound })
-    }
-
-    /// One line.
-    pub(crate) fn text(&self) -> String {
-        let verdict = match self.holds() {
-            Some(true) => "pass",
-            Some(false) => "FAIL",
-            None => "not measured",
-        };
-        let sign = if self.at_most { '≤' } else { '≥' };
-        let value = self.value.map_or("–".into(), |value| format!("{value:.2}×"));
-        format!("{verdict:12}  {}: {value} ({sign} {}×)", self.what, self.bound)
-    }
-
-    /// For programs.
-    pub(crate) fn json(&self) -> Value {
-        json!({ "what": self.what, "value": self.value, "bound": self.bound, "at_most": self.at_most,
-                "holds": self.holds() })
-    }
-}
-
-fn ratio_text(ratio: Spread) -> String {
-    format!("{:.2} [{:.2}–{:.2}]", ratio.median, ratio.min, ratio.max)
-}
-
-/// Three significant figures or so.
-fn figures(value: f64) -> String {
-    match value {
-        v if v >= 100.0 => format!("{v:.0}"),
-        v if v >= 10.0 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
-    }
-}
-
-/// A Markdown table that is also readable as it stands; numbers to the right.
-fn table(lines: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let mut text = String::new();
-    for (number, line) in lines.iter().enumerate() {
-        for (column, cell) in line.iter().enumerate() {
-            let width = width(column);
-            let _ = match column {
-                0 => write!(text, "| {cell:width$} "),
-                _ => write!(text, "| {cell:>width$} "),
-            };
-        }
-        text.push_str("|\n");
-        if number == 0 {
-            for column in 0..line.len() {
-                let dashes = "-".repeat(width(column) + 1);
-                text.push_str(&if column == 0 { format!("|{dashes}-") } else { format!("|{dashes}:") });
-            }
-            text.push_str("|\n");
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spread_takes_the_middle() {
-        assert!(Spread::of(Vec::new()).is_none());
-        let odd = Spread::of(vec![3.0, 1.0, 2.5]).unwrap();
-        assert_eq!((odd.median, odd.min, odd.max), (2.5, 1.0, 3.0));
-        assert_eq!(Spread::of(vec![1.0, 2.0]).unwrap().median, 1.5);
-    }
-
-    #[test]
-    fn floors_have_a_direction() {
-        let floor = |value, at_most| Floor { what: "x", value, bound: 2.0, at_most }.holds();
-        assert_eq!(floor(Some(2.0), false), Some(true));
-        assert_eq!(floor(Some(1.9), false), Some(false));
-        assert_eq!(floor(Some(1.9), true), Some(true));
-        assert_eq!(floor(Some(2.1), true), Some(false));
-        assert_eq!(floor(None, true), None);
-    }
-
-    #[test]
-    fn table_lines_are_equally_wide() {
-        let text = table(&[vec!["µ".into(), "b".into()], vec!["long".into(), "12".into()]]);
-        assert_eq!(text, "| µ    |  b |\n|------|---:|\n| long | 12 |\n");
     }
 }

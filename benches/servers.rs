@@ -1,10 +1,9 @@
-//! The contestants: where their programs are, how each is started, and how it is stopped without a trace.
+//! Servers: how each contestant is started, and how it is stopped without a trace.
 
 use std::{
-    env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
-    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
+    os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -12,230 +11,180 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
-use crate::interrupt::poll;
+use crate::{
+    contestants::{Contestant, Disk, Kind, Variant},
+    images::{self, Images},
+    interrupt::{self, poll},
+    jobs, libnbd,
+    load::{Address, Clients},
+    programs::Programs,
+};
 
 /// The user's name and key, in a directory that only we can read. There is nothing to protect.
 const KEYS: &str = "bench:3a5c0f1d2b4e6978a1b2c3d4e5f60718293a4b5c6d7e8f900112233445566778\n";
+const KEYS_FILE: &str = "keys.psk";
+/// How many connections qemu-nbd takes.
+const SHARED: &str = "--shared=2000";
 const START_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(3);
-
-/// The first program of that name in `$PATH` or a system directory.
-pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
-    all_in_path(name).next()
-}
-
-fn all_in_path(name: &str) -> impl Iterator<Item = PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let directories: Vec<_> =
-        env::split_paths(&path).chain(["/usr/bin".into(), "/usr/sbin".into()]).collect();
-    directories.into_iter().map(move |dir| dir.join(name)).filter(|file| is_program(file))
-}
-
-fn is_program(file: &Path) -> bool {
-    fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-}
-
-/// Programs on this machine; None: not installed.
-#[derive(Clone, Debug)]
-pub(crate) struct Programs {
-    pub(crate) ours: Option<PathBuf>,
-    pub(crate) ours_mount: Option<PathBuf>,
-    pub(crate) nbdkit: Option<PathBuf>,
-    pub(crate) qemu_nbd: Option<PathBuf>,
-    pub(crate) nbdfuse: Option<PathBuf>,
-    pub(crate) qsd: Option<PathBuf>,
-    pub(crate) fio: Option<PathBuf>,
-    pub(crate) nbdcopy: Option<PathBuf>,
-}
-
-impl Programs {
-    /// Looks for everything. The peer is the first nbdkit that is not our own.
-    pub(crate) fn find(ours: &Path, ours_mount: &Path, peer: Option<PathBuf>) -> Self {
-        let program = |file: &Path| is_program(file).then(|| file.to_owned());
-        let is_ours = |file: &PathBuf| match (fs::read(file), fs::read(ours)) {
-            (Ok(a), Ok(b)) => a == b,
-            _ => false,
-        };
-        Programs {
-            ours: program(ours),
-            ours_mount: program(ours_mount),
-            nbdkit: peer.or_else(|| all_in_path("nbdkit").find(|file| !is_ours(file))),
-            qemu_nbd: in_path("qemu-nbd"),
-            nbdfuse: in_path("nbdfuse"),
-            qsd: in_path("qemu-storage-daemon"),
-            fio: in_path("fio"),
-            nbdcopy: in_path("nbdcopy"),
-        }
-    }
-}
-
-/// What the first line of `PROGRAM --version` says.
-pub(crate) fn version(program: &Path) -> Option<String> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
-    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
-}
-
-/// A way to serve a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Ours,
-    Nbdkit,
-    QemuNbd,
-    /// As `Ours`, with TLS by a pre-shared key.
-    OursTls,
-    /// As `Nbdkit`, with TLS by a pre-shared key.
-    NbdkitTls,
-    /// Our mount where each request passes the chain.
-    OursMount,
-    /// Our mount that hands the file to the kernel, which needs `-r`.
-    OursPassthrough,
-    /// nbdfuse over the peer's nbdkit.
-    Nbdfuse,
-    Qsd,
-}
-
-impl Kind {
-    /// For the report.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Kind::Ours | Kind::OursMount | Kind::OursTls => "ours",
-            Kind::Nbdkit | Kind::NbdkitTls => "nbdkit",
-            Kind::QemuNbd => "qemu-nbd",
-            Kind::OursPassthrough => "ours, passthrough",
-            Kind::Nbdfuse => "nbdfuse",
-            Kind::Qsd => "qsd",
-        }
-    }
-
-    /// Takes no writes.
-    pub(crate) fn is_readonly(self) -> bool {
-        self == Kind::OursPassthrough
-    }
-
-    /// A server of this project: when it fails, the run fails.
-    pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Kind::Ours | Kind::OursTls | Kind::OursMount | Kind::OursPassthrough)
-    }
-}
-
-/// What to serve.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Disk<'a> {
-    /// A raw image.
-    File(&'a Path),
-    /// Memory of this many bytes.
-    Memory(u64),
-}
-
-impl Disk<'_> {
-    fn size(&self) -> Result<u64> {
-        Ok(match self {
-            Disk::File(path) => fs::metadata(path)?.len(),
-            Disk::Memory(size) => *size,
-        })
-    }
-
-    /// As the plugin with its parameters.
-    fn plugin(&self) -> Vec<OsString> {
-        match self {
-            Disk::File(path) => {
-                let mut file = OsString::from("file=");
-                file.push(path);
-                vec!["file".into(), file]
-            }
-            Disk::Memory(size) => vec!["memory".into(), size.to_string().into()],
-        }
-    }
-}
 
 /// A server that answers. Dropping it unmounts, ends the processes and removes what they left.
 #[derive(Debug)]
 pub(crate) struct Server {
-    pub(crate) kind: Kind,
+    pub(crate) contestant: Contestant,
     children: Vec<Child>,
-    /// The socket or the file in the mount.
+    /// The socket, or the file in the mount.
     place: PathBuf,
     mount: Option<PathBuf>,
+    /// The file that is served.
+    image: Option<PathBuf>,
+    /// The program with its plugin and filters.
+    command: Vec<OsString>,
     size: u64,
     dir: TempDir,
+    /// What a server without a memory plugin serves instead.
+    _memory: Option<NamedTempFile>,
 }
 
 impl Server {
-    /// Starts a server and waits until it answers. `Ok(None)`: not installed here, or it has no such disk.
-    pub(crate) fn start(kind: Kind, programs: &Programs, disk: Disk<'_>) -> Result<Option<Self>> {
+    /// Starts a server and waits until it answers. `Ok(None)`: not installed here.
+    pub(crate) fn start(
+        contestant: Contestant,
+        programs: &Programs,
+        images: &Images,
+    ) -> Result<Option<Self>> {
         let dir = TempDir::with_prefix("nbdkit-bench-")?;
-        let (place, size) = (dir.path().join("sock"), disk.size()?);
-        let mut server = Server { kind, children: Vec::new(), place, mount: None, size, dir };
-        let started = server.launch(programs, disk)?;
+        let memory = match (contestant.disk, contestant.kind) {
+            (Disk::Memory(size), Kind::QemuNbd) => Some(images::memory(size)?),
+            _ => None,
+        };
+        let image = match &memory {
+            Some(memory) => Some(memory.path().to_owned()),
+            None => images.file(contestant.disk)?.map(Path::to_owned),
+        };
+        let size = match (contestant.disk, &image) {
+            (Disk::Memory(size) | Disk::Empty(size), _) => size,
+            (_, Some(image)) => fs::metadata(image)?.len(),
+            _ => 0,
+        };
+        let place = dir.path().join("sock");
+        let (children, command, mount) = Default::default();
+        let mut server =
+            Server { contestant, children, place, mount, image, command, size, dir, _memory: memory };
+        let started = server.launch(programs)?;
+        if started && matches!(contestant.disk, Disk::Memory(_)) {
+            jobs::fill(&server)?;
+        }
         Ok(started.then_some(server))
     }
 
-    fn launch(&mut self, programs: &Programs, disk: Disk<'_>) -> Result<bool> {
-        match (self.kind, disk) {
-            (Kind::Ours | Kind::OursTls, _) => self.serve(programs.ours.as_deref(), disk),
-            (Kind::Nbdkit | Kind::NbdkitTls, _) => self.serve(programs.nbdkit.as_deref(), disk),
-            (Kind::QemuNbd, Disk::File(path)) => {
-                let Some(program) = &programs.qemu_nbd else { return Ok(false) };
-                let mut command = Command::new(program);
-                command.args(["--persistent", "--format=raw", "--shared=8", "--socket"]);
-                self.spawn(command.arg(&self.place).arg(path))?;
-                self.await_socket()
-            }
-            (Kind::OursMount | Kind::OursPassthrough, _) => {
+    fn launch(&mut self, programs: &Programs) -> Result<bool> {
+        match self.contestant.kind {
+            Kind::Ours => self.serve(programs.ours.as_deref(), programs),
+            Kind::Nbdkit => self.serve(programs.nbdkit.as_deref(), programs),
+            Kind::QemuNbd => self.qemu_nbd(programs),
+            Kind::OursMount | Kind::OursPassthrough => {
                 let Some(program) = &programs.ours_mount else { return Ok(false) };
                 let mount = self.mountpoint("mnt", true)?;
-                let mut command = Command::new(program);
+                self.command = [program.into()].into_iter().chain(self.plugin()?).collect();
+                let mut command = self.command();
                 command.arg("-f");
-                command.arg(if self.kind == Kind::OursMount { "--no-passthrough" } else { "-r" });
-                self.spawn(command.args(disk.plugin()).arg(&mount))?;
-                self.await_mount(mount.join("nbd"), disk)
+                command.arg(if self.contestant.kind == Kind::OursMount { "--no-passthrough" } else { "-r" });
+                self.spawn(command.arg(&mount))?;
+                self.await_mount(mount.join("nbd"))
             }
-            (Kind::Nbdfuse, _) => {
+            Kind::Nbdfuse => {
                 let Some(program) = &programs.nbdfuse else { return Ok(false) };
-                if !self.serve(programs.nbdkit.as_deref(), disk)? {
+                if !self.serve(programs.nbdkit.as_deref(), programs)? {
                     return Ok(false);
                 }
                 // By URI nbdfuse opens several connections, which is its fastest mode.
-                let mut uri = OsString::from("nbd+unix:///?socket=");
-                uri.push(&self.place);
+                let uri = libnbd::uri(&self.place, None);
                 let mount = self.mountpoint("mnt", true)?;
                 self.spawn(Command::new(program).arg(mount.join("nbd")).arg(uri))?;
-                self.await_mount(mount.join("nbd"), disk)
+                self.await_mount(mount.join("nbd"))
             }
-            (Kind::Qsd, Disk::File(path)) => {
-                let Some(program) = &programs.qsd else { return Ok(false) };
-                let mount = self.mountpoint("disk", false)?;
+            Kind::Qsd => {
+                let (Some(program), Some(image)) = (&programs.qsd, &self.image) else { return Ok(false) };
                 let mut blockdev = OsString::from("driver=file,node-name=disk,locking=off,filename=");
-                blockdev.push(path);
+                blockdev.push(image);
+                let mount = self.mountpoint("disk", false)?;
                 let mut export = OsString::from("type=fuse,id=export,node-name=disk,writable=on,mountpoint=");
                 export.push(&mount);
                 let mut command = Command::new(program);
                 self.spawn(command.arg("--blockdev").arg(blockdev).arg("--export").arg(export))?;
-                self.await_mount(mount, disk)
+                self.await_mount(mount)
             }
-            (Kind::QemuNbd | Kind::Qsd, Disk::Memory(_)) => Ok(false),
+            Kind::Raw => {
+                self.place = self.image.clone().context("no file")?;
+                Ok(true)
+            }
         }
     }
 
     /// An nbdkit, ours or the peer's, on the socket.
-    fn serve(&mut self, program: Option<&Path>, disk: Disk<'_>) -> Result<bool> {
+    fn serve(&mut self, program: Option<&Path>, programs: &Programs) -> Result<bool> {
         let Some(program) = program else { return Ok(false) };
-        let mut command = Command::new(program);
-        command.args(["-f", "-U"]).arg(&self.place);
-        if matches!(self.kind, Kind::OursTls | Kind::NbdkitTls) {
-            fs::write(self.keys(), KEYS)?;
-            command.arg("--tls=require").arg("--tls-psk").arg(self.keys());
+        let mut plugin = self.plugin()?;
+        self.command = vec![program.into()];
+        match self.contestant.variant {
+            Variant::Plain | Variant::Tls => {}
+            Variant::CPlugin => {
+                let Some(library) = &programs.file_plugin else { return Ok(false) };
+                plugin[0] = library.into();
+            }
+            Variant::Filters(filters, parameters) => {
+                self.command.extend(filters.iter().map(|filter| format!("--filter={filter}").into()));
+                plugin.extend(parameters.iter().map(Into::into));
+            }
         }
-        command.args(disk.plugin());
+        self.command.extend(plugin);
+        let mut command = self.command();
+        command.args(["-f", "-U"]).arg(&self.place);
+        if self.contestant.variant == Variant::Tls {
+            command.arg("--tls=require").arg("--tls-psk").arg(self.make_keys()?);
+        }
         self.spawn(&mut command)?;
         self.await_socket()
     }
 
-    /// Where a server with TLS has its key, for its clients.
-    pub(crate) fn keys(&self) -> PathBuf {
-        self.dir.path().join("keys.psk")
+    /// The disk as a plugin with its parameters.
+    fn plugin(&self) -> Result<Vec<OsString>> {
+        Ok(match self.contestant.disk {
+            Disk::Memory(size) | Disk::Empty(size) => vec!["memory".into(), size.to_string().into()],
+            Disk::Cached | Disk::Cold | Disk::Sparse => {
+                let mut file = OsString::from("file=");
+                file.push(self.image.as_ref().context("no file")?);
+                let uncached = (self.contestant.disk == Disk::Cold).then(|| "cache=none".into());
+                ["file".into(), file].into_iter().chain(uncached).collect()
+            }
+        })
+    }
+
+    fn qemu_nbd(&mut self, programs: &Programs) -> Result<bool> {
+        let (Some(program), Some(image)) = (&programs.qemu_nbd, &self.image) else { return Ok(false) };
+        let mut command = Command::new(program);
+        command.args(["--persistent", "--format=raw", SHARED, "--socket"]).arg(&self.place);
+        if self.contestant.disk == Disk::Cold {
+            command.args(["--cache=none", "--aio=io_uring"]);
+        }
+        command.arg(image);
+        if self.contestant.variant == Variant::Tls {
+            self.make_keys()?;
+            let mut object = OsString::from("tls-creds-psk,id=tls,endpoint=server,dir=");
+            object.push(self.dir.path());
+            command.arg("--object").arg(object).arg("--tls-creds=tls");
+        }
+        self.spawn(&mut command)?;
+        self.await_socket()
+    }
+
+    fn make_keys(&self) -> Result<PathBuf> {
+        let keys = self.dir.path().join(KEYS_FILE);
+        fs::write(&keys, KEYS)?;
+        Ok(keys)
     }
 
     fn mountpoint(&mut self, name: &str, directory: bool) -> Result<PathBuf> {
@@ -264,15 +213,15 @@ impl Server {
     }
 
     /// The mountpoint itself may exist before, but only the mounted disk has the right size.
-    fn await_mount(&mut self, file: PathBuf, disk: Disk<'_>) -> Result<bool> {
-        let size = disk.size()?;
+    fn await_mount(&mut self, file: PathBuf) -> Result<bool> {
+        let size = self.size;
         self.place.clone_from(&file);
         self.await_ready(move || fs::metadata(&file).is_ok_and(|meta| meta.len() == size))
     }
 
     fn await_ready(&mut self, mut ready: impl FnMut() -> bool) -> Result<bool> {
         let answer = poll(START_LIMIT, || {
-            crate::interrupt::check()?;
+            interrupt::check()?;
             for child in &mut self.children {
                 if let Some(status) = child.try_wait()? {
                     return Ok(Some(Err(status)));
@@ -290,6 +239,14 @@ impl Server {
         }
     }
 
+    /// The program with its plugin and filters, but no socket or mountpoint.
+    pub(crate) fn command(&self) -> Command {
+        let mut words = self.command.iter();
+        let mut command = Command::new(words.next().map_or(OsStr::new("false"), OsString::as_os_str));
+        command.args(words);
+        command
+    }
+
     /// The size of the disk in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.size
@@ -298,6 +255,26 @@ impl Server {
     /// The socket of an NBD server, the file of a mount.
     pub(crate) fn place(&self) -> &Path {
         &self.place
+    }
+
+    /// For the programs of libnbd.
+    pub(crate) fn uri(&self) -> String {
+        let keys = self.dir.path().join(KEYS_FILE);
+        libnbd::uri(&self.place, (self.contestant.variant == Variant::Tls).then_some(&*keys))
+    }
+
+    /// Opens connections for our own client.
+    pub(crate) fn connect(&self, count: usize, structured: bool) -> Result<Clients> {
+        let content = images::content(self.contestant.disk, self.contestant.variant);
+        Clients::connect(&Address::socket(&self.place), count, structured, content)
+    }
+
+    /// Empties the page cache of a disk that is to be read from the storage.
+    pub(crate) fn cool(&self) -> Result<()> {
+        match (&self.image, self.contestant.disk) {
+            (Some(image), Disk::Cold) => images::evict(&File::open(image)?),
+            _ => Ok(()),
+        }
     }
 
     /// All its processes.

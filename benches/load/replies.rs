@@ -4,7 +4,7 @@ use std::{io::Read, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::client::{BLOCK, Outcome, stamp};
+use super::{Content, Op, Outcome};
 
 const RECEIVE_BUFFER: usize = 512 << 10;
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
@@ -17,12 +17,30 @@ const CHUNK_ERROR: u16 = 1 << 15;
 
 /// A request in flight; its index is the cookie.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    pub(crate) payload: Vec<u8>,
-    pub(crate) offset: u64,
-    pub(crate) sent: Instant,
+pub(super) struct Slot {
+    pub(super) op: Op,
+    /// What a write sends.
+    pub(super) payload: Vec<u8>,
+    offset: u64,
+    sent: Instant,
+    /// Bytes of data that the reply carries.
+    expected: usize,
     /// Bytes of data that arrived.
-    pub(crate) received: usize,
+    received: usize,
+}
+
+impl Slot {
+    /// An idle one.
+    pub(super) fn new(payload: usize) -> Self {
+        let payload = vec![0x5a; payload];
+        Slot { op: Op::Read, payload, offset: 0, sent: Instant::now(), expected: 0, received: 0 }
+    }
+
+    /// A new request starts its way.
+    pub(super) fn begin(&mut self, op: Op, offset: u64, expected: usize, now: Instant) {
+        (self.op, self.offset, self.expected) = (op, offset, expected);
+        (self.sent, self.received) = (now, 0);
+    }
 }
 
 /// Payload that is still to come.
@@ -36,20 +54,20 @@ struct Pending {
 
 /// The stream of replies: a buffer, which holds the start of a header between two calls.
 #[derive(Debug)]
-pub(crate) struct Replies {
+pub(super) struct Replies {
     buffer: Vec<u8>,
     filled: usize,
     parser: Parser,
 }
 
 impl Replies {
-    /// Replies that carry `expected` bytes of data.
-    pub(crate) fn new(expected: usize) -> Self {
-        Replies { buffer: vec![0; RECEIVE_BUFFER], filled: 0, parser: Parser { pending: None, expected } }
+    /// Before the first reply.
+    pub(super) fn new(content: Content) -> Self {
+        Replies { buffer: vec![0; RECEIVE_BUFFER], filled: 0, parser: Parser { pending: None, content } }
     }
 
     /// Receives once and takes in whatever arrived. Slots whose reply is complete become idle.
-    pub(crate) fn receive(
+    pub(super) fn receive(
         &mut self,
         stream: &mut impl Read,
         slots: &mut [Slot],
@@ -64,11 +82,9 @@ impl Replies {
         while let Step::Took(bytes, finished) = self.parser.step(&self.buffer[at..end], slots)? {
             at += bytes;
             let Some(index) = finished else { continue };
-            let (sent, received) = (slots[index].sent, slots[index].received);
-            let expected = self.parser.expected;
+            let Slot { op, sent, expected, received, .. } = slots[index];
             ensure!(received == expected, "{received} bytes of data in a reply that needs {expected}");
-            outcome.requests += 1;
-            outcome.latency.saturating_record((now - sent).as_nanos() as u64);
+            outcome.record(op, now - sent);
             idle.push(index);
         }
         self.buffer.copy_within(at..end, 0);
@@ -90,8 +106,7 @@ enum Step {
 #[derive(Debug)]
 struct Parser {
     pending: Option<Pending>,
-    /// Data bytes that a successful reply carries.
-    expected: usize,
+    content: Content,
 }
 
 impl Parser {
@@ -115,11 +130,11 @@ impl Parser {
             SIMPLE_MAGIC => {
                 let error = be32(&input[4..8]);
                 ensure!(error == 0, "the server answered with error {error}");
-                if self.expected == 0 {
+                let Slot { offset, expected, .. } = slots[slot];
+                if expected == 0 {
                     return Ok(Step::Took(SIMPLE_LEN, Some(slot)));
                 }
-                let offset = slots[slot].offset;
-                let rest = Pending { slot, left: self.expected, done: true };
+                let rest = Pending { slot, left: expected, done: true };
                 self.data(input, SIMPLE_LEN, offset, rest, slots)
             }
             CHUNK_MAGIC if input.len() < CHUNK_LEN => Ok(Step::Short),
@@ -151,9 +166,7 @@ impl Parser {
         slots: &mut [Slot],
     ) -> Result<Step> {
         let Some(start) = input.get(header..header + 8) else { return Ok(Step::Short) };
-        if offset.is_multiple_of(BLOCK as u64) {
-            ensure!(start == stamp(offset), "wrong data at offset {offset:#x}");
-        }
+        ensure!(self.content.allows(offset, start), "wrong data at offset {offset:#x}");
         slots[rest.slot].received += rest.left;
         self.pending = Some(rest);
         Ok(Step::Took(header, None))
@@ -161,31 +174,34 @@ impl Parser {
 }
 
 // Callers pass exactly as many bytes as the number has, which makes these total.
-pub(crate) fn be16(bytes: &[u8]) -> u16 {
+pub(super) fn be16(bytes: &[u8]) -> u16 {
     bytes.iter().take(2).fold(0, |n, b| n << 8 | u16::from(*b))
 }
 
-pub(crate) fn be32(bytes: &[u8]) -> u32 {
+pub(super) fn be32(bytes: &[u8]) -> u32 {
     bytes.iter().take(4).fold(0, |n, b| n << 8 | u32::from(*b))
 }
 
-pub(crate) fn be64(bytes: &[u8]) -> u64 {
+pub(super) fn be64(bytes: &[u8]) -> u64 {
     bytes.iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::{BLOCK, stamp_blocks};
 
     const BYTES: usize = 8192;
 
-    fn slot(offset: u64) -> Slot {
-        Slot { payload: Vec::new(), offset, sent: Instant::now(), received: 0 }
+    fn slot(offset: u64, expected: usize) -> Slot {
+        let mut slot = Slot::new(0);
+        slot.begin(Op::Read, offset, expected, Instant::now());
+        slot
     }
 
     fn data(offset: u64) -> Vec<u8> {
         let mut data = vec![0; BYTES];
-        crate::client::stamp_blocks(&mut data, offset);
+        stamp_blocks(&mut data, offset);
         data
     }
 
@@ -212,13 +228,13 @@ mod tests {
     /// The slots in the order in which they finish, when the stream comes in pieces of that size.
     fn finished(stream: &[u8], piece: usize, expected: usize) -> Result<Vec<usize>> {
         let mut stream = Trickle(stream, piece);
-        let mut slots = [slot(0), slot(1 << 20)];
-        let (mut replies, mut idle) = (Replies::new(expected), Vec::new());
+        let mut slots = [slot(0, expected), slot(1 << 20, expected)];
+        let (mut replies, mut idle) = (Replies::new(Content::Stamped(0)), Vec::new());
         let mut outcome = Outcome::new()?;
         while !stream.0.is_empty() {
             replies.receive(&mut stream, &mut slots, &mut idle, &mut outcome)?;
         }
-        assert_eq!(outcome.requests, idle.len() as u64);
+        assert_eq!(outcome.latency(Op::Read).len(), idle.len() as u64);
         Ok(idle)
     }
 

@@ -1,0 +1,308 @@
+//! What this project wants to reach, and whether it does.
+
+use serde_json::{Value, json};
+
+use crate::{report::Report, spread::Spread, table::digits};
+
+/// A bound for a number of the report.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    /// In the words of the table of targets.
+    pub(crate) work: &'static str,
+    pub(crate) measure: Measure,
+    pub(crate) bound: Bound,
+}
+
+/// Which number. Jobs are given by id, contestants by name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Measure {
+    /// How many times the second contestant's rate the first has.
+    Rate(&'static str, &'static str, &'static str),
+    /// The rate of a contestant in the first job in relation to the second.
+    RateOfJobs(&'static str, &'static str, &'static str),
+    /// How many times the second contestant's CPU time for a request the first needs.
+    Cpu(&'static str, &'static str, &'static str),
+    /// The CPU time of a contestant for a request in the first job in relation to the second.
+    CpuOfJobs(&'static str, &'static str, &'static str),
+    /// The time that a request takes, in relation to the second contestant.
+    Time(&'static str, &'static str, &'static str),
+    /// CPU time of a contestant for a request, in ms.
+    CpuMs(&'static str, &'static str),
+    /// CPU time that each of so many layers adds to a request, in ns, when the first contestant has them and the second not.
+    LayerNs(&'static str, &'static str, &'static str, u32),
+    /// Memory after the run of a section with that job.
+    Rss(&'static str, &'static str, &'static str),
+    /// One of the [`figures`](crate::figures), of a contestant.
+    Figure(&'static str, &'static str),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+use Bound::{AtLeast, AtMost};
+use Measure::{Cpu, CpuMs, CpuOfJobs, Figure, LayerNs, Rate, RateOfJobs, Rss, Time};
+
+const fn target(work: &'static str, measure: Measure, bound: Bound) -> Target {
+    Target { work, measure, bound }
+}
+
+/// All of them. Peers are named where it is not nbdkit.
+pub(crate) const TARGETS: &[Target] = &[
+    target("file, 4 KiB reads, one CPU, depth 1", Rate("nbd-read-d1", "ours", "nbdkit"), AtLeast(1.6)),
+    target("file, 4 KiB reads, one CPU, depth 16", Rate("nbd-read-d16", "ours", "nbdkit"), AtLeast(3.5)),
+    target("file, 4 KiB reads, one CPU, depth 64", Rate("nbd-read-d64", "ours", "nbdkit"), AtLeast(3.5)),
+    target("file, 4 KiB reads, all CPUs, depth 64", Rate("nbd-read-d64-all", "ours", "nbdkit"), AtLeast(2.5)),
+    target("file, fio nbd engine, depth 1", Rate("nbd-fio-d1", "ours", "nbdkit"), AtLeast(1.3)),
+    target("file, fio nbd engine, depth 16", Rate("nbd-fio-d16", "ours", "nbdkit"), AtLeast(1.2)),
+    target("file, 1 MiB reads", Rate("nbd-stream-read", "ours", "nbdkit"), AtLeast(1.8)),
+    target("file, 1 MiB writes", Rate("nbd-stream-write", "ours", "nbdkit"), AtLeast(1.5)),
+    target("memory, 4 KiB writes, depth 16", Rate("memory-write-d16", "ours", "nbdkit"), AtLeast(5.0)),
+    target("memory, 1 MiB writes", Rate("memory-stream-write", "ours", "nbdkit"), AtLeast(4.0)),
+    target("server CPU per 4 KiB read, depth 16", Cpu("nbd-read-d16", "ours", "nbdkit"), AtMost(0.4)),
+    target("TLS-PSK copy", Rate("tls-copy", "ours", "nbdkit"), AtLeast(4.0)),
+    target("4 KiB reads, one CPU, depth 1, qemu-nbd", Rate("nbd-read-d1", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target(
+        "4 KiB reads, one CPU, depth 16, qemu-nbd",
+        Rate("nbd-read-d16", "ours", "qemu-nbd"),
+        AtLeast(2.0),
+    ),
+    target(
+        "4 KiB reads, one CPU, depth 64, qemu-nbd",
+        Rate("nbd-read-d64", "ours", "qemu-nbd"),
+        AtLeast(2.0),
+    ),
+    target(
+        "4 KiB reads, all CPUs, depth 64, qemu-nbd",
+        Rate("nbd-read-d64-all", "ours", "qemu-nbd"),
+        AtLeast(2.0),
+    ),
+    target("fio nbd engine, depth 1, qemu-nbd", Rate("nbd-fio-d1", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target("fio nbd engine, depth 16, qemu-nbd", Rate("nbd-fio-d16", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target("1 MiB reads, qemu-nbd", Rate("nbd-stream-read", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target("1 MiB writes, qemu-nbd", Rate("nbd-stream-write", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target(
+        "memory, 4 KiB writes, depth 16, qemu-nbd",
+        Rate("memory-write-d16", "ours", "qemu-nbd"),
+        AtLeast(2.0),
+    ),
+    target("memory, 1 MiB writes, qemu-nbd", Rate("memory-stream-write", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target(
+        "server CPU per 4 KiB read, depth 16, qemu-nbd",
+        Cpu("nbd-read-d16", "ours", "qemu-nbd"),
+        AtMost(0.5),
+    ),
+    target("TLS-PSK copy, qemu-nbd", Rate("tls-copy", "ours", "qemu-nbd"), AtLeast(2.0)),
+    target("C plugin, depth 16", Rate("c-plugin-d16", "ours", "nbdkit"), AtLeast(1.2)),
+    target(
+        "FUSE direct 4 KiB, depth 1, one CPU, nbdfuse",
+        Rate("fuse-read-d1", "ours", "nbdfuse"),
+        AtLeast(6.0),
+    ),
+    target("FUSE direct 4 KiB, depth 16, nbdfuse", Rate("fuse-read-d16", "ours", "nbdfuse"), AtLeast(6.0)),
+    target("FUSE direct 4 KiB, depth 1, one CPU, qsd", Rate("fuse-read-d1", "ours", "qsd"), AtLeast(2.5)),
+    target("FUSE direct 4 KiB, depth 16, qsd", Rate("fuse-read-d16", "ours", "qsd"), AtLeast(3.0)),
+    target("FUSE direct 1 MiB reads, qsd", Rate("fuse-stream-read", "ours", "qsd"), AtLeast(3.0)),
+    target(
+        "FUSE cached 4 KiB, the file itself",
+        Rate("fuse-cached", "ours", "the file itself"),
+        AtLeast(0.9),
+    ),
+    target(
+        "FUSE cached 1 MiB, the file itself",
+        Rate("fuse-cached-stream", "ours", "the file itself"),
+        AtLeast(0.9),
+    ),
+    target(
+        "FUSE passthrough 4 KiB, the file itself",
+        Rate("fuse-cached", "ours, passthrough", "the file itself"),
+        AtLeast(0.9),
+    ),
+    target(
+        "FUSE passthrough 1 MiB, the file itself",
+        Rate("fuse-cached-stream", "ours, passthrough", "the file itself"),
+        AtLeast(0.9),
+    ),
+    target("three filters, no filter", Rate("filters-d16", "three filters", "no filter"), AtLeast(0.9)),
+    target("ten filters, no filter", Rate("filters-d16", "ten filters", "no filter"), AtLeast(0.95)),
+    target(
+        "CPU ns per pass-through filter",
+        LayerNs("filters-d16", "ten filters", "no filter", 10),
+        AtMost(30.0),
+    ),
+    target("block status, 10,000 extents, CPU ms", CpuMs("map", "ours"), AtMost(50.0)),
+    target(
+        "file past the page cache, depth 64, fio on the file",
+        Rate("cold-read-d64", "ours", "fio on the file"),
+        AtLeast(0.9),
+    ),
+    target("start to exit, time", Time("start", "ours", "nbdkit"), AtMost(0.5)),
+    target("start to exit, CPU", Cpu("start", "ours", "nbdkit"), AtMost(0.5)),
+    target("KiB of memory per idle connection", Figure("idle-rss", "ours"), AtMost(64.0)),
+    target("memory after the run", Rss("nbd-read-d16", "ours", "nbdkit"), AtMost(2.0)),
+    target(
+        "CPU per request, 4 connections ÷ 1",
+        CpuOfJobs("ours", "connections-4", "connections-1"),
+        AtMost(1.2),
+    ),
+    target(
+        "CPU per request, 16 connections ÷ 1",
+        CpuOfJobs("ours", "connections-16", "connections-1"),
+        AtMost(1.2),
+    ),
+    target(
+        "CPU per request, 64 connections ÷ 1",
+        CpuOfJobs("ours", "connections-64", "connections-1"),
+        AtMost(1.2),
+    ),
+    target("export of 8 EiB − 1 ÷ 1 MiB", Rate("size-read-d16", "8 EiB − 1", "1 MiB"), AtLeast(0.9)),
+    target("nbdcopy, 4 connections ÷ 1", RateOfJobs("ours", "nbd-copy-4", "nbd-copy-1"), AtLeast(1.0)),
+];
+
+impl Bound {
+    /// Whether the median keeps it.
+    pub(crate) fn holds(self, value: Spread) -> bool {
+        match self {
+            AtLeast(bound) => value.median >= bound,
+            AtMost(bound) => value.median <= bound,
+        }
+    }
+
+    /// With its sign.
+    pub(crate) fn text(self) -> String {
+        match self {
+            AtLeast(bound) => format!("≥ {bound}"),
+            AtMost(bound) => format!("≤ {bound}"),
+        }
+    }
+}
+
+/// A target with what was measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) target: &'static Target,
+    /// None: not measured here.
+    pub(crate) value: Option<Spread>,
+}
+
+impl Verdict {
+    /// None: not measured.
+    pub(crate) fn met(&self) -> Option<bool> {
+        self.value.map(|value| self.target.bound.holds(value))
+    }
+
+    /// Its line in the table of targets.
+    pub(crate) fn line(&self) -> Vec<String> {
+        let value = self.value.map_or("–".into(), |v| digits(v.median));
+        let range = self.value.filter(|v| v.min < v.max);
+        let range = range.map_or(String::new(), |v| format!("{}–{}", digits(v.min), digits(v.max)));
+        let met = match self.met() {
+            Some(true) => "met",
+            Some(false) => "MISSED",
+            None => "not measured",
+        };
+        vec![self.target.work.into(), self.target.bound.text(), value, range, met.into()]
+    }
+
+    /// For programs.
+    pub(crate) fn json(&self) -> Value {
+        let (at_least, at_most) = match self.target.bound {
+            AtLeast(bound) => (Some(bound), None),
+            AtMost(bound) => (None, Some(bound)),
+        };
+        json!({
+            "work": self.target.work,
+            "at_least": at_least,
+            "at_most": at_most,
+            "value": self.value.map(Spread::json),
+            "met": self.met(),
+        })
+    }
+}
+
+/// What the target of a ratio of rates is and whether it is met, to go behind the ratio; empty: there is none.
+pub(crate) fn of_rate(verdicts: &[Verdict], job: &str, of: &str, over: &str) -> String {
+    let mine = |v: &&Verdict| matches!(v.target.measure, Rate(j, o, p) if (j, o, p) == (job, of, over));
+    let Some(verdict) = verdicts.iter().find(mine) else { return String::new() };
+    let mark = if verdict.met() == Some(true) { '✓' } else { '✗' };
+    format!(" {} {mark}", verdict.target.bound.text())
+}
+
+/// All targets, in their order.
+pub(crate) fn verdicts(report: &Report) -> Vec<Verdict> {
+    let verdict = |target| Verdict { target, value: measure(report, target.measure) };
+    TARGETS.iter().map(verdict).collect()
+}
+
+fn measure(report: &Report, measure: Measure) -> Option<Spread> {
+    match measure {
+        Rate(job, of, over) => report.row(job)?.ratio(of, over),
+        Time(job, of, over) => report.row(job)?.ratio(over, of),
+        Cpu(job, of, over) => report.row(job)?.cpu_ratio(of, over),
+        RateOfJobs(name, of, over) => {
+            report.row(of)?.cell(name)?.rates()?.over(report.row(over)?.cell(name)?.rates()?)
+        }
+        CpuOfJobs(name, of, over) => {
+            let cpu = |job: &str| report.row(job)?.cell(name)?.cpu_per_request();
+            Spread::single(cpu(of)? / cpu(over)?)
+        }
+        CpuMs(job, name) => Spread::single(report.row(job)?.cell(name)?.cpu_per_request()? / 1e3),
+        LayerNs(job, with, without, layers) => {
+            let cpu = |name: &str| report.row(job)?.cell(name)?.cpu_per_request();
+            Spread::single((cpu(with)? - cpu(without)?) * 1e3 / f64::from(layers))
+        }
+        Rss(job, of, over) => {
+            let section = report.sections.iter().find(|section| section.row(job).is_some())?;
+            let rss = |name: &str| Some(section.memory_of(name)?.rss as f64);
+            Spread::single(rss(of)? / rss(over)?)
+        }
+        Figure(id, name) => Spread::single(report.figure(id, name)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contests::CONTESTS;
+
+    #[test]
+    fn bounds_have_a_direction() {
+        let holds = |bound: Bound, value| bound.holds(Spread::single(value).unwrap());
+        assert!(holds(AtLeast(2.0), 2.0) && !holds(AtLeast(2.0), 1.9));
+        assert!(holds(AtMost(2.0), 1.9) && !holds(AtMost(2.0), 2.1));
+    }
+
+    #[test]
+    fn targets_are_for_what_is_measured() {
+        for target in TARGETS {
+            let (jobs, names) = match target.measure {
+                Rate(job, of, over)
+                | Time(job, of, over)
+                | Cpu(job, of, over)
+                | Rss(job, of, over)
+                | LayerNs(job, of, over, _) => (vec![job], vec![of, over]),
+                RateOfJobs(name, of, over) | CpuOfJobs(name, of, over) => (vec![of, over], vec![name]),
+                CpuMs(job, name) => (vec![job], vec![name]),
+                Figure(id, _) => {
+                    assert!(crate::figures::IDS.contains(&id), "{id}");
+                    continue;
+                }
+            };
+            for job in jobs {
+                let contest = CONTESTS.iter().find(|c| c.jobs.iter().any(|j| j.id == job)).expect(job);
+                for name in &names {
+                    assert!(contest.contestants.iter().any(|c| c.name == *name), "{job}: {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_measured_meets_nothing() {
+        let verdicts = verdicts(&Report::default());
+        assert_eq!(verdicts.len(), TARGETS.len());
+        assert!(verdicts.iter().all(|verdict| verdict.met().is_none()));
+    }
+}
