@@ -58,7 +58,7 @@ impl Images {
                 fill(file, self.size)?;
                 evict(file)
             })?,
-            Disk::Sparse => self.image(&self.sparse, punctuate)?,
+            Disk::Sparse => self.image(&self.sparse, |file| punctuate(file, SPARSE_EXTENTS))?,
             Disk::Memory(_) | Disk::Empty(_) => return Ok(None),
         };
         Ok(Some(image))
@@ -129,11 +129,11 @@ fn partition(file: &File, mib: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Makes it 1 TiB with 10,000 pieces of data between holes.
-fn punctuate(file: &File) -> Result<()> {
+/// Makes it 1 TiB with so many pieces of data between holes.
+fn punctuate(file: &File, extents: u64) -> Result<()> {
     file.set_len(SPARSE_SIZE)?;
-    let distance = (SPARSE_SIZE / SPARSE_EXTENTS) & !(SPARSE_DATA as u64 - 1);
-    for index in 0..SPARSE_EXTENTS {
+    let distance = (SPARSE_SIZE / extents) & !(SPARSE_DATA as u64 - 1);
+    for index in 0..extents {
         file.write_all_at(&[0x5a; SPARSE_DATA], index * distance)?;
     }
     Ok(file.sync_all()?)
@@ -163,12 +163,13 @@ mod tests {
     #[test]
     fn the_sparse_file_has_its_extents() {
         let file = tempfile::tempfile().unwrap();
-        punctuate(&file).unwrap();
+        punctuate(&file, 7).unwrap();
         let (mut at, mut extents) = (0, 0);
         while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
             extents += 1;
             at = seek(&file, SeekFrom::Hole(data)).unwrap();
         }
-        assert_eq!(extents, SPARSE_EXTENTS);
+        assert_eq!(extents, 7);
+        assert_eq!(file.metadata().unwrap().len(), SPARSE_SIZE);
     }
 }

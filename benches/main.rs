@@ -85,7 +85,8 @@ struct Args {
     /// Directory for the disk; a real file system shows more than a tmpfs [default: target/bench]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Where the numbers go; the chart goes beside them [default: benches/results/bench.json]
+    /// Where the numbers go; the chart goes beside them [default: benches/results/bench.json, of part of the jobs or
+    /// a quick run target/bench/bench.json]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -135,7 +136,10 @@ fn run(args: &Args) -> Result<ExitCode> {
     let verdicts = targets::verdicts(&report);
 
     println!("{}\n\n{}", machine.text, report.text(&verdicts));
-    let output = args.output.clone().unwrap_or_else(|| here.join("results/bench.json"));
+    // What is shown to the world comes from full runs.
+    let full = !args.quick && args.only.is_none();
+    let place = if full { "results/bench.json" } else { "../target/bench/bench.json" };
+    let output = args.output.clone().unwrap_or_else(|| here.join(place));
     save(&output, &format!("{:#}\n", report.json(&machine, &verdicts)))?;
     let chart = output.with_extension("svg");
     save(&chart, &chart::svg(&report, &machine.summary))?;
