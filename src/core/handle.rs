@@ -1,6 +1,8 @@
 //! An open layer: one plugin or filter, for one connection.
 
-use crate::{BlockSize, Errno, Error, Extents, Flags, Loan, Next, Op, Result, Status, Support};
+use crate::{
+    BlockSize, Completion, Errno, Error, Extents, Flags, Io, Loan, Next, Op, Result, Status, Support,
+};
 
 /// An open layer. Plugins and filters both implement this trait; dropping the handle closes the layer.
 ///
@@ -151,6 +153,18 @@ pub trait Handle: Send + Sync {
     /// Any: then what the range holds is not defined.
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.next().ok_or(Errno::EROFS)?.pwrite(buf, offset, flags)
+    }
+
+    /// Starts a read or a write that need not hold a thread while it waits, and calls `done` on another thread when it
+    /// has ended. The door asks this only under [`ThreadModel::Parallel`](crate::ThreadModel::Parallel). Default: does
+    /// not want it, even for a filter, as for [`loan`](Self::loan); one that only looks on or shifts may pass it on. One
+    /// whose layer below serves several clients must not: who waits for one of them would hold up the others.
+    ///
+    /// If `done` comes back, the request was not taken, and has to be run by [`pread`](Self::pread) or
+    /// [`pwrite`](Self::pwrite).
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        let _ = (io, offset);
+        Some(done)
     }
 
     /// Makes every write that has completed durable.

@@ -29,6 +29,7 @@ mod next;
 mod plugin;
 mod session;
 mod stop;
+mod submit;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
 pub use chain::{Below, Chain, WriteObserver};
@@ -43,3 +44,4 @@ pub use next::Next;
 pub use plugin::{Info, Interface, Plugin};
 pub use session::{Connection, Session};
 pub use stop::Stop;
+pub use submit::{Completion, Flush, Flusher, Io};

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use log::{Level, debug, log_enabled};
 
 use crate::{
-    BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Status, Support, emulate,
-    stats::{Counters, timed, timed_at_once},
+    BlockSize, Caps, Completion, Errno, Error, Extents, Flags, Handle, Io, Loan, Op, Result, Status, Support,
+    emulate,
+    stats::{Counters, timed, timed_at_once, timed_later},
 };
 
 /// The log target of calls that open, ask and close.
@@ -159,6 +160,34 @@ impl Next {
             self.handle.pwrite(buf, offset, flags)?;
             self.flush_if(flush)
         })
+    }
+
+    /// Starts a read or a write that calls `done` when it has ended, or gives it back; see
+    /// [`Handle::submit`].
+    pub fn submit(&self, io: Io<'_>, offset: u64, mut done: Completion) -> Option<Completion> {
+        let (op, length, flags) = (io.op(), io.length(), io.flags());
+        // What is wrong with it, and a flush that has to follow, is for whoever runs it.
+        if self.check(op, length, offset, flags, Flags::FUA).is_err() || self.split_fua(flags).1 {
+            return Some(done);
+        }
+        if let Some(counters) = &self.counters {
+            done.look(timed_later(counters, op, length));
+        }
+        match self.handle.submit(io, offset, done) {
+            Some(mut done) => {
+                if self.counters.is_some() {
+                    done.unlook();
+                }
+                Some(done)
+            }
+            None => {
+                if log_enabled!(target: DATAPATH, Level::Debug) {
+                    let what = if op == Op::Read { "pread" } else { "pwrite" };
+                    debug!(target: DATAPATH, "{}: {what} count={length} offset={offset} later", self.name);
+                }
+                None
+            }
+        }
     }
 
     /// Makes every completed write durable.

@@ -14,8 +14,8 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    Caps, Chain, Client, Errno, Error, Extents, Flags, Loan, Next, Op, Open, Result, Status, Support,
-    ThreadModel, WriteObserver,
+    Caps, Chain, Client, Completion, Errno, Error, Extents, Flags, Io, Loan, Next, Op, Open, Result, Status,
+    Support, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
     stats::{self, Counters},
 };
@@ -283,6 +283,39 @@ impl Session {
         let result = self.run(Op::Write, length, "pwrite", |next| next.pwrite(buf, offset, flags));
         self.written(offset, length);
         result
+    }
+
+    /// Starts a read or a write, if the chain can do so without a thread that waits for it, and calls `done` on another
+    /// thread when it has ended. If `done` comes back, the request was not taken, for whatever reason, and is to be run.
+    pub fn submit(self: &Arc<Self>, io: Io<'_>, offset: u64, mut done: Completion) -> Option<Completion> {
+        let (op, length) = (io.op(), io.length());
+        let checked = match io {
+            Io::Read(_) => self.check(op, length, offset),
+            Io::Write(_, flags) => self.check_write(op, length, offset, flags, Errno::ENOSPC),
+        };
+        // A permit is not for one thread to take and for another to give back.
+        if checked.is_err() || self.connection.chain.thread_model() != ThreadModel::Parallel {
+            return Some(done);
+        }
+        let count = self.counters.as_ref().map(|counters| stats::timed_later(counters, op, length));
+        let session = self.clone();
+        done.look(move |failure| {
+            if let Some(count) = count {
+                count(failure);
+            }
+            if let Some(e) = failure {
+                session.log(if op == Op::Read { "pread" } else { "pwrite" }, e);
+            }
+            if op == Op::Write {
+                session.written(offset, length);
+            }
+        });
+        // After a panic the completion has been dropped, which was an answer too.
+        let mut back = guard("submit", || Ok(self.next.submit(io, offset, done)))
+            .inspect_err(|e| self.log("submit", e))
+            .ok()??;
+        back.unlook();
+        Some(back)
     }
 
     /// Makes every completed write durable.

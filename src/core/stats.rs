@@ -171,6 +171,17 @@ pub(crate) fn timed<T>(
     result
 }
 
+/// As [`timed`], for a request that begins now: to be called when it has ended.
+pub(crate) fn timed_later(
+    counters: &Arc<Counters>,
+    op: Op,
+    bytes: u64,
+) -> impl FnOnce(Option<&Error>) + Send + 'static {
+    let counters = counters.clone();
+    let started = counters.counter(op).begin();
+    move |failure| counters.counter(op).end(started, bytes, failure)
+}
+
 /// As [`timed`], for a read that may find that it would have to wait: then it is not one yet.
 pub(crate) fn timed_at_once(
     counters: Option<&Arc<Counters>>,

@@ -25,6 +25,7 @@ mod encrypted;
 mod handshake;
 #[cfg(openssl_on_demand)]
 mod libssl;
+mod later;
 mod oldstyle;
 mod output;
 mod pace;

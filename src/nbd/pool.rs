@@ -53,7 +53,7 @@ struct State {
     queue: VecDeque<Job>,
     /// Of the requests that are queued or with a worker.
     bytes: usize,
-    /// Requests that are with a worker.
+    /// Requests that are with a worker, or need none.
     running: usize,
     idle: usize,
     threads: Vec<JoinHandle<()>>,
@@ -117,6 +117,26 @@ impl Pool {
             self.progress.wait_for(&mut state, timeout);
             idle(&state)
         }
+    }
+
+    /// Counts a request that runs without a worker, and has or will need a buffer of so many bytes; false: there are
+    /// too many bytes.
+    pub(crate) fn enter(&self, bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        let room = state.bytes < BYTES;
+        if room {
+            state.running += 1;
+            state.bytes += bytes;
+        }
+        room
+    }
+
+    /// The end of what was [entered](Self::enter), or of a worker's request.
+    pub(crate) fn leave(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.running -= 1;
+        state.bytes -= bytes;
+        self.progress.notify_all();
     }
 
     /// Ends the workers after the queue is empty, and waits for them.
@@ -193,10 +213,7 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let mut state = self.pool.state.lock();
-        state.running -= 1;
-        state.bytes -= self.bytes;
-        self.pool.progress.notify_all();
+        self.pool.leave(self.bytes);
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a request means: checks of what the wire alone can get wrong, the call into the chain, the reply.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
-use nbdkit_core::{Errno, Error, Extent, Flags, Op, Result, Session, Status, Support};
+use nbdkit_core::{Completion, Errno, Error, Extent, Flags, Io, Op, Result, Session, Status, Support};
 
 use crate::{
     buffer::Buffer,
@@ -36,7 +36,7 @@ impl Context {
 
 /// The export that a client has opened, and how to answer it.
 pub(crate) struct Requests {
-    pub(crate) session: Session,
+    pub(crate) session: Arc<Session>,
     pub(crate) replies: Replies,
     /// Those that were negotiated.
     contexts: Vec<Context>,
@@ -48,7 +48,7 @@ pub(crate) struct Requests {
 impl Requests {
     pub(crate) fn new(session: Session, replies: Replies, contexts: Vec<Context>) -> Self {
         let sparse = replies != Replies::Simple && session.may_skip_holes();
-        Requests { session, replies, contexts, sparse, map: Map::default() }
+        Requests { session: Arc::new(session), replies, contexts, sparse, map: Map::default() }
     }
 
     /// Checks flags and negotiation, which the chain knows nothing of; ranges and capabilities are the session's.
@@ -187,6 +187,37 @@ impl Requests {
         done
     }
 
+    /// Starts a READ or a WRITE that passed [`check`](Self::check), if the chain can without a worker; else `done` comes
+    /// back. `payload` is the data of a WRITE.
+    pub(crate) fn submit(&self, request: &Request, payload: &[u8], done: Completion) -> Option<Completion> {
+        let io = match request.command {
+            cmd::READ if !self.may_have_holes(request) => Io::Read(request.length as usize),
+            cmd::WRITE => Io::Write(payload, fua(request)),
+            _ => return Some(done),
+        };
+        self.session.submit(io, request.offset, done)
+    }
+
+    /// Appends the reply of a request that was [submitted](Self::submit); `result` is the data of a READ.
+    pub(crate) fn reply(&self, request: &Request, result: Result<&[u8]>, out: &mut Buffer) {
+        let mark = out.mark();
+        let put = result.and_then(|data| match request.command {
+            cmd::READ => {
+                out.put(self.replies.data(request).as_slice())?;
+                out.put(data)
+            }
+            _ => out.put(self.replies.done(request).as_slice()),
+        });
+        let Err(e) = put else { return };
+        out.rewind(mark);
+        let mut good = 0;
+        if request.command == cmd::READ {
+            let whole = Part { offset: request.offset, length: request.length, hole: false };
+            good = self.salvage(request, &whole, mark, out);
+        }
+        self.fail(request, &e, (good > 0).then_some(request.offset + good), out);
+    }
+
     /// Reads in parts, without the holes. What was read before an error counts.
     fn read(&self, request: &Request, out: &mut Buffer) {
         let Request { offset, length, .. } = *request;
@@ -283,7 +314,7 @@ impl Requests {
 
     fn call(&self, request: &Request, payload: &[u8], out: &mut Buffer) -> Result<()> {
         let Request { offset, length, .. } = *request;
-        let fua = if request.has(cmd_flag::FUA) { Flags::FUA } else { Flags::empty() };
+        let fua = fua(request);
         match request.command {
             cmd::BLOCK_STATUS => return self.block_status(request, out),
             cmd::WRITE => self.session.pwrite(payload, offset, fua)?,
@@ -350,6 +381,11 @@ impl Requests {
             request.length
         );
     }
+}
+
+/// FUA, if the request asks for it.
+fn fua(request: &Request) -> Flags {
+    if request.has(cmd_flag::FUA) { Flags::FUA } else { Flags::empty() }
 }
 
 /// Whether a command may change data, so that it is worth running for a client who is gone.

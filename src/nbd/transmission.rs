@@ -7,10 +7,11 @@
 
 use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
 
-use nbdkit_core::{Client, Errno, Error, ThreadModel};
+use nbdkit_core::{Client, Completion, Errno, Error, ThreadModel};
 
 use crate::{
     buffer::{Buffer, grow},
+    later::Later,
     output::{Flushed, Outbox},
     pace::Pace,
     pool::{Job, Pool, Worker},
@@ -70,8 +71,9 @@ impl From<io::Error> for End {
 /// What the connection's thread shares with its workers.
 struct Shared {
     requests: Requests,
-    outbox: Outbox,
-    pool: Pool,
+    outbox: Arc<Outbox>,
+    pool: Arc<Pool>,
+    later: Arc<Later>,
     pace: Pace,
 }
 
@@ -110,10 +112,13 @@ pub(crate) fn run(
 ) -> End {
     let serial = threads <= 1 || requests.session.chain().thread_model() != ThreadModel::Parallel;
     let extended = requests.replies == Replies::Extended;
+    let outbox = Arc::new(Outbox::new(stream.clone()));
+    let pool = Arc::new(Pool::new(if serial { 1 } else { threads }));
     let shared = Arc::new(Shared {
         requests,
-        outbox: Outbox::new(stream.clone()),
-        pool: Pool::new(if serial { 1 } else { threads }),
+        later: Arc::new(Later::new(outbox.clone(), pool.clone())),
+        outbox,
+        pool,
         pace: Pace::new(serial),
     });
     let mut input = Vec::new();
@@ -222,6 +227,9 @@ impl Reader<'_> {
             self.shared.requests.run(request, &[], &mut self.out);
             return Ok(());
         }
+        if self.start_without_worker(request, 0..0) {
+            return Ok(());
+        }
         if self.may_be_quick() {
             return self.run_quick(request, 0..0);
         }
@@ -265,6 +273,9 @@ impl Reader<'_> {
             self.shared.requests.run(request, &self.input[payload], &mut self.out);
             return Ok(());
         }
+        if self.start_without_worker(request, payload.clone()) {
+            return Ok(());
+        }
         if self.may_be_quick() {
             return self.run_quick(request, payload);
         }
@@ -297,6 +308,26 @@ impl Reader<'_> {
         let Reader { shared, input, out, .. } = self;
         shared.pace.measure(|| shared.requests.run(request, &input[payload], out));
         Ok(())
+    }
+
+    /// Starts a READ or a WRITE, if the chain can run it without a worker; its payload is that part of the input.
+    fn start_without_worker(&self, request: &Request, payload: Range<usize>) -> bool {
+        if self.serial || !matches!(request.command, cmd::READ | cmd::WRITE) {
+            return false;
+        }
+        let Some(running) = self.shared.later.begin(request.length as usize) else { return false };
+        let (shared, asked) = (self.shared.clone(), *request);
+        let done = Completion::new(move |result| {
+            shared.later.end(running, |out| shared.requests.reply(&asked, result, out));
+            Some(shared.later.clone())
+        });
+        match self.shared.requests.submit(request, &self.input[payload], done) {
+            None => true,
+            Some(done) => {
+                done.withdraw();
+                false
+            }
+        }
     }
 
     /// Whether this thread may run a request that came after those of the workers, and send its reply.
