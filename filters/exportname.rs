@@ -8,9 +8,7 @@ use std::{
 };
 
 use anyhow::bail;
-use nbdkit_core::{
-    Below, Errno, Error, Exports, Filter, Handle, Info, Loan, Next, NextConfig, Open, Result, params,
-};
+use nbdkit_core::{Below, Completion, Errno, Error, Exports, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, params, Result};
 
 const HELP: &str = "\
 default-export=<NAME>     The export that the empty name stands for (default: as below).
@@ -227,6 +225,10 @@ impl Handle for Renamed {
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        self.next.submit(io, offset, done)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

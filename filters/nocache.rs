@@ -3,9 +3,7 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{
-    Below, Filter, Handle, Info, Loan, Next, NextConfig, Op, Open, Result, Support, emulate, params,
-};
+use nbdkit_core::{Below, Completion, emulate, Filter, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
 
 const HELP: &str = "cachemode=<MODE>   'none' (default), 'emulate' or 'nop'.";
 
@@ -90,6 +88,10 @@ impl Handle for Uncached {
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        self.next.submit(io, offset, done)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

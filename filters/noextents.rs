@@ -1,6 +1,6 @@
 //! Hides which parts of the disk are holes or zeroes: clients see data everywhere.
 
-use nbdkit_core::{Below, Filter, Handle, Info, Loan, Next, Open, Result};
+use nbdkit_core::{Below, Completion, Filter, Handle, Info, Io, Loan, Next, Open, Result};
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(NoExtents)
@@ -33,6 +33,10 @@ impl Handle for Opaque {
 
     fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         self.next.pread_nowait(buf, offset)
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        self.next.submit(io, offset, done)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -3,10 +3,7 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{
-    Below, Errno, Error, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result, Support,
-    emulate, params,
-};
+use nbdkit_core::{Below, Completion, emulate, Errno, Error, Filter, Flags, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
 
 const HELP: &str = "\
 zeromode=<MODE>       'none' (default), 'emulate', 'notrim' or 'plugin'.
@@ -173,6 +170,10 @@ impl Handle for Zeroing {
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        self.next.submit(io, offset, done)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -1,6 +1,6 @@
 //! A range of the disk below as a disk of its own: the handle of the filters that choose one.
 
-use nbdkit_core::{Extents, Flags, Handle, Loan, Next, Op, Result};
+use nbdkit_core::{Completion, Extents, Flags, Handle, Io, Loan, Next, Op, Result};
 
 /// The `length` bytes from `start` on of the disk below.
 pub(crate) struct Part {
@@ -69,6 +69,10 @@ impl Handle for Part {
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        self.next.submit(io, self.start + offset, done)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{Below, Filter, Handle, Info, Loan, Next, NextConfig, Open, Result, params};
+use nbdkit_core::{Below, Completion, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, params, Result};
 
 const HELP: &str = "rotational=<BOOL>   Whether the disk counts as a spinning one (default true).";
 
@@ -48,6 +48,10 @@ impl Handle for Labelled {
 
     fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         self.next.pread_nowait(buf, offset)
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        self.next.submit(io, offset, done)
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{
-    Below, Extents, Filter, Flags, Handle, Info, Next, NextConfig, NextConfigComplete, Op, Open, Result,
+    Below, Completion, Io, Extents, Filter, Flags, Handle, Info, Next, NextConfig, NextConfigComplete, Op, Open, Result,
     ThreadModel, params,
 };
 use parking_lot::Mutex;
@@ -178,6 +178,19 @@ impl Handle for Counted {
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         self.run(Op::Write, buf.len() as u64, offset, |next| next.pwrite(buf, offset, flags))
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, mut done: Completion) -> Option<Completion> {
+        let (counters, start) = (self.counters.clone(), Instant::now());
+        let (op, length) = (io.op(), io.length());
+        done.look(move |failure| {
+            if failure.is_none() {
+                counters.count(op, length, offset, start.elapsed());
+            }
+        });
+        let mut back = self.next.submit(io, offset, done)?;
+        back.unlook();
+        Some(back)
     }
 
     fn flush(&self) -> Result<()> {

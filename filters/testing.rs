@@ -18,8 +18,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    BlockSize, Chain, Client, Connection, Errno, Error, Extents, Flags, Handle, Info, Loan, Op, Open, Peer,
-    Plugin, Result, Session, Stop, Support, ThreadModel,
+    BlockSize, Chain, Client, Completion, Connection, Errno, Error, Extents, Flags, Handle, Info, Io, Loan,
+    Op, Open, Peer, Plugin, Result, Session, Stop, Support, ThreadModel,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -53,6 +53,8 @@ pub(crate) struct Spec {
     pub(crate) may_block: bool,
     /// Reads without a wait succeed although requests may sleep.
     pub(crate) cached: bool,
+    /// Reads and writes end on another thread if they may.
+    pub(crate) later: bool,
     /// After this many calls all fail with EIO.
     pub(crate) fail_after: Option<u64>,
 }
@@ -74,6 +76,7 @@ impl Default for Spec {
             thread_model: ThreadModel::Parallel,
             may_block: false,
             cached: false,
+            later: false,
             fail_after: None,
         }
     }
@@ -362,6 +365,27 @@ impl Handle for Disk {
         let _visit = self.enter(Op::Write, length, offset, flags)?;
         self.change(offset, length, flags, Some(buf));
         Ok(())
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        if !self.0.spec.later {
+            return Some(done);
+        }
+        let disk = self.clone();
+        let data = if let Io::Write(data, _) = io { data.to_vec() } else { Vec::new() };
+        let (length, flags) = (io.length() as usize, io.flags());
+        let op = io.op();
+        std::thread::spawn(move || {
+            let mut buf = vec![0; length];
+            let result = match op {
+                Op::Write => disk.pwrite(&data, offset, flags).map(|()| &[][..]),
+                _ => disk.pread(&mut buf, offset).map(|()| &buf[..]),
+            };
+            if let Some(flusher) = done.complete(result) {
+                flusher.flush();
+            }
+        });
+        None
     }
 
     fn flush(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use nbdkit_core::{Extents, Flags, Handle, Loan, Next, Op, Open, Result};
+use nbdkit_core::{Completion, Extents, Io, Flags, Handle, Loan, Next, Op, Open, Result};
 
 use super::{
     count,
@@ -168,6 +168,10 @@ impl Handle for Logged {
 
     fn may_block(&self, op: Op) -> bool {
         self.journal.has_script() || self.next.may_block(op)
+    }
+
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        if self.journal.is_on() { Some(done) } else { self.next.submit(io, offset, done) }
     }
 
     fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {

@@ -1,6 +1,8 @@
 //! The byte-array model: random requests go through a session and into an array, and must not differ.
 
-use nbdkit_core::{Errno, Flags, Op, Result, Session, Support};
+use std::sync::{Arc, mpsc::channel};
+
+use nbdkit_core::{Completion, Errno, Flags, Io, Op, Result, Session, Support};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},
@@ -80,7 +82,8 @@ fn requests(size: u64) -> impl Strategy<Value = Vec<Request>> {
 /// Runs random requests through `filters` over disks of `disk_size` bytes with different capabilities, and compares
 /// every answer with a byte array that `view` describes.
 pub(crate) fn check_model(filters: &[&str], params: &[(&str, &str)], disk_size: u64, view: &View) {
-    for spec in [Spec::sized(disk_size), Spec::emulated(disk_size), Spec::minimal(disk_size)] {
+    let later = Spec { later: true, ..Spec::sized(disk_size) };
+    for spec in [Spec::sized(disk_size), later, Spec::emulated(disk_size), Spec::minimal(disk_size)] {
         check_model_over(&spec, filters, params, view);
     }
 }
@@ -91,7 +94,7 @@ pub(crate) fn check_model_over(spec: &Spec, filters: &[&str], params: &[(&str, &
     let result = TestRunner::new(config).run(&requests(view.size), |requests| {
         let disk = spec.clone().disk();
         let chain = chain(&disk, filters, params).unwrap();
-        let session = open(&chain, client(), false).unwrap();
+        let session = Arc::new(open(&chain, client(), false).unwrap());
         Model::new(&session, &disk, view)?.run(&requests)
     });
     if let Err(failure) = result {
@@ -104,7 +107,7 @@ fn summary(spec: &Spec) -> String {
 }
 
 struct Model<'a> {
-    session: &'a Session,
+    session: &'a Arc<Session>,
     disk: &'a Disk,
     view: &'a View,
     bytes: Vec<u8>,
@@ -114,7 +117,11 @@ struct Model<'a> {
 type Check = std::result::Result<(), TestCaseError>;
 
 impl<'a> Model<'a> {
-    fn new(session: &'a Session, disk: &'a Disk, view: &'a View) -> std::result::Result<Self, TestCaseError> {
+    fn new(
+        session: &'a Arc<Session>,
+        disk: &'a Disk,
+        view: &'a View,
+    ) -> std::result::Result<Self, TestCaseError> {
         let original = disk.contents();
         let bytes = (0..view.size).map(|i| view.at(i).map_or(0, |at| original[at as usize])).collect();
         prop_assert_eq!(session.size(), view.size, "size");
@@ -148,9 +155,28 @@ impl<'a> Model<'a> {
     }
 
     fn read(&self, offset: u64, length: u64) -> std::result::Result<Vec<u8>, TestCaseError> {
+        if let Some(result) = self.submit(Io::Read(length as usize), offset) {
+            return result.map_err(|e| TestCaseError::fail(format!("read: {e}")));
+        }
         let mut buf = vec![0xaa; length as usize];
         self.session.pread(&mut buf, offset).map_err(|e| TestCaseError::fail(format!("read: {e}")))?;
         Ok(buf)
+    }
+
+    /// Runs a request without a thread of ours, if the chain takes it.
+    fn submit(&self, io: Io<'_>, offset: u64) -> Option<Result<Vec<u8>>> {
+        let (tell, told) = channel();
+        let done = Completion::new(move |result| {
+            let _ = tell.send(result.map(<[u8]>::to_vec));
+            None
+        });
+        match self.session.submit(io, offset, done) {
+            None => told.recv().ok(),
+            Some(done) => {
+                done.withdraw();
+                None
+            }
+        }
     }
 
     fn range(&self, request: Request) -> std::ops::Range<usize> {
@@ -188,7 +214,11 @@ impl<'a> Model<'a> {
             }
             Op::Write => {
                 let data = vec![request.byte; length as usize];
-                let result = self.session.pwrite(&data, offset, flags & Flags::FUA);
+                let flags = flags & Flags::FUA;
+                let result = match self.submit(Io::Write(&data, flags), offset) {
+                    Some(result) => result.map(drop),
+                    None => self.session.pwrite(&data, offset, flags),
+                };
                 self.changed(request, result, &data)
             }
             Op::Zero => {
