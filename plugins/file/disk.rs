@@ -2,32 +2,44 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut},
-    os::{fd::AsFd, unix::fs::FileExt},
+    io::{self, IoSliceMut},
+    os::fd::AsFd,
     path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
-use nbdkit_core::{Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support};
+use nbdkit_core::{Completion, Errno, Error, Extents, Flags, Handle, Io, Loan, Op, Result, Support};
 use rustix::{
     fs::{
         Advice, FileType, SeekFrom, fadvise, fdatasync, fstat, fstatfs, ioctl_blksszget, major, minor, seek,
     },
-    io::{Errno as Sys, ReadWriteFlags, preadv2, pwritev2},
+    io::{Errno as Sys, ReadWriteFlags, preadv2},
 };
 
-use super::Hints;
+use super::{
+    Hints,
+    aligned::Buffers,
+    direct::{Direct, read_all, write_all},
+    ranges::{Entered, Files},
+    submit::Submitter,
+};
 use crate::holes;
 
 /// File systems in memory, where a read never waits and that do not all know `RWF_NOWAIT`: tmpfs, ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// With `cache=none`, how much may wait in the page cache to be written back, in bytes.
+/// With `cache=none` but without direct I/O, how much may wait in the page cache to be written back, in bytes.
 const UNCACHED_WINDOW: u64 = 32 << 20;
 
 /// See the module.
 pub(super) struct Disk {
-    file: File,
+    file: Arc<File>,
+    /// With `cache=none`, where the file system can.
+    direct: Option<Arc<Direct>>,
+    submitter: Submitter,
     size: u64,
     writable: bool,
     /// The logical block size, for a block device.
@@ -55,7 +67,10 @@ enum Way {
 }
 
 impl Disk {
-    pub(super) fn new(file: File, writable: bool, hints: Hints) -> Result<Self> {
+    /// `files` has the writes of all connections.
+    pub(super) fn new(file: File, writable: bool, hints: Hints, files: &Files) -> Result<Self> {
+        let file = Arc::new(file);
+        let buffers = Arc::<Buffers>::default();
         let stat = fstat(&file).map_err(io::Error::from)?;
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
         let size = if is_device {
@@ -69,7 +84,12 @@ impl Disk {
         let device = is_device.then(|| ioctl_blksszget(&file).map_or(512, u64::from));
         let in_memory = !is_device
             && fstatfs(&file).is_ok_and(|fs| IN_MEMORY.contains(&(fs.f_type as u64 & 0xffff_ffff)));
+        let direct = (hints.uncached && !in_memory)
+            .then(|| Direct::open(&file, (writable, is_device), size, files, &buffers))
+            .flatten();
         Ok(Disk {
+            direct: direct.map(Arc::new),
+            submitter: Submitter::new(buffers, !hints.no_ring),
             size,
             writable,
             device,
@@ -116,30 +136,19 @@ impl Disk {
         if flags.contains(Flags::FUA) { self.flush() } else { Ok(()) }
     }
 
-    /// Writes everything and returns when it is durable.
-    fn write_durable(&self, mut buf: &[u8], mut offset: u64) -> Result<()> {
-        while !buf.is_empty() && !self.no_dsync.load(Relaxed) {
-            match pwritev2(&self.file, &[IoSlice::new(buf)], offset, ReadWriteFlags::DSYNC) {
-                Ok(0) => return Err(Error::new(Errno::EIO, "the file took no data")),
-                Ok(n) => {
-                    buf = &buf[n..];
-                    offset += n as u64;
-                }
-                Err(Sys::INTR) => {}
-                Err(Sys::OPNOTSUPP | Sys::NOSYS) => self.no_dsync.store(true, Relaxed),
-                Err(e) => return Err(io::Error::from(e).into()),
-            }
-        }
-        if buf.is_empty() {
-            return Ok(());
-        }
-        self.file.write_all_at(buf, offset)?;
-        self.flush()
+    /// The page cache is used, although it is not to be.
+    fn must_drop_cache(&self) -> bool {
+        self.hints.uncached && self.direct.as_ref().is_none_or(|direct| direct.is_refused())
     }
 
     /// Drops a range that was read from the page cache again; 0: all of the file. Only a hint, so without errors.
     fn drop_cache(&self, offset: u64, length: u64) {
         let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(length), Advice::DontNeed);
+    }
+
+    /// Keeps a range free of writes of parts of blocks, which would bring back what it was.
+    fn enter(&self, offset: u64, length: u64) -> Option<Entered> {
+        self.direct.as_ref().map(|direct| direct.enter(&(offset..offset + length)))
     }
 }
 
@@ -189,13 +198,11 @@ impl Handle for Disk {
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                Error::new(Errno::EIO, "the file ends early: it was made shorter while it was open")
-            }
-            _ => e.into(),
-        })?;
-        if self.hints.uncached {
+        match &self.direct {
+            Some(direct) => direct.read(buf, offset)?,
+            None => read_all(&self.file, buf, offset)?,
+        }
+        if self.must_drop_cache() {
             self.drop_cache(offset, buf.len() as u64);
         }
         Ok(())
@@ -222,11 +229,10 @@ impl Handle for Disk {
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        if flags.contains(Flags::FUA) {
-            self.write_durable(buf, offset)?;
-        } else {
-            self.file.write_all_at(buf, offset)?;
+        if let Some(direct) = &self.direct {
+            return direct.write(buf, offset, flags);
         }
+        write_all(&self.file, buf, offset, flags, &self.no_dsync)?;
         let length = buf.len() as u64;
         if self.hints.uncached && self.dirty.fetch_add(length, Relaxed) + length >= UNCACHED_WINDOW {
             self.flush()?;
@@ -234,9 +240,26 @@ impl Handle for Disk {
         Ok(())
     }
 
+    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
+        match (io, &self.direct) {
+            (_, Some(direct)) if direct.is_refused() => Some(done),
+            (Io::Read(length), Some(direct)) => self.submitter.read_direct(direct, length, offset, done),
+            (Io::Write(data, flags), Some(direct)) => {
+                self.submitter.write_direct(direct, data, offset, flags, done)
+            }
+            // Where the kernel has threads wait, there are more of ours. The page cache takes writes at once.
+            (Io::Read(length), None)
+                if !self.in_memory && !self.hints.uncached && !self.no_nowait.load(Relaxed) =>
+            {
+                self.submitter.read(&self.file, length, offset, done)
+            }
+            _ => Some(done),
+        }
+    }
+
     fn flush(&self) -> Result<()> {
         fdatasync(&self.file).map_err(io::Error::from)?;
-        if self.hints.uncached {
+        if self.must_drop_cache() {
             self.dirty.store(0, Relaxed);
             self.drop_cache(0, 0);
         }
@@ -250,6 +273,7 @@ impl Handle for Disk {
             None => (offset, offset + length),
         };
         if start < end {
+            let _entered = self.enter(start, end - start);
             match self.allocate(Way::Punch, end - start, start) {
                 // To trim is to advise.
                 Err(e) if e.is_unsupported() => {}
@@ -260,6 +284,7 @@ impl Handle for Disk {
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        let _entered = self.enter(offset, length);
         let mut done = Err(Errno::EOPNOTSUPP.into());
         if flags.contains(Flags::MAY_TRIM) {
             done = self.allocate(Way::Punch, length, offset);
@@ -278,6 +303,9 @@ impl Handle for Disk {
     }
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        if self.hints.uncached {
+            return Ok(());
+        }
         fadvise(&self.file, offset, std::num::NonZeroU64::new(length), Advice::WillNeed)
             .map_err(|e| io::Error::from(e).into())
     }

@@ -1,6 +1,7 @@
 //! The file plugin: serves a file, a block device, or every file of a directory.
 //!
-//! This file owns the parameters; `source` finds and opens the files, `disk` serves an open one.
+//! This file owns the parameters; `source` finds and opens the files, `disk` serves an open one. What goes past the page
+//! cache is `direct`'s, and what waits without a thread `ring`'s.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,11 +13,19 @@ use nbdkit_core::{Exports, Handle, Info, Open, Plugin, Result, params};
 use rustix::fs::Advice;
 
 use disk::Disk;
+use ranges::Files;
 use source::Source;
 
+mod aligned;
+mod direct;
 mod disk;
 mod inherit;
+mod ranges;
+mod ring;
 mod source;
+mod submit;
+#[cfg(test)]
+mod cold_tests;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +37,7 @@ pub(crate) fn new() -> Box<dyn Plugin> {
 struct FilePlugin {
     source: Option<Source>,
     hints: Hints,
+    files: Files,
 }
 
 /// What the user tells about how the file will be used.
@@ -37,6 +47,8 @@ struct Hints {
     advice: Option<Advice>,
     /// Keep the page cache free of this disk.
     uncached: bool,
+    /// Do without io_uring, as where the kernel does not allow it.
+    no_ring: bool,
 }
 
 impl FilePlugin {
@@ -132,7 +144,7 @@ impl Plugin for FilePlugin {
     fn open(&self, open: &Open) -> Result<Box<dyn Handle>> {
         let source = self.source.as_ref().ok_or(nbdkit_core::Errno::EINVAL)?;
         let (file, writable) = source.open(&open.export_name, open.readonly)?;
-        Ok(Box::new(Disk::new(file, writable, self.hints)?))
+        Ok(Box::new(Disk::new(file, writable, self.hints, &self.files)?))
     }
 }
 
