@@ -23,9 +23,9 @@ mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;
 mod handshake;
+mod later;
 #[cfg(openssl_on_demand)]
 mod libssl;
-mod later;
 mod oldstyle;
 mod output;
 mod pace;
