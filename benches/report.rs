@@ -125,7 +125,8 @@ impl Report {
             let _ = writeln!(text, "- {problem}");
         }
         let head = ["ours, against nbdkit where no other is named", "target", "median", "range", ""];
-        let mut lines = vec![head.map(str::to_owned).to_vec()];
+        let head = [&head[..], &["CPU µs: ours / peer", "system calls: ours / peer"]].concat();
+        let mut lines = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
         lines.extend(verdicts.iter().map(Verdict::line));
         text + &table(&lines)
     }

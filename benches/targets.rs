@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{report::Report, spread::Spread, table::digits};
+use crate::{jobs::Cell, report::Report, spread::Spread, table::digits};
 
 /// A bound for a number of the report.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +161,18 @@ pub(crate) const TARGETS: &[Target] = &[
     target("nbdcopy, 4 connections ÷ 1", RateOfJobs("ours", "nbd-copy-4", "nbd-copy-1"), AtLeast(1.0)),
 ];
 
+impl Measure {
+    /// The job in which two contestants are compared, and those.
+    fn versus(self) -> Option<(&'static str, &'static str, &'static str)> {
+        match self {
+            Rate(job, of, over) | Time(job, of, over) | Cpu(job, of, over) | LayerNs(job, of, over, _) => {
+                Some((job, of, over))
+            }
+            RateOfJobs(..) | CpuOfJobs(..) | CpuMs(..) | Rss(..) | Figure(..) => None,
+        }
+    }
+}
+
 impl Bound {
     /// Whether the median keeps it.
     pub(crate) fn holds(self, value: Spread) -> bool {
@@ -180,11 +192,13 @@ impl Bound {
 }
 
 /// A target with what was measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Verdict {
     pub(crate) target: &'static Target,
     /// None: not measured here.
     pub(crate) value: Option<Spread>,
+    /// CPU time in µs and system calls for a request, of both contestants where two are compared.
+    costs: [String; 2],
 }
 
 impl Verdict {
@@ -203,7 +217,8 @@ impl Verdict {
             Some(false) => "MISSED",
             None => "not measured",
         };
-        vec![self.target.work.into(), self.target.bound.text(), value, range, met.into()]
+        let [cpu, syscalls] = self.costs.clone();
+        vec![self.target.work.into(), self.target.bound.text(), value, range, met.into(), cpu, syscalls]
     }
 
     /// For programs.
@@ -214,6 +229,7 @@ impl Verdict {
         };
         json!({
             "work": self.target.work,
+            "job": self.target.measure.versus().map(|(job, ..)| job),
             "at_least": at_least,
             "at_most": at_most,
             "value": self.value.map(Spread::json),
@@ -232,8 +248,26 @@ pub(crate) fn of_rate(verdicts: &[Verdict], job: &str, of: &str, over: &str) -> 
 
 /// All targets, in their order.
 pub(crate) fn verdicts(report: &Report) -> Vec<Verdict> {
-    let verdict = |target| Verdict { target, value: measure(report, target.measure) };
+    let verdict = |target: &'static Target| Verdict {
+        target,
+        value: measure(report, target.measure),
+        costs: costs(report, target.measure),
+    };
     TARGETS.iter().map(verdict).collect()
+}
+
+/// The costs behind a number, as [`Verdict`] has them; empty where it is not about two contestants.
+fn costs(report: &Report, measure: Measure) -> [String; 2] {
+    let Some((row, of, over)) =
+        measure.versus().and_then(|(job, of, over)| Some((report.row(job)?, of, over)))
+    else {
+        return Default::default();
+    };
+    let both = |value: fn(&Cell) -> Option<f64>| {
+        let texts = [of, over].map(|name| row.cell(name).and_then(value).map_or("–".into(), digits));
+        if texts.iter().all(|text| text == "–") { String::new() } else { texts.join(" / ") }
+    };
+    [both(Cell::cpu_per_request), both(|cell| cell.syscalls)]
 }
 
 fn measure(report: &Report, measure: Measure) -> Option<Spread> {
