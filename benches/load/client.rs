@@ -183,7 +183,8 @@ struct Output {
 }
 
 impl Output {
-    /// Without large requests or without large replies nobody can wait for each other, and waiting in the kernel is quicker.
+    /// Without large requests or without large replies the two cannot wait for each other, and waiting in the kernel is
+    /// quicker.
     fn new(mix: Mix) -> Self {
         let both = mix.has(Op::Read) && mix.has(Op::Write);
         let flags = SendFlags::NOSIGNAL | if both { SendFlags::DONTWAIT } else { SendFlags::empty() };

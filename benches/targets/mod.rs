@@ -1,4 +1,6 @@
-//! What this project wants to reach, and whether it does.
+//! What this project wants to reach, and whether it does. [`list`] has the numbers.
+
+mod list;
 
 use serde_json::{Value, json};
 
@@ -28,7 +30,8 @@ pub(crate) enum Measure {
     Time(&'static str, &'static str, &'static str),
     /// CPU time of a contestant for a request, in ms.
     CpuMs(&'static str, &'static str),
-    /// CPU time that each of so many layers adds to a request, in ns, when the first contestant has them and the second not.
+    /// CPU time that each of so many layers adds to a request, in ns, when the first contestant has them and the second
+    /// does not.
     LayerNs(&'static str, &'static str, &'static str, u32),
     /// Memory after the run of a section with that job.
     Rss(&'static str, &'static str, &'static str),
@@ -44,122 +47,7 @@ pub(crate) enum Bound {
 
 use Bound::{AtLeast, AtMost};
 use Measure::{Cpu, CpuMs, CpuOfJobs, Figure, LayerNs, Rate, RateOfJobs, Rss, Time};
-
-const fn target(work: &'static str, measure: Measure, bound: Bound) -> Target {
-    Target { work, measure, bound }
-}
-
-/// All of them. Peers are named where it is not nbdkit.
-pub(crate) const TARGETS: &[Target] = &[
-    target("file, 4 KiB reads, one CPU, depth 1", Rate("nbd-read-d1", "ours", "nbdkit"), AtLeast(1.6)),
-    target("file, 4 KiB reads, one CPU, depth 16", Rate("nbd-read-d16", "ours", "nbdkit"), AtLeast(3.5)),
-    target("file, 4 KiB reads, one CPU, depth 64", Rate("nbd-read-d64", "ours", "nbdkit"), AtLeast(3.5)),
-    target("file, 4 KiB reads, all CPUs, depth 64", Rate("nbd-read-d64-all", "ours", "nbdkit"), AtLeast(2.5)),
-    target("file, fio nbd engine, depth 1", Rate("nbd-fio-d1", "ours", "nbdkit"), AtLeast(1.3)),
-    target("file, fio nbd engine, depth 16", Rate("nbd-fio-d16", "ours", "nbdkit"), AtLeast(1.2)),
-    target("file, 1 MiB reads", Rate("nbd-stream-read", "ours", "nbdkit"), AtLeast(1.8)),
-    target("file, 1 MiB writes", Rate("nbd-stream-write", "ours", "nbdkit"), AtLeast(1.5)),
-    target("memory, 4 KiB writes, depth 16", Rate("memory-write-d16", "ours", "nbdkit"), AtLeast(5.0)),
-    target("memory, 1 MiB writes", Rate("memory-stream-write", "ours", "nbdkit"), AtLeast(4.0)),
-    target("server CPU per 4 KiB read, depth 16", Cpu("nbd-read-d16", "ours", "nbdkit"), AtMost(0.4)),
-    target("TLS-PSK copy", Rate("tls-copy", "ours", "nbdkit"), AtLeast(4.0)),
-    target("4 KiB reads, one CPU, depth 1, qemu-nbd", Rate("nbd-read-d1", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target(
-        "4 KiB reads, one CPU, depth 16, qemu-nbd",
-        Rate("nbd-read-d16", "ours", "qemu-nbd"),
-        AtLeast(2.0),
-    ),
-    target(
-        "4 KiB reads, one CPU, depth 64, qemu-nbd",
-        Rate("nbd-read-d64", "ours", "qemu-nbd"),
-        AtLeast(2.0),
-    ),
-    target(
-        "4 KiB reads, all CPUs, depth 64, qemu-nbd",
-        Rate("nbd-read-d64-all", "ours", "qemu-nbd"),
-        AtLeast(2.0),
-    ),
-    target("fio nbd engine, depth 1, qemu-nbd", Rate("nbd-fio-d1", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target("fio nbd engine, depth 16, qemu-nbd", Rate("nbd-fio-d16", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target("1 MiB reads, qemu-nbd", Rate("nbd-stream-read", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target("1 MiB writes, qemu-nbd", Rate("nbd-stream-write", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target(
-        "memory, 4 KiB writes, depth 16, qemu-nbd",
-        Rate("memory-write-d16", "ours", "qemu-nbd"),
-        AtLeast(2.0),
-    ),
-    target("memory, 1 MiB writes, qemu-nbd", Rate("memory-stream-write", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target(
-        "server CPU per 4 KiB read, depth 16, qemu-nbd",
-        Cpu("nbd-read-d16", "ours", "qemu-nbd"),
-        AtMost(0.5),
-    ),
-    target("TLS-PSK copy, qemu-nbd", Rate("tls-copy", "ours", "qemu-nbd"), AtLeast(2.0)),
-    target("C plugin, depth 16", Rate("c-plugin-d16", "ours", "nbdkit"), AtLeast(1.2)),
-    target(
-        "FUSE direct 4 KiB, depth 1, one CPU, nbdfuse",
-        Rate("fuse-read-d1", "ours", "nbdfuse"),
-        AtLeast(6.0),
-    ),
-    target("FUSE direct 4 KiB, depth 16, nbdfuse", Rate("fuse-read-d16", "ours", "nbdfuse"), AtLeast(6.0)),
-    target("FUSE direct 4 KiB, depth 1, one CPU, qsd", Rate("fuse-read-d1", "ours", "qsd"), AtLeast(2.5)),
-    target("FUSE direct 4 KiB, depth 16, qsd", Rate("fuse-read-d16", "ours", "qsd"), AtLeast(3.0)),
-    target("FUSE direct 1 MiB reads, qsd", Rate("fuse-stream-read", "ours", "qsd"), AtLeast(3.0)),
-    target(
-        "FUSE cached 4 KiB, the file itself",
-        Rate("fuse-cached", "ours", "the file itself"),
-        AtLeast(0.9),
-    ),
-    target(
-        "FUSE cached 1 MiB, the file itself",
-        Rate("fuse-cached-stream", "ours", "the file itself"),
-        AtLeast(0.9),
-    ),
-    target(
-        "FUSE passthrough 4 KiB, the file itself",
-        Rate("fuse-cached", "ours, passthrough", "the file itself"),
-        AtLeast(0.9),
-    ),
-    target(
-        "FUSE passthrough 1 MiB, the file itself",
-        Rate("fuse-cached-stream", "ours, passthrough", "the file itself"),
-        AtLeast(0.9),
-    ),
-    target("three filters, no filter", Rate("filters-d16", "three filters", "no filter"), AtLeast(0.9)),
-    target("ten filters, no filter", Rate("filters-d16", "ten filters", "no filter"), AtLeast(0.95)),
-    target(
-        "CPU ns per pass-through filter",
-        LayerNs("filters-d16", "ten filters", "no filter", 10),
-        AtMost(30.0),
-    ),
-    target("block status, 10,000 extents, CPU ms", CpuMs("map", "ours"), AtMost(50.0)),
-    target(
-        "file past the page cache, depth 64, fio on the file",
-        Rate("cold-read-d64", "ours", "fio on the file"),
-        AtLeast(0.9),
-    ),
-    target("start to exit, time", Time("start", "ours", "nbdkit"), AtMost(0.5)),
-    target("start to exit, CPU", Cpu("start", "ours", "nbdkit"), AtMost(0.5)),
-    target("KiB of memory per idle connection", Figure("idle-rss", "ours"), AtMost(64.0)),
-    target("memory after the run", Rss("nbd-read-d16", "ours", "nbdkit"), AtMost(2.0)),
-    target(
-        "CPU per request, 4 connections ÷ 1",
-        CpuOfJobs("ours", "connections-4", "connections-1"),
-        AtMost(1.2),
-    ),
-    target(
-        "CPU per request, 16 connections ÷ 1",
-        CpuOfJobs("ours", "connections-16", "connections-1"),
-        AtMost(1.2),
-    ),
-    target(
-        "CPU per request, 64 connections ÷ 1",
-        CpuOfJobs("ours", "connections-64", "connections-1"),
-        AtMost(1.2),
-    ),
-    target("export of 8 EiB − 1 ÷ 1 MiB", Rate("size-read-d16", "8 EiB − 1", "1 MiB"), AtLeast(0.9)),
-    target("nbdcopy, 4 connections ÷ 1", RateOfJobs("ours", "nbd-copy-4", "nbd-copy-1"), AtLeast(1.0)),
-];
+use list::TARGETS;
 
 impl Measure {
     /// The job in which two contestants are compared, and those.
