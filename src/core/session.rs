@@ -203,8 +203,9 @@ impl Session {
         }
     }
 
-    /// Tells other doors that a range has changed.
-    fn written(&self, offset: u64, length: u64) {
+    /// Tells other doors that a range has changed. To be called by a door that has written to what the chain
+    /// [lent](Self::loan).
+    pub fn written(&self, offset: u64, length: u64) {
         let chain = &self.connection.chain;
         if chain.observer_count.load(Ordering::Acquire) > 0 {
             chain.notify(self.observer.as_ref(), self, offset, length);
@@ -439,6 +440,16 @@ impl Session {
             return Err(Error::new(Errno::EINVAL, "the export does not offer cache"));
         }
         self.run(Op::Cache, length, "cache", |next| next.cache(length, offset))
+    }
+
+    /// Logs the failure of what a door did itself, with what the chain [lent](Self::loan).
+    pub fn failed(&self, what: &str, e: &Error) {
+        self.log(what, e);
+    }
+
+    /// Whether requests are counted. Then a door lets the chain see them all.
+    pub fn is_counted(&self) -> bool {
+        self.counters.is_some()
     }
 
     /// Lends a range of the disk, if the chain can and the thread model lets requests by without a permit.

@@ -7,6 +7,7 @@
 //! * [`proto`] knows the bytes and does no I/O,
 //! * `handshake` and `oldstyle` end with an open session,
 //! * `transmission` is the loop, `requests` and `sparse` the work, `pool` and `output` what it shares with its workers,
+//! * `splice` moves large data past us, `resident` tells when,
 //! * `tls` has the server's credentials, `priority` what is spoken, `encrypted` the stream, `certificate` clients' names,
 //!   `libssl` the libraries,
 //! * `server` holds the connections, [`listen`] makes the sockets.
@@ -16,6 +17,7 @@
 pub mod listen;
 pub mod proto;
 
+mod batch;
 mod buffer;
 #[cfg(feature = "tls")]
 mod certificate;
@@ -33,9 +35,11 @@ mod pool;
 #[cfg(feature = "tls")]
 mod priority;
 mod requests;
+mod resident;
 mod server;
 mod sparse;
 mod spin;
+mod splice;
 mod stream;
 #[cfg(test)]
 mod tests;

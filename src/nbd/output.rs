@@ -3,11 +3,11 @@
 //! One thread at a time sends; whoever comes meanwhile leaves its replies to that one, who sends them too before it
 //! is done. So nobody waits for a lock while a reply travels, and many small replies leave in one system call.
 
-use std::{io, sync::Arc};
+use std::{io, os::fd::BorrowedFd, sync::Arc};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::{buffer::Buffer, stream::Stream};
+use crate::{buffer::Buffer, splice::Pipe, stream::Stream};
 
 /// A worker waits while this much is left to others to send.
 const WORKERS_MAX: usize = 1 << 20;
@@ -73,6 +73,14 @@ impl Outbox {
         }
     }
 
+    /// Becomes the one who sends, if nobody else is.
+    fn try_begin(&self) -> bool {
+        let mut state = self.state.lock();
+        let free = !state.dead && !state.sending;
+        state.sending |= free;
+        free
+    }
+
     /// Takes what was left meanwhile into the empty `out`; ends the sending if that is nothing.
     fn next(&self, out: &mut Buffer) -> bool {
         let mut state = self.state.lock();
@@ -132,21 +140,50 @@ impl Outbox {
             return Ok(Flushed::Done);
         }
         loop {
-            while !out.is_empty() {
-                match self.stream.send(out.as_slice(), false) {
-                    Ok(n) => out.consume(n),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Pending),
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => {
-                        self.fail(out);
-                        return Err(e);
-                    }
-                }
+            if !self.send_now(out)? {
+                return Ok(Flushed::Pending);
             }
             if !self.next(out) {
                 return Ok(Flushed::Done);
             }
         }
+    }
+
+    /// Sends of `out` what the client takes now; whether that was all.
+    fn send_now(&self, out: &mut Buffer) -> io::Result<bool> {
+        while !out.is_empty() {
+            match self.stream.send(out.as_slice(), false) {
+                Ok(n) => out.consume(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.fail(out);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// As [`flush`](Self::flush), with what `pipe` holds behind `out`. Not for one who has a flush pending.
+    pub(crate) fn flush_with(
+        &self,
+        out: &mut Buffer,
+        pipe: &mut Pipe,
+        socket: BorrowedFd<'_>,
+    ) -> io::Result<Flushed> {
+        let sender = self.try_begin();
+        if sender
+            && self.send_now(out)?
+            && let Err(e) = pipe.send(socket)
+        {
+            self.fail(out);
+            return Err(e);
+        }
+        if pipe.copy_to(out).is_err() {
+            out.spoil();
+        }
+        self.flush(out, sender)
     }
 
     /// As [`flush`](Self::flush), but waits for the client until all is sent.

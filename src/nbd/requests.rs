@@ -136,7 +136,7 @@ impl Requests {
     }
 
     /// Whether the holes of a READ are worth a question.
-    fn may_have_holes(&self, request: &Request) -> bool {
+    pub(crate) fn may_have_holes(&self, request: &Request) -> bool {
         self.sparse
             && request.length >= WORTH_ASKING
             && !request.has(cmd_flag::DF)
@@ -253,12 +253,43 @@ impl Requests {
             out.put(self.replies.hole(request, part.offset, part.length, last).as_slice())?;
             return Ok(true);
         }
+        self.head(request, part.offset, part.length, last, out)?;
+        read(out.space(part.length as usize)?)
+    }
+
+    /// Whether the data of a READ may be sent in parts.
+    pub(crate) fn may_split(&self, request: &Request) -> bool {
+        self.replies != Replies::Simple && !request.has(cmd_flag::DF)
+    }
+
+    /// Appends what comes before the data of a part, which is all if it [cannot be split](Self::may_split).
+    ///
+    /// # Errors
+    /// `ENOMEM`: nothing was appended.
+    pub(crate) fn head(
+        &self,
+        request: &Request,
+        offset: u64,
+        length: u64,
+        last: bool,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let head = match self.replies {
             Replies::Simple => self.replies.data(request),
-            _ => self.replies.part(request, part.offset, part.length, last),
+            _ => self.replies.part(request, offset, length, last),
         };
-        out.put(head.as_slice())?;
-        read(out.space(part.length as usize)?)
+        out.put(head.as_slice())
+    }
+
+    /// Appends the reply of a WRITE that a door did itself.
+    pub(crate) fn written(&self, request: &Request, result: Result<()>, out: &mut Buffer) {
+        self.session.written(request.offset, request.length);
+        let told = result
+            .inspect_err(|e| self.session.failed("pwrite", e))
+            .and_then(|()| out.put(self.replies.done(request).as_slice()));
+        if let Err(e) = told {
+            self.fail(request, &e, None, out);
+        }
     }
 
     /// Takes a part back that could not be read, but for the start that can be had without waiting: what came before
@@ -266,7 +297,7 @@ impl Requests {
     #[cold]
     fn salvage(&self, request: &Request, part: &Part, mark: usize, out: &mut Buffer) -> u64 {
         out.rewind(mark);
-        if part.hole || self.replies == Replies::Simple || request.has(cmd_flag::DF) {
+        if part.hole || !self.may_split(request) {
             return 0;
         }
         let length = part.length as usize;

@@ -4,7 +4,6 @@
 //! microseconds saves ours, if a CPU is free for it and requests come that fast.
 
 use std::{
-    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,10 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::thread::sched_getaffinity;
+
 /// How long to look.
 const SPIN: Duration = Duration::from_micros(40);
 /// A wait that was this short, wake-up included, makes the next one worth a spin.
 const SHORT: Duration = Duration::from_micros(100);
+/// A wait that was this short was none.
+const NONE: Duration = Duration::from_micros(4);
 /// Most waits that are not spun for after spins in vain. A client on our own CPU makes all of them so.
 const PENALTY_MAX: u32 = 256;
 
@@ -35,14 +38,16 @@ pub(crate) struct Spin {
     skip: u32,
     /// How many that will be after the next spin in vain.
     penalty: u32,
+    /// The last find or sleep was none: it was there already.
+    at_once: bool,
 }
 
 impl Spin {
     /// To be called on the thread that spins.
     pub(crate) fn new(awake: Busy) -> Self {
         awake.0.fetch_add(1, Ordering::Relaxed);
-        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Spin { awake, cpus, worth: false, skip: 0, penalty: 1 }
+        let cpus = sched_getaffinity(None).map_or(1, |cpus| cpus.count() as usize);
+        Spin { awake, cpus, worth: false, skip: 0, penalty: 1, at_once: false }
     }
 
     /// CPUs that this thread may run on.
@@ -61,11 +66,13 @@ impl Spin {
             return None;
         }
         let start = Instant::now();
+        self.at_once = true;
         loop {
             if let Some(found) = look() {
                 self.penalty = 1;
                 return Some(found);
             }
+            self.at_once = false;
             if start.elapsed() > SPIN {
                 self.worth = false;
                 self.skip = self.penalty;
@@ -78,12 +85,18 @@ impl Spin {
         }
     }
 
+    /// Whether there was nothing to wait for the last time.
+    pub(crate) fn was_at_once(&self) -> bool {
+        self.at_once
+    }
+
     /// Runs a call that sleeps, and learns from how long it took.
     pub(crate) fn sleep<T>(&mut self, call: impl FnOnce() -> T) -> T {
         self.awake.0.fetch_sub(1, Ordering::Relaxed);
         let start = Instant::now();
         let result = call();
-        self.worth = start.elapsed() < SHORT;
+        let took = start.elapsed();
+        (self.worth, self.at_once) = (took < SHORT, took < NONE);
         self.awake.0.fetch_add(1, Ordering::Relaxed);
         result
     }

@@ -56,6 +56,11 @@ pub(crate) trait Stream: Send + Sync {
     /// The end: nothing is received or sent any more, and all who wait see it.
     fn close(&self);
 
+    /// The socket, if its bytes are those of the stream.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Sends all of `buf`.
     fn send_all(&self, mut buf: &[u8]) -> io::Result<()> {
         while !buf.is_empty() {
@@ -117,7 +122,13 @@ impl Stream for Socket {
 
     fn send(&self, buf: &[u8], wait: bool) -> io::Result<usize> {
         let flags = if wait { SendFlags::empty() } else { SendFlags::DONTWAIT };
-        Ok(send(&self.fd, buf, flags | SendFlags::NOSIGNAL)?)
+        loop {
+            match send(&self.fd, buf, flags | SendFlags::NOSIGNAL) {
+                // The socket may have a timeout, for those who splice.
+                Err(rustix::io::Errno::AGAIN) if wait => {}
+                result => return Ok(result?),
+            }
+        }
     }
 
     fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
@@ -142,6 +153,10 @@ impl Stream for Socket {
 
     fn close(&self) {
         let _ = shutdown(&self.fd, Shutdown::Both);
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        (!self.no_input.load(Ordering::Acquire)).then(|| self.fd.as_fd())
     }
 }
 

@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 
 use crate::{Config, proto::cmd, serve_one};
 
+mod large;
+
 const SIZE: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -149,7 +151,7 @@ struct Served {
     server: JoinHandle<anyhow::Result<()>>,
 }
 
-fn serve(disk: Disk, config: Config) -> Served {
+fn serve(disk: impl Plugin + 'static, config: Config) -> Served {
     let mut chain = Chain::new(Box::new(disk), Vec::new());
     chain.config_complete().unwrap();
     let chain = Arc::new(chain);

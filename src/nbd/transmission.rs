@@ -10,6 +10,7 @@ use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
 use nbdkit_core::{Client, Completion, Errno, Error, ThreadModel};
 
 use crate::{
+    batch::Batch,
     buffer::{Buffer, grow},
     later::Later,
     output::{Flushed, Outbox},
@@ -18,8 +19,11 @@ use crate::{
     proto::{MAX_PAYLOAD, Replies, Request, cmd},
     requests::{Requests, changes_data},
     spin::{Busy, Spin},
+    splice::Pipe,
     stream::{Interest, Stream},
 };
+
+mod large;
 
 /// Bytes received at once.
 const INPUT: usize = 256 << 10;
@@ -125,6 +129,7 @@ pub(crate) fn run(
     if grow(&mut input, INPUT).is_err() {
         return End::Io(io::ErrorKind::OutOfMemory.into());
     }
+    let spin = Spin::new(busy);
     let mut reader = Reader {
         shared,
         stream: &**stream,
@@ -140,7 +145,10 @@ pub(crate) fn run(
         out: Buffer::default(),
         pending: false,
         stalled: false,
-        spin: Spin::new(busy),
+        batch: Batch::new(spin.cpus()),
+        spin,
+        pipe: None,
+        no_pipe: false,
     };
     let Err(end) = reader.run();
     reader.finish(&end);
@@ -173,7 +181,12 @@ struct Reader<'a> {
     pending: bool,
     /// Waiting for the client to take more was in vain.
     stalled: bool,
+    batch: Batch,
     spin: Spin,
+    /// For large data; empty between two requests.
+    pipe: Option<Pipe>,
+    /// There cannot be one.
+    no_pipe: bool,
 }
 
 impl Reader<'_> {
@@ -181,7 +194,7 @@ impl Reader<'_> {
         loop {
             while let Some(request) = self.next_request()? {
                 self.handle(&request)?;
-                if self.out.len() >= FLUSH {
+                if self.batch.add() || self.out.len() >= FLUSH {
                     self.relieve()?;
                 }
             }
@@ -219,21 +232,22 @@ impl Reader<'_> {
         }
         self.at_once = INPUT;
         let inline = self.may_overtake();
+        let mut request = *request;
         if inline && request.command == cmd::READ {
-            if self.shared.requests.read_now(request, &mut self.out) {
+            if self.splice_read(&mut request)? || self.shared.requests.read_now(&request, &mut self.out) {
                 return Ok(());
             }
-        } else if inline && !self.shared.requests.may_block(request) {
-            self.shared.requests.run(request, &[], &mut self.out);
+        } else if inline && !self.shared.requests.may_block(&request) {
+            self.shared.requests.run(&request, &[], &mut self.out);
             return Ok(());
         }
-        if self.start_without_worker(request, 0..0) {
+        if self.start_without_worker(&request, 0..0) {
             return Ok(());
         }
         if self.may_be_quick() {
-            return self.run_quick(request, 0..0);
+            return self.run_quick(&request, 0..0);
         }
-        self.submit(Job { request: *request, payload: Vec::new() })
+        self.submit(Job { request, payload: Vec::new() })
     }
 
     /// Answers a request that is not run, and forgets the payload that comes behind it. Replies may overtake each
@@ -250,6 +264,9 @@ impl Reader<'_> {
         let length = request.length as usize;
         let inline = self.may_overtake() && !self.shared.requests.may_block(request);
         if length > LARGE && self.end - self.start < length {
+            if inline && self.splice_write(request)? {
+                return Ok(());
+            }
             let mut payload = match self.shared.pool.payload(length) {
                 Ok(payload) => payload,
                 Err(e) => return self.refuse(request, &e),
@@ -368,6 +385,7 @@ impl Reader<'_> {
     }
 
     fn flush(&mut self) -> Result<(), End> {
+        self.batch.sent();
         let flushed = self.shared.outbox.flush(&mut self.out, self.pending)?;
         self.pending = flushed == Flushed::Pending;
         Ok(())
@@ -447,9 +465,18 @@ impl Reader<'_> {
         if !self.drained
             && let Some(n) = self.try_receive(buf)?
         {
+            self.batch.received(true);
             return Ok(n);
         }
         self.drained = true;
+        if !full && self.batch.is_worth_a_look() {
+            let found = self.try_receive(buf)?;
+            self.batch.looked(found.is_some());
+            if let Some(n) = found {
+                self.batch.received(true);
+                return Ok(n);
+            }
+        }
         loop {
             self.flush()?;
             while self.pending {
@@ -472,12 +499,14 @@ impl Reader<'_> {
                 })
             {
                 if let Some(n) = self.received(buf, result)? {
+                    self.batch.received(self.spin.was_at_once());
                     return Ok(n);
                 }
                 continue;
             }
             let result = self.spin.sleep(|| stream.recv(buf, true));
             if let Some(n) = self.received(buf, result)? {
+                self.batch.received(self.spin.was_at_once());
                 return Ok(n);
             }
         }

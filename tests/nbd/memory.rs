@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use crate::util::{self, Server, raw::Raw};
 
 const WRITE: u16 = 1;
+/// Such a write is not spliced into the file that memory lends, but needs a buffer.
+const FUA: u16 = 1;
 const LARGE: u32 = 64 << 20;
 const ENOMEM: u8 = 12;
 
@@ -28,7 +30,7 @@ fn large_requests_fail_when_memory_is_short() {
     util::run_ok(["prlimit", "--pid", &server.pid().to_string(), &format!("--as={limit}")]);
 
     for raw in &mut greedy {
-        raw.request(0, WRITE, 0, LARGE);
+        raw.request(FUA, WRITE, 0, LARGE);
         raw.send(&[0xee; 8]);
     }
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -38,7 +40,7 @@ fn large_requests_fail_when_memory_is_short() {
     }
     let errors = |raw: &mut Raw| raw.read(16)[7];
     // One more is refused, behind all of its data, and so is what would read as much.
-    honest.request(0, WRITE, 0, LARGE);
+    honest.request(FUA, WRITE, 0, LARGE);
     honest.send(&vec![0xee; LARGE as usize]);
     assert_eq!(errors(&mut honest), ENOMEM);
     honest.request(0, 0, 0, LARGE);
