@@ -33,16 +33,29 @@ replies!(ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLsee
 pub(crate) enum Answer<R> {
     /// Nobody else has it.
     Own(R),
-    /// The watch has it too; whoever is first takes it.
-    Watched(Arc<Mutex<Option<R>>>),
+    /// Others have it too, such as the watch; whoever is first takes it.
+    Shared(Arc<Mutex<Option<R>>>),
 }
 
 impl<R: Reply> Answer<R> {
+    /// One that others can have too.
+    pub(crate) fn shared(reply: R) -> Self {
+        Answer::Shared(Arc::new(Mutex::new(Some(reply))))
+    }
+
+    /// The same once more, if it is shared.
+    pub(crate) fn share(&self) -> Option<Self> {
+        match self {
+            Answer::Own(_) => None,
+            Answer::Shared(reply) => Some(Answer::Shared(reply.clone())),
+        }
+    }
+
     /// Whether there still is somebody to answer.
     pub(crate) fn is_open(&self) -> bool {
         match self {
             Answer::Own(_) => true,
-            Answer::Watched(reply) => reply.lock().is_some(),
+            Answer::Shared(reply) => reply.lock().is_some(),
         }
     }
 
@@ -50,7 +63,7 @@ impl<R: Reply> Answer<R> {
     pub(crate) fn take(self) -> Option<R> {
         match self {
             Answer::Own(reply) => Some(reply),
-            Answer::Watched(reply) => reply.lock().take(),
+            Answer::Shared(reply) => reply.lock().take(),
         }
     }
 
@@ -122,7 +135,7 @@ impl Watch {
         if idle {
             self.shared.wake.notify_one();
         }
-        Answer::Watched(reply)
+        Answer::Shared(reply)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use fuser::{Errno, FileAttr, INodeNo};
-use nbdkit_core::{Error, Flags, Op, Session, Support};
+use nbdkit_core::{Completion, Error, Flags, Io, Op, Session, Support};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use crate::{
@@ -133,6 +133,29 @@ impl Door {
             return Ok(false);
         }
         self.session.pread_nowait(buffer, self.start + offset).map_err(|e| errno(&e))
+    }
+
+    /// Starts a read, all of it within the file, if the chain can without a thread; else `done` comes back.
+    pub(crate) fn submit_read(&self, length: usize, offset: u64, done: Completion) -> Option<Completion> {
+        if length > self.piece() {
+            return Some(done);
+        }
+        self.session.submit(Io::Read(length), self.start + offset, done)
+    }
+
+    /// As [`submit_read`](Self::submit_read), for a write. Whoever gets told of its end tells the attributes.
+    pub(crate) fn submit_write(
+        &self,
+        data: &[u8],
+        offset: u64,
+        synchronous: bool,
+        done: Completion,
+    ) -> Option<Completion> {
+        let flags = if synchronous { Flags::FUA } else { Flags::empty() };
+        if data.len() > self.piece() || (synchronous && self.session.caps().fua == Support::None) {
+            return Some(done);
+        }
+        self.session.submit(Io::Write(data, flags), self.start + offset, done)
     }
 
     /// Whether a write would have to wait.

@@ -25,6 +25,7 @@ use crate::{
     attr::TTL,
     buffer,
     door::{Door, is_synchronous},
+    later,
     mount::Ended,
     passthrough,
     pool::Pool,
@@ -112,6 +113,18 @@ impl Fs {
         }
     }
 
+    /// Runs a request that may block and whose reply others may have too.
+    fn run_shared<R: Reply>(&self, answer: Answer<R>, job: impl FnOnce(Answer<R>) + Send + 'static) {
+        if self.serial && self.watch.is_none() {
+            return job(answer);
+        }
+        self.pool.run(move || {
+            if answer.is_open() {
+                job(answer);
+            }
+        });
+    }
+
     fn reply_attr(&self, ino: INodeNo, reply: ReplyAttr) {
         let door = match self.volume.door(ino) {
             Ok(door) => door.clone(),
@@ -176,9 +189,9 @@ fn read_to(answer: Answer<ReplyData>, door: &Door, offset: u64, length: usize) {
 }
 
 /// A write request but for its data.
-struct Write {
-    offset: u64,
-    synchronous: bool,
+pub(crate) struct Write {
+    pub(crate) offset: u64,
+    pub(crate) synchronous: bool,
     /// The kernel writes pages that it kept.
     from_cache: bool,
 }
@@ -363,8 +376,11 @@ impl Filesystem for Fs {
             })
         };
         if let Some(reply) = reply {
-            let door = door.clone();
-            self.run(true, "read", reply, move |answer| read_to(answer, &door, offset, length));
+            let answer = later::share(reply, "read", self.watch.as_ref());
+            if self.serial || !later::read(&self.pool, &answer, &door, offset, length) {
+                let door = door.clone();
+                self.run_shared(answer, move |answer| read_to(answer, &door, offset, length));
+            }
         }
     }
 
@@ -394,8 +410,14 @@ impl Filesystem for Fs {
         if !may_block || self.serial && self.watch.is_none() {
             return write_to(Answer::Own(reply), &self.volume, &door, data, &write);
         }
+        let answer = later::share(reply, "write", self.watch.as_ref());
+        // Of a write to a disk with partitions other files are told before it is answered.
+        let alone = !self.serial && !self.volume.style.partitions;
+        if alone && later::write(&self.pool, &answer, &door, data, &write) {
+            return;
+        }
         let (volume, door, data) = (self.volume.clone(), door.clone(), data.to_vec());
-        self.run(true, "write", reply, move |answer| write_to(answer, &volume, &door, &data, &write));
+        self.run_shared(answer, move |answer| write_to(answer, &volume, &door, &data, &write));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {

@@ -14,6 +14,7 @@ mod coherence;
 mod device;
 mod door;
 mod fs;
+mod later;
 mod mount;
 mod mountinfo;
 mod mountpoint;

@@ -1,4 +1,5 @@
-//! Threads for requests that may have to wait. They are started when needed and kept until the mount ends.
+//! Threads for requests that may have to wait. They are started when needed and kept until the mount ends. Requests that
+//! wait without a thread are counted here too, for the mount ends after them.
 
 use std::{collections::VecDeque, sync::Arc, thread};
 
@@ -6,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// See the module. Dropping it runs what is queued and joins the threads.
+/// See the module. Dropping it runs what is queued, joins the threads and waits for the requests without one.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     max: usize,
@@ -17,12 +18,16 @@ pub(crate) struct Pool {
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    /// The last request without a thread has ended.
+    ended: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Job>,
     idle: usize,
+    /// Requests without a thread.
+    outside: usize,
     closing: bool,
 }
 
@@ -45,6 +50,12 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
+    /// Counts a request that waits without a thread.
+    pub(crate) fn enter(&self) -> Entered {
+        self.shared.state.lock().outside += 1;
+        Entered(self.shared.clone())
+    }
+
     /// Starts one more thread, if there may be one.
     fn grow(&self) -> bool {
         let mut threads = self.threads.lock();
@@ -62,6 +73,19 @@ impl Pool {
                 log::debug!("no further thread for requests: {e}");
                 false
             }
+        }
+    }
+}
+
+/// A request that waits without a thread.
+pub(crate) struct Entered(Arc<Shared>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.outside -= 1;
+        if state.outside == 0 {
+            self.0.ended.notify_all();
         }
     }
 }
@@ -93,6 +117,10 @@ impl Drop for Pool {
             if thread.join().is_err() {
                 log::error!("a thread for requests panicked");
             }
+        }
+        let mut state = self.shared.state.lock();
+        while state.outside > 0 {
+            self.shared.ended.wait(&mut state);
         }
     }
 }
@@ -131,6 +159,21 @@ mod tests {
         }
         drop(pool);
         assert_eq!(count.load(Ordering::Relaxed), 1000);
+    }
+
+    #[test]
+    fn dropping_it_waits_for_requests_without_a_thread() {
+        let pool = Pool::new(1);
+        let ended = Arc::new(AtomicUsize::new(0));
+        let (entered, seen) = (pool.enter(), ended.clone());
+        let other = thread::spawn(move || {
+            thread::yield_now();
+            seen.store(1, Ordering::Release);
+            drop(entered);
+        });
+        drop(pool);
+        assert_eq!(ended.load(Ordering::Acquire), 1);
+        other.join().unwrap();
     }
 
     #[test]
