@@ -31,6 +31,9 @@ const DEPTH: usize = 128;
 /// Largest transfer in bytes: larger ones keep a device busy from a few threads, and need memory.
 pub(super) const LARGEST: usize = 128 << 10;
 
+/// Completions dealt with before their replies are sent and what has come meanwhile is started. Devices end many
+/// transfers at once; the client and the device are not to wait for each other.
+const ROUND: usize = 16;
 /// The completion that says that the queue has something.
 const WAKE: u64 = u64::MAX;
 
@@ -230,9 +233,10 @@ impl Driver {
     fn drive(&mut self) -> io::Result<()> {
         self.listen()?;
         let mut new = Vec::new();
-        let mut entries = Vec::with_capacity(2 * DEPTH);
+        let mut entries = Vec::with_capacity(ROUND);
         let mut ended = 0;
         loop {
+            let idle = self.ring.completion().is_empty();
             {
                 let mut state = self.shared.state.lock();
                 state.under_way -= std::mem::take(&mut ended);
@@ -240,12 +244,12 @@ impl Driver {
                     return Ok(());
                 }
                 std::mem::swap(&mut new, &mut state.queue);
-                state.asleep = true;
+                state.asleep = idle;
             }
             for transfer in new.drain(..) {
                 self.launch(transfer)?;
             }
-            match self.ring.submit_and_wait(1) {
+            match self.ring.submit_and_wait(usize::from(idle)) {
                 Ok(_) => {}
                 // Interrupted, or short of memory: what has ended is dealt with first.
                 Err(e) => match Errno::from_io_error(&e) {
@@ -254,8 +258,10 @@ impl Driver {
                     _ => return Err(e),
                 },
             }
-            self.shared.state.lock().asleep = false;
-            entries.extend(self.ring.completion());
+            if idle {
+                self.shared.state.lock().asleep = false;
+            }
+            entries.extend(self.ring.completion().take(ROUND));
             for entry in entries.drain(..) {
                 ended += usize::from(self.note(&entry)?);
             }

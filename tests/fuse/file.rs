@@ -235,6 +235,24 @@ fn fio_verifies_with_sixteen_jobs() {
     }
 }
 
+#[test]
+fn fio_verifies_past_the_page_cache() {
+    let dir = temp();
+    let disk = image(dir.path(), "disk", 16 * MIB + 700);
+    for filters in [&[][..], &["--filter=offset"]] {
+        let file = ["file", disk.to_str().expect("UTF-8"), "cache=none"];
+        let mount = Mount::start([filters, &file[..]].concat());
+        for (engine, blocks) in [("io_uring", "bs=4k"), ("libaio", "bsrange=1k-100k")] {
+            sh(&format!(
+                "fio --name=v --filename={} --rw=randrw --{blocks} --size=16m --io_size=8m --direct=1 \
+                 --ioengine={engine} --iodepth=64 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+                 --output-format=terse --allow_file_create=0",
+                mount.file().display()
+            ));
+        }
+    }
+}
+
 /// The file system exerciser: reads, writes, maps and punches at random, and compares with a model.
 #[test]
 fn fsx() {

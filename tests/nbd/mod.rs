@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod copy;
 mod costs;
+mod direct;
 mod ending;
 mod extended;
 mod fuzz;

@@ -1,0 +1,183 @@
+//! `file cache=none`: past the page cache, at any alignment, any depth and any end.
+
+use std::fs;
+
+use crate::util::{self, Server, image, patterned, raw::Raw, sh, temp};
+
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const MIB: u64 = 1 << 20;
+
+fn start(disk: &std::path::Path) -> Server {
+    Server::start([
+        "-v",
+        "-D",
+        "nbdkit.backend.datapath=0",
+        "file",
+        disk.to_str().expect("UTF-8"),
+        "cache=none",
+    ])
+}
+
+/// Names of the server's threads, without those that the kernel lends it.
+fn threads(server: &Server) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("tasks");
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| !name.starts_with("iou-")).collect()
+}
+
+#[test]
+fn fio_verifies_at_any_alignment() {
+    let dir = temp();
+    for (size, blocks) in [(32 * MIB, "bs=4k"), (32 * MIB + 777, "bsrange=300-100k --bs_unaligned")] {
+        let server = start(&image(dir.path(), "disk", size));
+        sh(&format!(
+            "fio --name=v --ioengine=nbd --uri='{}' --rw=randrw --{blocks} --size={size} --io_size=24m --iodepth=64 \
+             --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse",
+            server.uri()
+        ));
+    }
+}
+
+#[test]
+fn qemu_and_a_copy_agree() {
+    let dir = temp();
+    let disk = patterned(dir.path(), "disk", 3 * MIB as usize + 1000);
+    let copy = dir.path().join("copy");
+    fs::copy(&disk, &copy).expect("copy");
+    let server = start(&disk);
+    for target in [&server.uri(), copy.to_str().expect("UTF-8")] {
+        let end = 3 * MIB;
+        util::qemu_io(
+            target,
+            &[
+                "write -P 1 100 5000",
+                "write -P 2 4096 512",
+                "write -z 5000 9000",
+                "write -z -u 100000 70000",
+                "discard 1M 64k",
+                &format!("write -P 3 {} 1500", end - 512),
+                "read -P 1 100 3996",
+                "read -P 2 4096 512",
+                "read -P 0 5000 9000",
+                &format!("read -P 3 {} 1500", end - 512),
+                "flush",
+            ],
+        );
+    }
+    let ours = format!("nbdcopy '{}' - | head -c 3146728", server.uri());
+    sh(&format!("cmp <({ours}) <(head -c 3146728 {})", copy.display()));
+}
+
+/// Four clients write small pieces of the same blocks, none of which is another's.
+#[test]
+fn neighbours_lose_nothing() {
+    let dir = temp();
+    let server = start(&image(dir.path(), "disk", MIB));
+    let uri = server.uri();
+    util::nbdsh(
+        &uri,
+        &format!(
+            "
+clients = [nbd.NBD() for _ in range(4)]
+for c in clients: c.connect_uri('{uri}')
+piece, blocks = 100, 2000
+for lap in range(2):
+    for i in range(blocks):
+        clients[i % 4].aio_pwrite(nbd.Buffer.from_bytearray(bytearray([1 + lap * 4 + i % 4]) * piece), i * piece)
+    for c in clients:
+        while c.aio_in_flight() > 0: c.poll(-1)
+want = b''.join(bytes([5 + i % 4]) * piece for i in range(blocks))
+assert h.pread(piece * blocks, 0) == want
+for c in clients: c.shutdown()"
+        ),
+    );
+}
+
+#[test]
+fn deep_queues_need_no_threads() {
+    let dir = temp();
+    let server = start(&patterned(dir.path(), "disk", MIB as usize));
+    let mut raw = Raw::transmission(&server);
+    for i in 0..100 {
+        raw.request(0, READ, i * 8192, 4096);
+    }
+    for _ in 0..100 {
+        assert_eq!(raw.read(16 + 4096)[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+    }
+    let rings = threads(&server).iter().filter(|name| name.trim() == "io_uring").count();
+    if server.stderr().contains("no io_uring") || server.stderr().contains("no direct I/O") {
+        assert_eq!(rings, 0);
+        return;
+    }
+    assert_eq!(rings, 1, "{:?}", threads(&server));
+    // One more than that for the connection, and those that the server has anyway.
+    let before = threads(&server).len();
+    let mut other = Raw::transmission(&server);
+    for i in 0..100 {
+        other.request(0, WRITE, i * 8192, 4096);
+        other.send(&[1; 4096]);
+    }
+    for _ in 0..100 {
+        assert_eq!(other.read(16)[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+    }
+    assert_eq!(threads(&server).len(), before + 2, "{:?}", threads(&server));
+}
+
+#[test]
+fn clients_that_vanish_and_servers_that_stop_leave_nothing() {
+    let dir = temp();
+    let disk = patterned(dir.path(), "disk", 4 * MIB as usize);
+    let mut server = start(&disk);
+    let deep = |raw: &mut Raw| {
+        for i in 0..64_u64 {
+            raw.request(0, READ, i * 65536, 65536);
+            raw.request(0, WRITE, i * 65536, 4096);
+            raw.send(&[i as u8; 4096]);
+        }
+    };
+    for _ in 0..10 {
+        let mut raw = Raw::transmission(&server);
+        deep(&mut raw);
+        raw.vanish();
+        // One that hears nothing any more.
+        let mut raw = Raw::transmission(&server);
+        deep(&mut raw);
+        raw.deafen();
+        drop(raw);
+    }
+    util::nbdsh(&server.uri(), "h.pwrite(b'still here', 1); assert h.pread(10, 1) == b'still here'");
+    let mut raw = Raw::transmission(&server);
+    deep(&mut raw);
+    assert_eq!(server.terminate(), 0);
+    raw.rest();
+    assert_eq!(fs::metadata(&disk).expect("stat").len(), 4 * MIB);
+}
+
+#[test]
+fn block_devices_and_files_in_memory() {
+    let dir = temp();
+    let backing = image(dir.path(), "backing", 16 * MIB);
+    let device = sh(&format!("losetup --find --show {}", backing.display()));
+    let device = std::path::PathBuf::from(device.trim());
+    let detach = Detach(device.clone());
+    let memory = tempfile::Builder::new().prefix("nbdkit-test").tempdir_in("/dev/shm").expect("a directory");
+    for disk in [device, image(memory.path(), "disk", 16 * MIB)] {
+        let server = start(&disk);
+        sh(&format!(
+            "fio --name=v --ioengine=nbd --uri='{}' --rw=randrw --bsrange=300-100k --bs_unaligned --size=16m \
+             --iodepth=64 --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse",
+            server.uri()
+        ));
+    }
+    drop(detach);
+}
+
+/// A loop device that goes with the test.
+struct Detach(std::path::PathBuf);
+
+impl Drop for Detach {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("-d").arg(&self.0).output();
+    }
+}
