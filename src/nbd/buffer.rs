@@ -6,6 +6,8 @@
 use nbdkit_core::{Errno, Error, Result};
 use zerocopy::FromZeros as _;
 
+use crate::idle::give_back;
+
 /// Grows `data` to at least `size` initialised bytes; what it holds stays.
 ///
 /// # Errors
@@ -69,6 +71,14 @@ impl Buffer {
         }
     }
 
+    /// Gives the memory back, to the system: the allocator would keep it.
+    pub(crate) fn give_back(&mut self) {
+        if self.is_empty() {
+            give_back(&mut self.data);
+            self.data = Vec::new();
+        }
+    }
+
     /// Not even an error reply found memory: what comes out here is no longer what the client has to get.
     pub(crate) fn spoil(&mut self) {
         self.spoilt = true;
@@ -104,7 +114,7 @@ impl Buffer {
         let size = needed.max(self.data.len() * 2).max(Self::FIRST);
         if self.end == 0 {
             // Nothing to keep, so nothing to copy.
-            self.data = Vec::new();
+            self.give_back();
         }
         grow(&mut self.data, size).or_else(|_| grow(&mut self.data, needed))
     }

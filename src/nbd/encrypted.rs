@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 
 use crate::{
     certificate,
+    idle::give_back,
     stream::{Interest, Ready, Stream},
     tls::Credentials,
 };
@@ -292,6 +293,21 @@ impl Stream for Encrypted {
         let timeout = if at_hand { Some(Duration::ZERO) } else { timeout };
         let ready = self.below.wait(interest, timeout)?;
         Ok(Ready { read: ready.read || at_hand, ..ready })
+    }
+
+    fn set_patience(&self, patience: Duration) {
+        self.below.set_patience(patience);
+    }
+
+    fn give_back(&self) {
+        let mut state = self.state.lock();
+        let wire = state.ssl.get_mut();
+        if wire.start == wire.end {
+            give_back(&mut wire.input);
+        }
+        if wire.output.is_empty() {
+            wire.output = Vec::new();
+        }
     }
 
     fn close_input(&self) {

@@ -46,6 +46,11 @@ impl Later {
         self.pool.enter(bytes).then(|| Running { pool: self.pool.clone(), bytes })
     }
 
+    /// Gives memory back that holds nothing.
+    pub(crate) fn give_back(&self) {
+        self.ready.lock().out.give_back();
+    }
+
     /// Ends a request with the reply that `put` appends.
     pub(crate) fn end(&self, running: Running, put: impl FnOnce(&mut Buffer)) {
         let mut ready = self.ready.lock();

@@ -7,6 +7,7 @@
 //! * [`proto`] knows the bytes and does no I/O,
 //! * `handshake` and `oldstyle` end with an open session,
 //! * `transmission` is the loop, `requests` and `sparse` the work, `pool` and `output` what it shares with its workers,
+//! * `idle` gives memory back,
 //! * `splice` moves large data past us, `resident` tells when,
 //! * `tls` has the server's credentials, `priority` what is spoken, `encrypted` the stream, `certificate` clients' names,
 //!   `libssl` the libraries,
@@ -25,6 +26,7 @@ mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;
 mod handshake;
+mod idle;
 mod later;
 #[cfg(openssl_on_demand)]
 mod libssl;

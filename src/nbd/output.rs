@@ -48,6 +48,11 @@ impl Outbox {
         self.state.lock().dead
     }
 
+    /// Gives memory back that holds nothing.
+    pub(crate) fn give_back(&self) {
+        self.state.lock().left.give_back();
+    }
+
     /// Becomes the one who sends: true; or leaves `out` to that one, or drops it for a dead client: false.
     fn begin(&self, out: &mut Buffer, most: usize) -> bool {
         let mut state = self.state.lock();

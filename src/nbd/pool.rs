@@ -1,7 +1,7 @@
 //! The workers of one connection: they run the requests that may block.
 //!
-//! Threads are started when there is work that nobody is free for, up to the limit, and stay until the connection
-//! ends. What waits is bounded in number, and what waits or runs in bytes; then the connection's thread stops
+//! Threads are started when there is work that nobody is free for, up to the limit, and end when there was none for some
+//! time. What waits is bounded in number, and what waits or runs in bytes; then the connection's thread stops
 //! receiving. A request runs until its reply is sent, so this bounds the replies too that a client does not take.
 
 use std::{collections::VecDeque, thread::JoinHandle, time::Duration};
@@ -11,11 +11,14 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::{
     buffer::grow,
+    idle::{IDLE, give_back},
     proto::{Request, cmd},
 };
 
 /// With this many bytes in buffers, for data to write and data that was read, no further request is queued.
 const BYTES: usize = 64 << 20;
+/// A worker who has had no work for so long leaves: before the connection counts as idle, so that all of it is gone then.
+const PATIENCE: Duration = Duration::from_millis(IDLE.as_millis() as u64 / 2);
 /// Buffers kept for the next payloads.
 const SPARES: usize = 4;
 /// A larger one is not kept.
@@ -56,6 +59,9 @@ struct State {
     /// Requests that are with a worker, or need none.
     running: usize,
     idle: usize,
+    /// Workers that have not left.
+    workers: usize,
+    /// All that are to be waited for at the end, those who have left not long ago among them.
     threads: Vec<JoinHandle<()>>,
     closed: bool,
     spares: Vec<Vec<u8>>,
@@ -83,12 +89,16 @@ impl Pool {
     /// there is no worker and none can be started.
     pub(crate) fn submit(&self, job: Job, name: &str, worker: impl FnOnce() -> Worker) -> Result<(), Job> {
         let mut state = self.state.lock();
-        if state.idle <= state.queue.len() && state.threads.len() < self.limit {
+        if state.idle <= state.queue.len() && state.workers < self.limit {
+            state.threads.retain(|thread| !thread.is_finished());
             match std::thread::Builder::new().name(name.to_owned()).spawn(worker()) {
-                Ok(thread) => state.threads.push(thread),
+                Ok(thread) => {
+                    state.threads.push(thread);
+                    state.workers += 1;
+                }
                 Err(e) => {
                     log::debug!("cannot start a worker: {e}");
-                    if state.threads.is_empty() {
+                    if state.workers == 0 {
                         return Err(job);
                     }
                 }
@@ -160,6 +170,7 @@ impl Pool {
     pub(crate) fn payload(&self, length: usize) -> Result<Vec<u8>, Error> {
         let mut spare = self.state.lock().spares.pop().unwrap_or_default();
         if spare.capacity() < length {
+            give_back(&mut spare);
             spare = Vec::new();
         }
         grow(&mut spare, length)?;
@@ -178,7 +189,15 @@ impl Pool {
         }
     }
 
-    /// A worker's life: runs jobs until the pool is closed.
+    /// Gives the memory back of spare buffers, and of workers who have left; tells whether all have.
+    pub(crate) fn give_back(&self) -> bool {
+        let mut state = self.state.lock();
+        state.spares.drain(..).for_each(|mut spare| give_back(&mut spare));
+        state.threads.retain(|thread| !thread.is_finished());
+        state.threads.is_empty()
+    }
+
+    /// A worker's life: runs jobs until the pool is closed, or there was none for some time.
     pub(crate) fn work(&self, mut run: impl FnMut(&Job)) {
         let mut state = self.state.lock();
         loop {
@@ -195,8 +214,12 @@ impl Pool {
                 return;
             } else {
                 state.idle += 1;
-                self.work.wait(&mut state);
+                let idle = self.work.wait_for(&mut state, PATIENCE).timed_out();
                 state.idle -= 1;
+                if idle && state.queue.is_empty() {
+                    state.workers -= 1;
+                    return;
+                }
             }
         }
     }

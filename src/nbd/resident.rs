@@ -1,4 +1,4 @@
-//! Whether a range of a file is in memory. The one module of this crate with `unsafe`: no library has the system call.
+//! Whether a range of a file is in memory. With `unsafe`, for no library has the system call.
 
 #![allow(unsafe_code)]
 

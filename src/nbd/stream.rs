@@ -13,7 +13,10 @@ use std::{
 
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown},
+    net::{
+        RecvFlags, SendFlags, Shutdown, recv, send, shutdown,
+        sockopt::{Timeout, set_socket_timeout},
+    },
 };
 
 /// What to wait for.
@@ -43,6 +46,12 @@ pub(crate) trait Stream: Send + Sync {
     fn recv_full(&self, buf: &mut [u8]) -> io::Result<usize> {
         self.recv(buf, true)
     }
+
+    /// From now on [`recv`](Self::recv) does not wait much longer than that; then it fails with `WouldBlock`.
+    fn set_patience(&self, _patience: Duration) {}
+
+    /// Gives memory back that is not in use.
+    fn give_back(&self) {}
 
     /// Sends some of `buf`.
     fn send(&self, buf: &[u8], wait: bool) -> io::Result<usize>;
@@ -118,6 +127,12 @@ impl Stream for Socket {
             return Ok(0);
         }
         Ok(recv(&self.fd, buf, RecvFlags::WAITALL)?.0)
+    }
+
+    fn set_patience(&self, patience: Duration) {
+        if let Err(e) = set_socket_timeout(&self.fd, Timeout::Recv, Some(patience)) {
+            log::debug!("no memory is given back while the client says nothing: {e}");
+        }
     }
 
     fn send(&self, buf: &[u8], wait: bool) -> io::Result<usize> {

@@ -12,6 +12,7 @@ use nbdkit_core::{Client, Completion, Errno, Error, ThreadModel};
 use crate::{
     batch::Batch,
     buffer::{Buffer, grow},
+    idle::{IDLE, give_back},
     later::Later,
     output::{Flushed, Outbox},
     pace::Pace,
@@ -100,6 +101,7 @@ impl Shared {
                 }
                 shared.outbox.send(&mut out);
             });
+            out.give_back();
         })
     }
 }
@@ -150,6 +152,7 @@ pub(crate) fn run(
         pipe: None,
         no_pipe: false,
     };
+    stream.set_patience(IDLE);
     let Err(end) = reader.run();
     reader.finish(&end);
     end
@@ -509,7 +512,29 @@ impl Reader<'_> {
                 self.batch.received(self.spin.was_at_once());
                 return Ok(n);
             }
+            self.rest(buf)?;
         }
+    }
+
+    /// Nothing was received for some time: does without the memory until something is.
+    fn rest(&mut self, buf: &mut [u8]) -> Result<(), End> {
+        if !self.shared.pool.is_idle() {
+            return Ok(());
+        }
+        give_back(buf);
+        self.out.give_back();
+        self.shared.outbox.give_back();
+        self.shared.later.give_back();
+        self.stream.give_back();
+        let read = Interest { read: true, ..Interest::default() };
+        loop {
+            let timeout = (!self.shared.pool.give_back()).then_some(IDLE);
+            let ready = self.spin.sleep(|| self.stream.wait(read, timeout))?;
+            if timeout.is_none() || ready.read || ready.hangup {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn try_receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>, End> {
