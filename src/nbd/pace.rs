@@ -1,8 +1,9 @@
-//! How quick the requests are that keep their order, under a thread model below parallel.
+//! How quick the requests are that run where they may block.
 //!
-//! Only one of them runs at a time. To hand it to a worker and have that send the reply takes longer than many a plugin
-//! in C or in a script takes to answer, though nobody can know beforehand that it will not block. So the pace of those
-//! before it decides.
+//! To hand a request to a worker, and have that send the reply, takes longer than many a plugin in C or in a script takes
+//! to answer, though nobody can know beforehand that it will not block. So the pace of those before it decides whether
+//! the thread that listens to the client runs it. Under a thread model below parallel nothing is lost by that, for only
+//! one runs at a time. Under parallel the bound is lower, and somebody [stands by](crate::transmission).
 
 use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -19,8 +20,11 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// What is quick, and how many in a row make a habit.
+    /// What is quick where only one runs at a time.
     const QUICK: Duration = Duration::from_micros(200);
+    /// What is quick where others could run meanwhile: less than it takes to wake them, so never a wait for a device.
+    const QUICK_PARALLEL: Duration = Duration::from_micros(15);
+    /// How many in a row make a habit.
     const HABIT: u32 = 32;
 
     pub(crate) fn new(serial: bool) -> Self {
@@ -29,18 +33,27 @@ impl Pace {
 
     /// Runs a request.
     pub(crate) fn measure(&self, request: impl FnOnce()) {
-        if !self.serial {
-            return request();
-        }
         let start = Instant::now();
         request();
         self.note(start.elapsed());
     }
 
-    /// Those that are measured run one after the other, so nothing is lost between load and store.
+    /// What is lost between load and store, of those that run at once, does not matter.
     fn note(&self, took: Duration) {
-        let quick = if took < Self::QUICK { self.quick.load(Relaxed).saturating_add(1) } else { 0 };
+        let limit = if self.serial { Self::QUICK } else { Self::QUICK_PARALLEL };
+        let quick = self.quick.load(Relaxed);
+        let quick = match took {
+            _ if took < limit => (quick + 1).min(2 * Self::HABIT),
+            // One among many may have been interrupted.
+            _ if took < 10 * limit => quick / 2,
+            _ => 0,
+        };
         self.quick.store(quick, Relaxed);
+    }
+
+    /// Something has taken too long.
+    pub(crate) fn forget(&self) {
+        self.quick.store(0, Relaxed);
     }
 
     /// Whether the next request is likely to be quick.
@@ -63,14 +76,30 @@ mod tests {
         assert!(pace.is_quick());
         pace.note(Duration::from_millis(1));
         assert!(!pace.is_quick());
+        for _ in 0..10 * Pace::HABIT {
+            pace.note(Duration::from_micros(10));
+        }
+        pace.note(Duration::from_millis(1));
+        assert!(pace.is_quick(), "one is an exception");
+        pace.note(Duration::from_secs(1));
+        assert!(!pace.is_quick());
     }
 
     #[test]
-    fn side_by_side_there_is_no_pace() {
-        let pace = Pace::new(false);
-        for _ in 0..2 * Pace::HABIT {
-            pace.measure(|| ());
+    fn side_by_side_less_is_quick() {
+        for (serial, habit) in [(true, true), (false, false)] {
+            let pace = Pace::new(serial);
+            for _ in 0..Pace::HABIT {
+                pace.note(Duration::from_micros(100));
+            }
+            assert_eq!(pace.is_quick(), habit);
         }
+        let pace = Pace::new(false);
+        for _ in 0..Pace::HABIT {
+            pace.note(Duration::from_micros(5));
+        }
+        assert!(pace.is_quick());
+        pace.forget();
         assert!(!pace.is_quick());
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Job {
 
 impl Job {
     /// Bytes of the buffer that it has or will need.
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         match self.request.command {
             cmd::READ => self.request.length as usize,
             _ => self.payload.len(),

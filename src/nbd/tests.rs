@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use crate::{Config, proto::cmd, serve_one};
 
 mod large;
+mod lead;
 
 const SIZE: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(20);

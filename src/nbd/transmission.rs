@@ -17,7 +17,7 @@ use crate::{
     output::{Flushed, Outbox},
     pace::Pace,
     pool::{Job, Pool, Worker},
-    proto::{MAX_PAYLOAD, Replies, Request, cmd},
+    proto::{MAX_PAYLOAD, Replies, Request, cmd, cmd_flag},
     requests::{Requests, changes_data},
     spin::{Busy, Spin},
     splice::Pipe,
@@ -25,6 +25,9 @@ use crate::{
 };
 
 mod large;
+mod lead;
+
+use lead::Stage;
 
 /// Bytes received at once.
 const INPUT: usize = 256 << 10;
@@ -87,18 +90,23 @@ impl Shared {
         self.requests.session.client()
     }
 
+    /// Runs a request that may block, unless nobody waits for it any more, and appends its reply.
+    fn execute(&self, job: &Job, out: &mut Buffer) {
+        if changes_data(job.request.command) || !self.client().gone.is_raised() {
+            self.pace.measure(|| self.requests.run(&job.request, &job.payload, out));
+        } else if !self.outbox.is_dead() {
+            // Nobody waits for the data; a client of a server that stops waits for a reply.
+            let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
+            self.requests.fail(&job.request, &gone, None, out);
+        }
+    }
+
     fn worker(self: &Arc<Self>) -> Worker {
         let shared = self.clone();
         Box::new(move || {
             let mut out = Buffer::default();
             shared.pool.work(|job| {
-                if changes_data(job.request.command) || !shared.client().gone.is_raised() {
-                    shared.pace.measure(|| shared.requests.run(&job.request, &job.payload, &mut out));
-                } else if !shared.outbox.is_dead() {
-                    // Nobody waits for the data; a client of a server that stops waits for a reply.
-                    let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
-                    shared.requests.fail(&job.request, &gone, None, &mut out);
-                }
+                shared.execute(job, &mut out);
                 shared.outbox.send(&mut out);
             });
             out.give_back();
@@ -132,7 +140,7 @@ pub(crate) fn run(
         return End::Io(io::ErrorKind::OutOfMemory.into());
     }
     let spin = Spin::new(busy);
-    let mut reader = Reader {
+    let reader = Reader {
         shared,
         stream: &**stream,
         client,
@@ -151,16 +159,14 @@ pub(crate) fn run(
         spin,
         pipe: None,
         no_pipe: false,
+        ahead: None,
+        reply: Buffer::default(),
     };
     stream.set_patience(IDLE);
-    let Err(end) = reader.run();
-    reader.finish(&end);
-    end
+    Stage::new(reader).run()
 }
 
-enum Never {}
-
-/// The connection's thread.
+/// What the thread needs that listens to the client.
 struct Reader<'a> {
     shared: Arc<Shared>,
     stream: &'a dyn Stream,
@@ -190,19 +196,42 @@ struct Reader<'a> {
     pipe: Option<Pipe>,
     /// There cannot be one.
     no_pipe: bool,
+    /// To be run by this thread, though it may block.
+    ahead: Option<Job>,
+    /// For the replies of those; empty.
+    reply: Buffer,
 }
 
 impl Reader<'_> {
-    fn run(&mut self) -> Result<Never, End> {
+    /// Listens until there is a request that this thread is to run though it may block, to be
+    /// [answered](Self::answer).
+    fn run(&mut self) -> Result<Job, End> {
         loop {
             while let Some(request) = self.next_request()? {
                 self.handle(&request)?;
-                if self.batch.add() || self.out.len() >= FLUSH {
-                    self.relieve()?;
+                if let Some(job) = self.ahead.take() {
+                    return Ok(job);
                 }
+                self.answered()?;
             }
             self.receive()?;
         }
+    }
+
+    fn answered(&mut self) -> Result<(), End> {
+        if self.batch.add() || self.out.len() >= FLUSH { self.relieve() } else { Ok(()) }
+    }
+
+    /// Takes the reply to a request that this thread has run.
+    fn answer(&mut self, mut reply: Buffer) -> Result<(), End> {
+        if self.out.is_empty() && !self.pending {
+            std::mem::swap(&mut self.out, &mut reply);
+        } else if reply.is_spoilt() || self.out.put(reply.as_slice()).is_err() {
+            self.out.spoil();
+        }
+        reply.clear();
+        self.reply = reply;
+        self.answered()
     }
 
     /// Decodes the next request, if its header is complete.
@@ -250,7 +279,17 @@ impl Reader<'_> {
         if self.may_be_quick() {
             return self.run_quick(&request, 0..0);
         }
-        self.submit(Job { request, payload: Vec::new() })
+        self.give(Job { request, payload: Vec::new() })
+    }
+
+    /// Has a request run that may block: by this thread if those before it were quick, or by a worker.
+    fn give(&mut self, job: Job) -> Result<(), End> {
+        let plain = matches!(job.request.command, cmd::READ | cmd::WRITE) && !job.request.has(cmd_flag::FUA);
+        if plain && !self.serial && self.shared.pace.is_quick() {
+            self.ahead = Some(job);
+            return Ok(());
+        }
+        self.submit(job)
     }
 
     /// Answers a request that is not run, and forgets the payload that comes behind it. Replies may overtake each
@@ -307,7 +346,7 @@ impl Reader<'_> {
             }
         };
         copy.copy_from_slice(&self.input[payload]);
-        self.submit(Job { request: *request, payload: copy })
+        self.give(Job { request: *request, payload: copy })
     }
 
     /// Whether so much data is better copied by a worker, while this thread receives or sends.
@@ -317,7 +356,7 @@ impl Reader<'_> {
 
     /// Whether a request that may block is better run here, going by those before it.
     fn may_be_quick(&self) -> bool {
-        self.shared.pace.is_quick() && self.may_overtake()
+        self.serial && self.shared.pace.is_quick() && self.may_overtake()
     }
 
     /// Runs a request that may block; its payload is that part of the input. What is ready is sent first, for this may
@@ -523,6 +562,7 @@ impl Reader<'_> {
         }
         give_back(buf);
         self.out.give_back();
+        self.reply.give_back();
         self.shared.outbox.give_back();
         self.shared.later.give_back();
         self.stream.give_back();
@@ -573,7 +613,7 @@ impl Reader<'_> {
     }
 
     /// Lets the requests in flight end and sends their replies.
-    fn finish(mut self, end: &End) {
+    fn finish(&mut self, end: &End) {
         if !matches!(end, End::Disconnect) {
             self.client.gone.raise();
         }
