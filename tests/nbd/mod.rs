@@ -18,4 +18,5 @@ mod messages;
 mod options;
 mod sparse;
 mod status;
+mod syscalls;
 mod tls;

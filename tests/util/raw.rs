@@ -75,18 +75,21 @@ impl Raw {
     }
 
     pub(crate) fn request(&mut self, flags: u16, command: u16, offset: u64, length: u32) {
+        self.send(&Self::encoded(flags, command, offset, length));
+    }
+
+    /// The bytes of a request.
+    pub(crate) fn encoded(flags: u16, command: u16, offset: u64, length: u32) -> Vec<u8> {
         let cookie = 42_u64;
-        self.send(
-            &[
-                &REQUEST_MAGIC.to_be_bytes()[..],
-                &flags.to_be_bytes(),
-                &command.to_be_bytes(),
-                &cookie.to_be_bytes(),
-                &offset.to_be_bytes(),
-                &length.to_be_bytes(),
-            ]
-            .concat(),
-        );
+        [
+            &REQUEST_MAGIC.to_be_bytes()[..],
+            &flags.to_be_bytes(),
+            &command.to_be_bytes(),
+            &cookie.to_be_bytes(),
+            &offset.to_be_bytes(),
+            &length.to_be_bytes(),
+        ]
+        .concat()
     }
 
     pub(crate) fn read(&mut self, n: usize) -> Vec<u8> {
