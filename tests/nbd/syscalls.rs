@@ -109,13 +109,13 @@ fn a_map_takes_a_pair_of_calls_for_an_extent() {
     const SIZE: u64 = 1 << 40;
     /// What a client asks for at once.
     const QUESTION: u64 = 1 << 32;
+    let place = |n: u64| (n * (SIZE / PIECES)) & !0xffff;
     let dir = util::temp();
     let path = dir.path().join("sparse");
     let disk = std::fs::File::create(&path).expect("create");
     disk.set_len(SIZE).expect("set_len");
     for n in 0..PIECES {
-        let at = n * (SIZE / PIECES) & !0xffff;
-        rustix::io::pwrite(&disk, &[1; 4096], at).expect("pwrite");
+        rustix::io::pwrite(&disk, &[1; 4096], place(n)).expect("pwrite");
     }
     disk.sync_all().expect("sync");
     let server = Server::start(["file", path.to_str().expect("UTF-8")]);
@@ -125,9 +125,9 @@ fn a_map_takes_a_pair_of_calls_for_an_extent() {
     let data = rows.iter().filter(|row| row[3] == "data");
     assert_eq!(data.clone().count() as u64, PIECES);
     assert!(
-        data.clone().enumerate().all(|(n, row)| {
-            row[0].parse() == Ok(n as u64 * (SIZE / PIECES) & !0xffff) && row[1] == "4096"
-        })
+        data.clone()
+            .enumerate()
+            .all(|(n, row)| { row[0].parse() == Ok(place(n as u64)) && row[1] == "4096" })
     );
     let most = 2 * PIECES + 4 * SIZE.div_ceil(QUESTION) + 100;
     assert!(calls["lseek"] <= most, "{calls:?}");
