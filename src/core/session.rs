@@ -17,6 +17,7 @@ use crate::{
     Caps, Chain, Client, Completion, Errno, Error, Extents, Flags, Io, Loan, Next, Op, Open, Result, Status,
     Support, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
+    next::DATAPATH,
     stats::{self, Counters},
 };
 
@@ -447,9 +448,9 @@ impl Session {
         self.log(what, e);
     }
 
-    /// Whether requests are counted. Then a door lets the chain see them all.
-    pub fn is_counted(&self) -> bool {
-        self.counters.is_some()
+    /// Whether requests are counted or told of in the log. Then a door lets the chain see them all.
+    pub fn is_watched(&self) -> bool {
+        self.counters.is_some() || log::log_enabled!(target: DATAPATH, log::Level::Debug)
     }
 
     /// Lends a range of the disk, if the chain can and the thread model lets requests by without a permit.

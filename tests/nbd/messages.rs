@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, fs};
 
 use crate::util::{self, NBDKIT, temp};
 
-/// A client that uses everything a disk can do.
+/// A client that uses everything a disk can do, and is large enough for the short ways.
 const CLIENT: &str = "nbdsh -u \"$uri\" -c 'h.pread(512, 0); h.pwrite(b\"x\" * 512, 0, nbd.CMD_FLAG_FUA)
+h.pwrite(b\"x\" * 131072, 0); h.pread(131072, 0)
 h.zero(512, 512); h.trim(512, 0); h.flush(); h.cache(512, 0); h.zero(512, 0, nbd.CMD_FLAG_NO_HOLE)'";
 
 /// The debug messages of a server with the filter noextents over memory.

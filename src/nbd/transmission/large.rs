@@ -33,7 +33,7 @@ impl<'a> Reader<'a> {
         let shared = self.shared.clone();
         let (requests, session) = (&shared.requests, &shared.requests.session);
         while request.length >= WORTH_SPLICING as u64 {
-            if requests.may_have_holes(request) || session.is_counted() {
+            if requests.may_have_holes(request) || session.is_watched() {
                 return Ok(false);
             }
             let Some(loan) = session.loan(request.offset, request.length) else { return Ok(false) };
@@ -64,7 +64,7 @@ impl<'a> Reader<'a> {
     pub(super) fn splice_write(&mut self, request: &Request) -> Result<bool, End> {
         let shared = self.shared.clone();
         let session = &shared.requests.session;
-        if request.has(cmd_flag::FUA) || session.is_counted() {
+        if request.has(cmd_flag::FUA) || session.is_watched() {
             return Ok(false);
         }
         let Some(loan) = session.loan(request.offset, request.length).filter(|l| l.writable) else {
