@@ -30,9 +30,21 @@ struct Blocksize {
     minblock: Option<u64>,
     maxdata: Option<u64>,
     maxlen: Option<u64>,
-    /// Held for writing while a part of a block is changed, for reading by every other change: else the bytes
-    /// around the part would be put back to what they were. All connections share it.
-    lock: Arc<RwLock<()>>,
+    /// All connections share them.
+    locks: Arc<Locks>,
+}
+
+/// One for each block, shared by those with the same number modulo [`LOCKS`]. Held for writing while a part of the block
+/// is changed, for reading by every other change of it: else the bytes around the part would be put back to what they
+/// were. Who needs several takes them in ascending order.
+struct Locks([RwLock<()>; LOCKS]);
+
+const LOCKS: usize = 64;
+
+impl Default for Locks {
+    fn default() -> Self {
+        Locks([const { RwLock::new(()) }; LOCKS])
+    }
 }
 
 impl Blocksize {
@@ -87,7 +99,7 @@ impl Filter for Blocksize {
         let next = next.open(open)?;
         let limits =
             self.limits(next.caps().block_size).map_err(|e| Error::new(Errno::EINVAL, e.to_string()))?;
-        Ok(Box::new(Fitted { limits, lock: self.lock.clone(), next }))
+        Ok(Box::new(Fitted { limits, locks: self.locks.clone(), next }))
     }
 }
 
@@ -181,7 +193,7 @@ pub(crate) fn read_within_limits(next: &Next, buf: &mut [u8], offset: u64) -> Re
 
 struct Fitted {
     limits: Limits,
-    lock: Arc<RwLock<()>>,
+    locks: Arc<Locks>,
     next: Next,
 }
 
@@ -197,9 +209,15 @@ impl Fitted {
         if wanted { self.next.flush() } else { Ok(()) }
     }
 
-    /// Does something to whole blocks while no part of one is being changed.
-    fn change_whole(&self, change: impl FnOnce() -> Result<()>) -> Result<()> {
-        let _shared = (self.limits.min > 1).then(|| self.lock.read());
+    /// Does something to whole blocks while no part of one of them is being changed.
+    fn change_whole(&self, piece: &Piece, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.limits.min == 1 {
+            return change();
+        }
+        let first = piece.offset / self.limits.min;
+        let others = (piece.length - 1) / self.limits.min;
+        let is_of = |lock: usize| (lock as u64).wrapping_sub(first) % LOCKS as u64 <= others;
+        let _shared: [_; LOCKS] = std::array::from_fn(|i| is_of(i).then(|| self.locks.0[i].read()));
         change()
     }
 
@@ -208,7 +226,7 @@ impl Fitted {
         let into = (piece.offset % self.limits.min) as usize;
         let start = piece.offset - into as u64;
         let mut block = vec![0; self.limits.min as usize];
-        let _alone = self.lock.write();
+        let _alone = self.locks.0[(start / self.limits.min) as usize % LOCKS].write();
         self.next.pread(&mut block, start)?;
         change(&mut block[into..into + piece.length as usize]);
         self.next.pwrite(&block, start, flags & Flags::FUA)
@@ -245,7 +263,7 @@ impl Handle for Fitted {
             let (data, after) = rest.split_at(piece.length as usize);
             rest = after;
             if piece.whole {
-                self.change_whole(|| self.next.pwrite(data, piece.offset, flags))?;
+                self.change_whole(&piece, || self.next.pwrite(data, piece.offset, flags))?;
             } else {
                 self.change_part(piece, flags, |part| part.copy_from_slice(data))?;
             }
@@ -256,7 +274,7 @@ impl Handle for Fitted {
     fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
         let (flags, flush) = self.split_fua(flags);
         for piece in pieces(length, offset, self.limits.min, self.limits.len).filter(|piece| piece.whole) {
-            self.change_whole(|| self.next.trim(piece.length, piece.offset, flags))?;
+            self.change_whole(&piece, || self.next.trim(piece.length, piece.offset, flags))?;
         }
         self.flush_if(flush)
     }
@@ -271,7 +289,7 @@ impl Handle for Fitted {
         let (flags, flush) = self.split_fua(flags);
         for piece in pieces {
             if piece.whole {
-                self.change_whole(|| self.next.zero(piece.length, piece.offset, flags))?;
+                self.change_whole(&piece, || self.next.zero(piece.length, piece.offset, flags))?;
             } else {
                 self.change_part(piece, flags, |part| part.fill(0))?;
             }
@@ -402,6 +420,42 @@ mod tests {
             }
         });
         assert!(disk.contents().iter().enumerate().all(|(i, byte)| usize::from(*byte) == i % 8 + 1));
+    }
+
+    #[test]
+    fn whole_blocks_are_not_put_back_by_a_part() {
+        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+        const BLOCK: u64 = 512;
+        // More blocks than there are locks, and not from the first one on.
+        let (first, blocks) = (3, LOCKS as u64 + 7);
+        let disk = Spec::sized((first + blocks) * BLOCK).disk();
+        let session = session(&disk, "blocksize", &[("minblock", "512")]);
+        let done = AtomicBool::new(false);
+        let target = AtomicU64::new(first);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    let block = target.load(Relaxed);
+                    session.pwrite(&[0xff], block * BLOCK + 7, Flags::empty()).unwrap();
+                }
+            });
+            for round in 0..20_000_u64 {
+                let count = 1 + round % blocks;
+                let start = (first + round % (blocks - count + 1)) * BLOCK;
+                let data = vec![(round % 200) as u8; (count * BLOCK) as usize];
+                target.store(start / BLOCK + count - 1, Relaxed);
+                session.pwrite(&data, start, Flags::empty()).unwrap();
+                let mut there = vec![0; data.len()];
+                session.pread(&mut there, start).unwrap();
+                let kept = there.iter().zip(&data).enumerate().all(|(i, (a, b))| a == b || i % 512 == 7);
+                if !kept {
+                    done.store(true, Relaxed);
+                }
+                assert!(kept, "round {round}");
+            }
+            done.store(true, Relaxed);
+        });
     }
 
     #[test]
