@@ -1,33 +1,19 @@
 //! The examples in Lua do what their first lines say.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use super::{lua, serve};
-use crate::util::{Mount, NBDKIT, run_ok, sh, temp};
-
-fn example(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lua").join(name);
-    path.into_os_string().into_string().expect("UTF-8")
-}
+use crate::util::{
+    NBDKIT,
+    examples::{RAMDISK, example, takes_a_file_system},
+    run_ok, temp,
+};
 
 #[test]
 fn ramdisk() {
     lua();
-    let python = "
-data = bytes(range(256)) * 64
-h.pwrite(data, 1000)
-assert h.pread(len(data) + 2000, 0) == bytes(1000) + data + bytes(1000)
-h.zero(5000, 3000)
-h.trim(4096, 16384)
-h.flush()
-want = bytearray(bytes(1000) + data)
-want[3000:8000] = bytes(5000)
-want[16384:] = bytes(len(want) - 16384)
-assert h.pread(len(want), 0) == want";
-    serve(NBDKIT, &["lua", &example("ramdisk.lua"), "size=10M"], python);
-    let mut mount = Mount::start(["lua", &example("ramdisk.lua"), "size=10M"]);
-    sh(&format!("mkfs.ext4 -q {0}; e2fsck -fn {0}", mount.file().display()));
-    assert_eq!(mount.unmount(), 0);
+    serve(NBDKIT, &["lua", &example("lua/ramdisk.lua"), "size=10M"], RAMDISK);
+    takes_a_file_system(["lua", &example("lua/ramdisk.lua"), "size=10M"]);
 }
 
 #[test]
@@ -40,7 +26,7 @@ assert h.pread(8192, (5 << 30) - 4096).count(0) > 8100
 seen = []
 h.block_status(3 << 30, 1 << 30, lambda context, at, entries, error: seen.extend(entries))
 assert seen[:4] == [4096, 0, (1 << 30) - 4096, 3] and len(seen) == 12, seen";
-    serve(NBDKIT, &["lua", &example("sparse.lua"), "size=8T"], python);
+    serve(NBDKIT, &["lua", &example("lua/sparse.lua"), "size=8T"], python);
 }
 
 #[test]
@@ -51,7 +37,10 @@ fn fractal() {
     let command = format!("nbdcopy \"$uri\" {}", picture.display());
     let words = ["width=64", "height=48"];
     run_ok(
-        [NBDKIT, "-U", "-", "lua", &example("fractal.lua")].iter().chain(&words).chain(&["--run", &command]),
+        [NBDKIT, "-U", "-", "lua", &example("lua/fractal.lua")]
+            .iter()
+            .chain(&words)
+            .chain(&["--run", &command]),
     );
     let picture = fs::read(&picture).expect("the picture");
     let header = b"P5\n64 48\n255\n";

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use super::{compiled_text, root, sdk, serve};
-use crate::util::{Mount, NBDKIT, sh, temp};
+use crate::util::{NBDKIT, examples::takes_a_file_system, sh, temp};
 
 #[track_caller]
 fn example(dir: &Path, sdk: &Path, name: &str, libraries: &str) -> String {
@@ -23,9 +23,7 @@ assert h.pread(len(data) + 2000, 0) == bytes(1000) + data + bytes(1000)
 h.zero(5000, 3000)
 assert h.pread(5002, 2999) == data[1999:2000] + bytes(5000) + data[7000:7001]";
     serve(NBDKIT, &[&plugin, "10M"], python);
-    let mut mount = Mount::start([&plugin, "10M"]);
-    sh(&format!("mkfs.ext4 -q {0}; e2fsck -fn {0}", mount.file().display()));
-    assert_eq!(mount.unmount(), 0);
+    takes_a_file_system([&plugin, "10M"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub(crate) mod raw;
 
 mod bridge;
 mod client;
+pub(crate) mod examples;
 mod server;
 
 pub(crate) use bridge::bridge;
