@@ -281,13 +281,9 @@ impl Requests {
         out.put(head.as_slice())
     }
 
-    /// Appends the reply of a WRITE that a door did itself.
-    pub(crate) fn written(&self, request: &Request, result: Result<()>, out: &mut Buffer) {
-        self.session.written(request.offset, request.length);
-        let told = result
-            .inspect_err(|e| self.session.failed("pwrite", e))
-            .and_then(|()| out.put(self.replies.done(request).as_slice()));
-        if let Err(e) = told {
+    /// Appends the reply of a request that ended so, without data.
+    pub(crate) fn done(&self, request: &Request, result: Result<()>, out: &mut Buffer) {
+        if let Err(e) = result.and_then(|()| out.put(self.replies.done(request).as_slice())) {
             self.fail(request, &e, None, out);
         }
     }

@@ -81,6 +81,7 @@ impl<'a> Reader<'a> {
             return Ok(false);
         }
         let written = pipe.receive(socket, head, &loan, request.length, |call| spin.sleep(call));
+        session.written(request.offset, request.length);
         (*start, *end) = (0, 0);
         // The next payload shall not be received here.
         *at_once = if self.extended { Request::EXTENDED_LEN } else { Request::LEN };
@@ -91,14 +92,13 @@ impl<'a> Reader<'a> {
             Written::Failed(e, missing) => {
                 self.empty_pipe()?;
                 self.skip(missing)?;
-                Err(e.into())
+                let e = e.into();
+                session.failed("pwrite", &e);
+                Err(e)
             }
-            Written::Gone => {
-                session.written(request.offset, request.length);
-                return Err(End::Eof);
-            }
+            Written::Gone => return Err(End::Eof),
         };
-        shared.requests.written(request, result, &mut self.out);
+        shared.requests.done(request, result, &mut self.out);
         Ok(true)
     }
 
