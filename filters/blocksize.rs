@@ -7,10 +7,10 @@ use std::{ffi::OsStr, sync::Arc};
 
 use anyhow::{Context as _, ensure};
 use nbdkit_core::{
-    Below, BlockSize, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig,
-    NextConfigComplete, Open, Result, Support, params,
+    Below, BlockSize, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig,
+    NextConfigComplete, Op, Open, Outcome, Request, Result, Support, params,
 };
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 const HELP: &str = "\
 minblock=<SIZE>   Smallest request and alignment, a power of 2 up to 64k (default: what the disk says, else 1).
@@ -40,6 +40,8 @@ struct Blocksize {
 struct Locks([RwLock<()>; LOCKS]);
 
 const LOCKS: usize = 64;
+
+type Shared<'a> = [Option<RwLockReadGuard<'a, ()>>; LOCKS];
 
 impl Default for Locks {
     fn default() -> Self {
@@ -121,6 +123,12 @@ impl Limits {
         Limits { min: u64::from(block_size.minimum).max(1), data, len: MAX_LEN }
     }
 
+    /// Whether the disk takes a request as it is.
+    pub(crate) fn take(&self, call: &Call) -> bool {
+        let max = if matches!(call.op, Op::Read | Op::Write) { self.data } else { self.len };
+        (call.offset | call.length).is_multiple_of(self.min) && call.length <= max
+    }
+
     /// Aligns a range outwards: start and length. It stays on a disk whose size is aligned.
     pub(crate) fn widen(&self, offset: u64, length: u64) -> (u64, u64) {
         let start = offset - offset % self.min;
@@ -191,6 +199,44 @@ pub(crate) fn read_within_limits(next: &Next, buf: &mut [u8], offset: u64) -> Re
     read_fitted(buf, offset, limits, |buf, at| next.pread(buf, at).map(|()| true)).map(drop)
 }
 
+/// As `pread` of the layer below, but only if that needs no wait; else false.
+///
+/// # Errors
+/// Those of the disk.
+pub(crate) fn read_inline(next: &Next, buf: &mut [u8], offset: u64) -> Result<bool> {
+    let call = Call::new(Op::Read, offset, buf.len() as u64);
+    match next.piece(call, Data::Read(buf), false) {
+        Outcome::Done(result) => result.map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+/// The extents of the layer below in `start..end`; None: they may not be waited for, and that would take a thread.
+///
+/// # Errors
+/// Those of the disk.
+pub(crate) fn extents_below(
+    next: &Next,
+    (start, end): (u64, u64),
+    flags: Flags,
+    may_wait: bool,
+) -> Result<Option<Extents>> {
+    let mut found = Extents::new(start, end);
+    let call = Call::new(Op::Extents, start, end - start).with_flags(flags);
+    match next.piece(call, Data::Extents(&mut found), may_wait) {
+        Outcome::Done(result) => result.map(|()| Some(found)),
+        _ => Ok(None),
+    }
+}
+
+/// The answer to a request that was tried inline; false: it needs a thread.
+pub(crate) fn tried(result: Result<bool>) -> Outcome<'static> {
+    match result {
+        Ok(false) => Outcome::NeedsThread,
+        result => Outcome::Done(result.map(drop)),
+    }
+}
+
 struct Fitted {
     limits: Limits,
     locks: Arc<Locks>,
@@ -209,15 +255,25 @@ impl Fitted {
         if wanted { self.next.flush() } else { Ok(()) }
     }
 
+    /// The locks of whole blocks: while they are held, no part of one of them is changed. None: one of them is not to be
+    /// had without a wait.
+    fn lock_whole(&self, offset: u64, length: u64, may_wait: bool) -> Option<Shared<'_>> {
+        let mut shared = [const { None }; LOCKS];
+        if self.limits.min > 1 {
+            let first = offset / self.limits.min;
+            let others = (length - 1) / self.limits.min;
+            let is_of = |i: usize| (i as u64).wrapping_sub(first) % LOCKS as u64 <= others;
+            for (i, held) in shared.iter_mut().enumerate().filter(|(i, _)| is_of(*i)) {
+                let lock = &self.locks.0[i];
+                *held = Some(if may_wait { lock.read() } else { lock.try_read()? });
+            }
+        }
+        Some(shared)
+    }
+
     /// Does something to whole blocks while no part of one of them is being changed.
     fn change_whole(&self, piece: &Piece, change: impl FnOnce() -> Result<()>) -> Result<()> {
-        if self.limits.min == 1 {
-            return change();
-        }
-        let first = piece.offset / self.limits.min;
-        let others = (piece.length - 1) / self.limits.min;
-        let is_of = |lock: usize| (lock as u64).wrapping_sub(first) % LOCKS as u64 <= others;
-        let _shared: [_; LOCKS] = std::array::from_fn(|i| is_of(i).then(|| self.locks.0[i].read()));
+        let _shared = self.lock_whole(piece.offset, piece.length, true);
         change()
     }
 
@@ -248,12 +304,45 @@ impl Handle for Fitted {
         Ok(BlockSize { minimum: 1, preferred, maximum: u32::MAX })
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        read_fitted(buf, offset, self.limits, |buf, at| self.next.pread(buf, at).map(|()| true)).map(drop)
+    /// What the disk takes as it is passes, to be started or lent for too. Not so changes of whole blocks: they hold locks
+    /// until they have ended, and of a started or lent one a slow client could put off the end.
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let (call, may_wait) = (*request.call(), request.may_wait());
+        let changes = matches!(call.op, Op::Write | Op::Trim | Op::Zero);
+        let locked = changes && self.limits.min > 1;
+        if call.op == Op::Flush || (request.may_lend() && !locked) || (self.limits.take(&call) && !locked) {
+            return self.next.pass(request);
+        }
+        match request.data() {
+            Data::Extents(extents) => {
+                let (start, length) = self.limits.widen(call.offset, call.length);
+                // A shorter answer is legal, and it covers the offset since a piece is at least one block.
+                let range = (start, start + length.min(self.limits.len));
+                tried(extents_below(&self.next, range, call.flags, may_wait).and_then(|found| {
+                    let Some(found) = found else { return Ok(false) };
+                    found
+                        .as_slice()
+                        .iter()
+                        .try_for_each(|e| extents.add(e.offset, e.length, e.hole, e.zero))?;
+                    Ok(true)
+                }))
+            }
+            _ if may_wait => request.run(self),
+            Data::Read(buf) => {
+                tried(read_fitted(buf, call.offset, self.limits, |buf, at| read_inline(&self.next, buf, at)))
+            }
+            _ if locked && self.limits.take(&call) => {
+                match self.lock_whole(call.offset, call.length, false) {
+                    Some(_shared) => self.next.at_once(request),
+                    None => Outcome::NeedsThread,
+                }
+            }
+            _ => Outcome::NeedsThread,
+        }
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        read_fitted(buf, offset, self.limits, |buf, at| self.next.pread_nowait(buf, at))
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        read_fitted(buf, offset, self.limits, |buf, at| self.next.pread(buf, at).map(|()| true)).map(drop)
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
@@ -297,17 +386,6 @@ impl Handle for Fitted {
         self.flush_if(flush)
     }
 
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        let (start, length) = self.limits.widen(offset, length);
-        // A shorter answer is legal, and it covers `offset` since a piece is at least one block.
-        let mut below = Extents::new(start, start + length.min(self.limits.len));
-        self.next.extents(below.end() - start, start, flags, &mut below)?;
-        for extent in below.as_slice() {
-            extents.add(extent.offset, extent.length, extent.hole, extent.zero)?;
-        }
-        Ok(())
-    }
-
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
         let (offset, length) = self.limits.widen(offset, length);
         for piece in pieces(length, offset, self.limits.min, self.limits.len) {
@@ -315,183 +393,7 @@ impl Handle for Fitted {
         }
         Ok(())
     }
-
-    /// Writing through a loan would go round the lock.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        let loan = self.next.loan(offset, length)?;
-        Some(Loan { writable: loan.writable && self.limits.min == 1, ..loan })
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use nbdkit_core::Op;
-
-    use super::*;
-    use crate::testing::{Call, Spec, View, check_model, check_model_over, config_error, session};
-
-    /// The spec of a disk that insists on its limits.
-    fn strict(size: u64, minimum: u32, maximum: u32) -> Spec {
-        Spec {
-            block_size: BlockSize { minimum, preferred: minimum.max(512), maximum },
-            ..Spec::emulated(size)
-        }
-    }
-
-    fn calls(calls: &[Call]) -> Vec<(Op, u64, u64, bool)> {
-        calls.iter().map(|c| (c.op, c.offset, c.length, c.flags.contains(Flags::FUA))).collect()
-    }
-
-    #[test]
-    fn model() {
-        check_model(&["blocksize"], &[], 20_000, &View::same(20_000));
-        let params = [("minblock", "1k"), ("maxdata", "2k"), ("maxlen", "3k")];
-        check_model(&["blocksize"], &params, 20_000, &View::same(19_456));
-        let view = View::same(16 << 10);
-        check_model_over(&strict(20_000, 4096, 8192), &["blocksize"], &[], &view);
-        check_model_over(
-            &Spec { fua: Support::Native, ..strict(20_000, 4096, 4096) },
-            &["blocksize"],
-            &[],
-            &view,
-        );
-    }
-
-    #[test]
-    fn ranges_are_cut_where_the_disk_wants_it() {
-        let cut = |length, offset, min, max| {
-            pieces(length, offset, min, max).map(|p| (p.offset, p.length, p.whole)).collect::<Vec<_>>()
-        };
-        assert_eq!(cut(10, 3, 1, 4), [(3, 4, true), (7, 4, true), (11, 2, true)]);
-        assert_eq!(cut(2, 3, 8, 16), [(3, 2, false)]);
-        assert_eq!(cut(30, 3, 8, 16), [(3, 5, false), (8, 16, true), (24, 8, true), (32, 1, false)]);
-        assert_eq!(cut(i64::MAX as u64, 0, 512, i64::MAX as u64).len(), 2);
-    }
-
-    #[test]
-    fn several_pieces_with_fua_are_flushed_once() {
-        let disk = Spec::emulated(8192).disk();
-        let session = session(&disk, "blocksize", &[("minblock", "512"), ("maxdata", "512")]);
-        session.pwrite(&[7; 1000], 100, Flags::FUA).unwrap();
-        assert_eq!(
-            calls(&disk.take_calls()),
-            [
-                (Op::Read, 0, 512, false),
-                (Op::Write, 0, 512, false),
-                (Op::Write, 512, 512, false),
-                (Op::Read, 1024, 512, false),
-                (Op::Write, 1024, 512, false),
-                (Op::Flush, 0, 0, false)
-            ]
-        );
-        session.trim(100, 10, Flags::FUA).unwrap();
-        assert_eq!(calls(&disk.calls()), [(Op::Flush, 0, 0, false)]);
-    }
-
-    #[test]
-    fn native_fua_goes_with_each_piece() {
-        let disk = Spec::sized(8192).disk();
-        let session = session(&disk, "blocksize", &[("maxdata", "512"), ("maxlen", "1k")]);
-        session.pwrite(&[7; 1000], 0, Flags::FUA).unwrap();
-        session.zero(1500, 0, Flags::FUA).unwrap();
-        assert_eq!(
-            calls(&disk.calls()),
-            [
-                (Op::Write, 0, 512, true),
-                (Op::Write, 512, 488, true),
-                (Op::Zero, 0, 1024, true),
-                (Op::Zero, 1024, 476, true)
-            ]
-        );
-    }
-
-    #[test]
-    fn parallel_writes_into_one_block_lose_nothing() {
-        let disk = Spec { data: vec![0; 4096], ..Spec::default() }.disk();
-        let session = session(&disk, "blocksize", &[("minblock", "4k")]);
-        std::thread::scope(|scope| {
-            for thread in 0..8u64 {
-                let session = &session;
-                scope.spawn(move || {
-                    for i in 0..512 {
-                        session.pwrite(&[thread as u8 + 1], i * 8 + thread, Flags::empty()).unwrap();
-                    }
-                });
-            }
-        });
-        assert!(disk.contents().iter().enumerate().all(|(i, byte)| usize::from(*byte) == i % 8 + 1));
-    }
-
-    #[test]
-    fn whole_blocks_are_not_put_back_by_a_part() {
-        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-
-        const BLOCK: u64 = 512;
-        // More blocks than there are locks, and not from the first one on.
-        let (first, blocks) = (3, LOCKS as u64 + 7);
-        let disk = Spec::sized((first + blocks) * BLOCK).disk();
-        let session = session(&disk, "blocksize", &[("minblock", "512")]);
-        let done = AtomicBool::new(false);
-        let target = AtomicU64::new(first);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Relaxed) {
-                    let block = target.load(Relaxed);
-                    session.pwrite(&[0xff], block * BLOCK + 7, Flags::empty()).unwrap();
-                }
-            });
-            for round in 0..20_000_u64 {
-                let count = 1 + round % blocks;
-                let start = (first + round % (blocks - count + 1)) * BLOCK;
-                let data = vec![(round % 200) as u8; (count * BLOCK) as usize];
-                target.store(start / BLOCK + count - 1, Relaxed);
-                session.pwrite(&data, start, Flags::empty()).unwrap();
-                let mut there = vec![0; data.len()];
-                session.pread(&mut there, start).unwrap();
-                let kept = there.iter().zip(&data).enumerate().all(|(i, (a, b))| a == b || i % 512 == 7);
-                if !kept {
-                    done.store(true, Relaxed);
-                }
-                assert!(kept, "round {round}");
-            }
-            done.store(true, Relaxed);
-        });
-    }
-
-    #[test]
-    fn a_fast_zero_in_pieces_is_refused_before_anything_is_done() {
-        let disk = Spec::sized(8192).disk();
-        let session = session(&disk, "blocksize", &[("minblock", "512"), ("maxlen", "1k")]);
-        for (length, offset) in [(100, 0), (512, 1), (2048, 0), (1000, 0)] {
-            let error = session.zero(length, offset, Flags::FAST_ZERO).unwrap_err();
-            assert_eq!(error.errno(), Errno::EOPNOTSUPP);
-        }
-        assert!(disk.calls().is_empty());
-        session.zero(1024, 512, Flags::FAST_ZERO).unwrap();
-    }
-
-    #[test]
-    fn what_clients_are_told() {
-        let told = |spec: Spec, params: &[(&str, &str)]| {
-            let caps = session(&spec.disk(), "blocksize", params).caps().clone();
-            let BlockSize { minimum, preferred, maximum } = caps.block_size;
-            (caps.size, minimum, preferred, maximum)
-        };
-        assert_eq!(told(Spec::sized(10_000), &[]), (10_000, 1, 4096, u32::MAX));
-        assert_eq!(told(Spec::sized(100_000), &[("minblock", "64k")]), (65_536, 1, 65_536, u32::MAX));
-        assert_eq!(told(strict(10_000, 512, 8192), &[]), (9728, 1, 4096, u32::MAX));
-    }
-
-    #[test]
-    fn bad_limits_are_refused() {
-        assert!(config_error("blocksize", &[("minblock", "3")]).contains("power of 2"));
-        assert!(config_error("blocksize", &[("minblock", "128k")]).contains("must not exceed 65536"));
-        assert!(config_error("blocksize", &[("minblock", "0")]).contains("non-zero"));
-        let message = config_error("blocksize", &[("maxdata", "100"), ("minblock", "4k")]);
-        assert_eq!(message, "maxdata must be a multiple of 4096");
-        assert_eq!(
-            config_error("blocksize", &[("maxlen", "100"), ("minblock", "512")]),
-            "maxlen must be a multiple of 512"
-        );
-    }
-}
+mod tests;

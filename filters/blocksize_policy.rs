@@ -4,8 +4,8 @@ use std::{ffi::OsStr, sync::Arc};
 
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{
-    Below, BlockSize, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig,
-    NextConfigComplete, Op, Open, Result, params,
+    Below, BlockSize, Call, Client, Errno, Error, Filter, Handle, Info, Next, NextConfig, NextConfigComplete,
+    Op, Open, Outcome, Request, Result, params,
 };
 
 const HELP: &str = "\
@@ -140,8 +140,22 @@ struct Strict {
 }
 
 impl Strict {
-    fn check(&self, op: Op, length: u64, offset: u64) -> Result<()> {
-        if !self.policy.refuse || self.block.is_unset() {
+    /// Whether each request has to be seen.
+    fn is_strict(&self) -> bool {
+        self.policy.disconnect_over > 0 || (self.policy.refuse && !self.block.is_unset())
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let Call { op, offset, length, .. } = *call;
+        let most = self.policy.disconnect_over;
+        if op == Op::Write && most > 0 && length > most {
+            self.client.disconnect(true);
+            return Err(Error::new(
+                Errno::ESHUTDOWN,
+                format!("disconnected: a write of {length} bytes is over blocksize-write-disconnect={most}"),
+            ));
+        }
+        if !self.policy.refuse || self.block.is_unset() || op == Op::Flush {
             return Ok(());
         }
         let BlockSize { minimum, maximum, .. } = self.block;
@@ -172,62 +186,27 @@ impl Handle for Strict {
         Ok(self.block)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.check(Op::Read, buf.len() as u64, offset)?;
-        self.next.pread(buf, offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.check(Op::Read, buf.len() as u64, offset)?;
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let (length, most) = (buf.len() as u64, self.policy.disconnect_over);
-        if most > 0 && length > most {
-            self.client.disconnect(true);
-            return Err(Error::new(
-                Errno::ESHUTDOWN,
-                format!("disconnected: a write of {length} bytes is over blocksize-write-disconnect={most}"),
-            ));
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if !self.is_strict() {
+            return self.next.pass(request);
         }
-        self.check(Op::Write, length, offset)?;
-        self.next.pwrite(buf, offset, flags)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check(Op::Trim, length, offset)?;
-        self.next.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check(Op::Zero, length, offset)?;
-        self.next.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.check(Op::Extents, length, offset)?;
-        self.next.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.check(Op::Cache, length, offset)?;
-        self.next.cache(length, offset)
-    }
-
-    /// A range that may not be asked for is not lent either.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.check(Op::Read, length, offset).ok()?;
-        let loan = self.next.loan(offset, length)?;
-        let free = !self.policy.refuse && self.policy.disconnect_over == 0;
-        Some(Loan { writable: loan.writable && free, ..loan })
+        match self.check(request.call()) {
+            // Watched, for a loan must not be used for other requests unseen.
+            Ok(()) => self.next.watch(self, request, 0),
+            Err(e) => Outcome::Done(Err(e)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::Flags;
+
     use super::*;
-    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+    use crate::testing::{
+        Answer, Spec, View, chain, check_model, client, config_error, lent, open, read_inline, session,
+        started,
+    };
 
     fn told(below: BlockSize, params: &[(&str, &str)]) -> Result<(u32, u32, u32)> {
         let disk = Spec { block_size: below, ..Spec::default() }.disk();
@@ -277,7 +256,7 @@ mod tests {
             let n = length as usize;
             for error in [
                 session.pread(&mut buf[..n], offset).unwrap_err(),
-                session.pread_nowait(&mut buf[..n], offset).unwrap_err(),
+                read_inline(&session, &mut buf[..n], offset).unwrap_err(),
                 session.pwrite(&buf[..n], offset, Flags::empty()).unwrap_err(),
                 session.trim(length, offset, Flags::empty()).unwrap_err(),
                 session.zero(length, offset, Flags::empty()).unwrap_err(),
@@ -322,9 +301,22 @@ mod tests {
     fn loans() {
         let disk = Spec::default().disk();
         let strict = session(&disk, "blocksize-policy", &STRICT);
-        assert!(strict.loan(0, 511).is_none() && strict.loan(0, 16_384).is_none());
-        assert!(!strict.loan(0, 512).unwrap().writable);
-        assert!(session(&disk, "blocksize-policy", &STRICT[..3]).loan(3, 16_384).unwrap().writable);
+        for op in [Op::Read, Op::Write] {
+            assert_eq!(lent(&strict, op, 0, 511), None);
+            assert_eq!(lent(&strict, op, 0, 16_384), None);
+            assert_eq!(lent(&strict, op, 512, 512), Some(512));
+        }
+        let allow = session(&disk, "blocksize-policy", &STRICT[..3]);
+        assert_eq!(lent(&allow, Op::Write, 3, 16_384), Some(3));
+    }
+
+    #[test]
+    fn what_is_not_refused_may_be_started() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let session = session(&disk, "blocksize-policy", &STRICT);
+        let read = |length| started(&session, Call::new(Op::Read, 0, length), &[]);
+        assert!(matches!(read(512), Answer::Started(Ok(_))));
+        assert!(matches!(read(511), Answer::Done(Err(_))));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Checks that what is written is there already, and changes nothing: for testing programs that copy.
 
 use nbdkit_core::{
-    Below, BlockSize, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, Op, Open, Result,
-    Support,
+    Below, BlockSize, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, Op, Open, Outcome, Request,
+    Result, Support,
 };
 
-use crate::contents::{equals, holds, is_zero};
+use crate::compare::{equals, holds, is_zero};
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(CheckWrite)
@@ -95,8 +95,13 @@ impl Handle for Checked {
         Ok(true)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        match request.op() {
+            Op::Read | Op::Cache | Op::Extents => self.next.pass(request),
+            Op::Flush => Outcome::Done(Ok(())),
+            Op::Write | Op::Trim | Op::Zero if request.may_wait() => request.run(self),
+            Op::Write | Op::Trim | Op::Zero => Outcome::NeedsThread,
+        }
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
@@ -108,10 +113,6 @@ impl Handle for Checked {
         }
     }
 
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
     fn trim(&self, length: u64, offset: u64, _: Flags) -> Result<()> {
         self.check_zero("the trim", length, offset)
     }
@@ -120,28 +121,17 @@ impl Handle for Checked {
         self.check_zero("the zero", length, offset)
     }
 
-    fn may_block(&self, op: Op) -> bool {
-        match op {
-            Op::Flush => false,
-            Op::Write => self.next.may_block(Op::Read),
-            Op::Trim | Op::Zero => self.next.may_block(Op::Read) || self.next.may_block(Op::Extents),
-            Op::Read | Op::Cache | Op::Extents => self.next.may_block(op),
-        }
-    }
-
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length).map(|loan| Loan { writable: false, ..loan })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Spec, chain, client, open, pattern, session};
+    use crate::testing::{
+        Answer, Call, Spec, chain, client, lent, needs_thread, open, pattern, read_inline, session, started,
+    };
 
     const SIZE: u64 = 20_000;
 
@@ -234,10 +224,22 @@ mod tests {
 
     #[test]
     fn loans_are_to_read_from() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
-        let session = session(&spec.disk(), "checkwrite", &[]);
-        assert!(!session.loan(0, 512).unwrap().writable);
-        assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
-        assert!(session.may_block(Op::Write) && session.may_block(Op::Trim) && !session.may_block(Op::Flush));
+        let session =
+            session(&Spec { blocks: |op| op != Op::Read, ..Spec::default() }.disk(), "checkwrite", &[]);
+        assert_eq!(lent(&session, Op::Read, 0, 512), Some(0));
+        assert_eq!(lent(&session, Op::Write, 0, 512), None);
+        assert!(read_inline(&session, &mut [0; 8], 0).unwrap());
+        let waits = |op| needs_thread(&session, op);
+        assert!(waits(Op::Write) && waits(Op::Trim) && !waits(Op::Flush));
+    }
+
+    #[test]
+    fn reads_may_be_started() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let session = session(&disk, "checkwrite", &[]);
+        let Answer::Started(data) = started(&session, Call::new(Op::Read, 600, 100), &[]) else {
+            panic!("the read was not started");
+        };
+        assert_eq!(data.unwrap(), disk.contents()[600..700]);
     }
 }

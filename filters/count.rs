@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use nbdkit_core::{Below, Filter, Flags, Handle, Info, Next, Open, Result};
+use nbdkit_core::{Below, Call, Filter, Handle, Info, Next, Op, Open, Outcome, Request, Result};
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(Count { bytes: Arc::default() })
@@ -51,65 +51,57 @@ struct Counted {
     next: Next,
 }
 
-/// Adds `length` for a request that has succeeded.
-fn add(sum: &AtomicU64, length: u64) {
-    sum.fetch_add(length, Ordering::Relaxed);
+impl Counted {
+    /// Where the bytes of such requests are counted.
+    fn sum(&self, op: Op) -> Option<&AtomicU64> {
+        match op {
+            Op::Read => Some(&self.bytes.read),
+            Op::Write => Some(&self.bytes.written),
+            Op::Zero => Some(&self.bytes.zeroed),
+            Op::Trim => Some(&self.bytes.trimmed),
+            Op::Flush | Op::Cache | Op::Extents => None,
+        }
+    }
 }
 
-// Nothing is lent: what is read from a loan is not seen.
 impl Handle for Counted {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.next.pread(buf, offset)?;
-        add(&self.bytes.read, buf.len() as u64);
-        Ok(())
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        let done = self.next.pread_nowait(buf, offset)?;
-        if done {
-            add(&self.bytes.read, buf.len() as u64);
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        match self.sum(request.op()) {
+            Some(_) => self.next.watch(self, request, 0),
+            None => self.next.pass(request),
         }
-        Ok(done)
     }
 
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.next.pwrite(buf, offset, flags)?;
-        add(&self.bytes.written, buf.len() as u64);
-        Ok(())
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.next.trim(length, offset, flags)?;
-        add(&self.bytes.trimmed, length);
-        Ok(())
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.next.zero(length, offset, flags)?;
-        add(&self.bytes.zeroed, length);
-        Ok(())
+    fn ended(&self, call: &Call, _: u64, result: &mut Result<()>) {
+        if let (Some(sum), Ok(())) = (self.sum(call.op), result) {
+            sum.fetch_add(call.length, Ordering::Relaxed);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::Chain;
+    use nbdkit_core::{Chain, Flags, Session};
 
     use super::*;
-    use crate::testing::{Disk, Spec, View, check_model, client, open, session};
+    use crate::testing::{Disk, Spec, View, check_model, client, lent, open, read_inline, started};
 
-    /// The sums after one request of each kind.
-    fn sums(disk: &Disk) -> String {
+    fn counted(disk: &Disk) -> (Session, Arc<Bytes>) {
         let bytes = Arc::<Bytes>::default();
         let filter = Count { bytes: bytes.clone() };
         let chain = Arc::new(Chain::new(Box::new(disk.clone()), vec![Box::new(filter)]));
-        let session = open(&chain, client(), false).unwrap();
+        (open(&chain, client(), false).unwrap(), bytes)
+    }
+
+    /// The sums after one request of each kind.
+    fn sums(disk: &Disk) -> String {
+        let (session, bytes) = counted(disk);
         let _ = session.pread(&mut [0; 1000], 0);
-        let _ = session.pread_nowait(&mut [0; 24], 0);
+        let _ = read_inline(&session, &mut [0; 24], 0);
         let _ = session.pwrite(&[0; 2000], 0, Flags::empty());
         let _ = session.zero(3000, 0, Flags::empty());
         let _ = session.trim(4000, 0, Flags::empty());
@@ -139,7 +131,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_escapes_by_a_loan() {
-        assert!(session(&Spec::default().disk(), "count", &[]).loan(0, 512).is_none());
+    fn what_is_lent_or_started_is_counted() {
+        let (session, bytes) = counted(&Spec { later: true, ..Spec::default() }.disk());
+        assert_eq!(lent(&session, Op::Read, 0, 512), Some(0));
+        assert_eq!(lent(&session, Op::Write, 0, 1024), Some(0));
+        for (op, length) in [(Op::Read, 1), (Op::Write, 2), (Op::Zero, 3), (Op::Trim, 4), (Op::Cache, 5)] {
+            started(&session, Call::new(op, 0, length), &[1; 2]).ended().unwrap().unwrap();
+        }
+        assert_eq!(bytes.to_string(), "read 513, written 1026, zeroed 3, trimmed 4");
+    }
+
+    #[test]
+    fn a_started_request_that_fails_is_not_counted() {
+        let (session, bytes) = counted(&Spec { later: true, fail_after: Some(0), ..Spec::default() }.disk());
+        started(&session, Call::new(Op::Read, 0, 512), &[]).ended().unwrap().unwrap_err();
+        assert_eq!(bytes.to_string(), "read 0, written 0, zeroed 0, trimmed 0");
     }
 }

@@ -18,8 +18,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nbdkit_core::{
-    Below, BlockSize, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open,
-    Result, Support, ThreadModel, params,
+    Below, BlockSize, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op,
+    Open, Outcome, Request, Result, Support, ThreadModel, params,
 };
 use parking_lot::Mutex;
 
@@ -27,7 +27,7 @@ use self::{
     overlay::{Overlay, Patch, Span, State},
     store::{Claimed, Store},
 };
-use crate::blocksize::{Limits, read_fitted, read_within_limits};
+use crate::blocksize::{self, Limits, read_fitted, read_inline, read_within_limits, tried};
 
 const HELP: &str = "\
 cow-block-size=<N>              Unit of the overlay, a power of 2 from 4k to 2G (default 64k).
@@ -236,6 +236,38 @@ impl Overlaid {
         if flags.contains(Flags::FUA) { self.overlay.flush() } else { Ok(()) }
     }
 
+    /// Whether a range is wholly as on the disk below.
+    fn is_below(&self, call: &Call) -> bool {
+        let span = self.overlay.span(call.offset, call.length);
+        span.state == State::Below && span.length == call.length
+    }
+
+    /// Reads what needs no wait; false: that is not all.
+    fn read_inline(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let copy = self.on_read.is_on();
+        let length = buf.len() as u64;
+        let mut rest = buf;
+        for span in self.overlay.spans(offset, length) {
+            let (part, after) = rest.split_at_mut(span.length as usize);
+            rest = after;
+            let done = match span.state {
+                State::Discarded => {
+                    part.fill(0);
+                    true
+                }
+                State::Stored => self.overlay.read_nowait(part, span.offset)?,
+                State::Below if copy => false,
+                State::Below => {
+                    read_fitted(part, span.offset, self.limits(), |buf, at| read_inline(&self.next, buf, at))?
+                }
+            };
+            if !done {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn store(&self, patch: Patch<'_>, offset: u64) -> Result<()> {
         self.overlay.store(patch, offset, |buf, at| self.read_below(buf, at))
     }
@@ -274,7 +306,7 @@ impl Overlaid {
         let mut at = span.offset;
         while at < end {
             let mut extents = Extents::new(at, end);
-            self.extents_below(end - at, at, Flags::empty(), &mut extents)?;
+            self.extents_below(end - at, at, Flags::empty(), true, &mut extents)?;
             for zeroes in extents.as_slice().iter().filter(|extent| extent.zero) {
                 let whole = self.overlay.whole_blocks(zeroes.offset, zeroes.length);
                 if whole.start < whole.end {
@@ -328,11 +360,42 @@ impl Handle for Overlaid {
     }
 
     fn can_cache(&self) -> Result<Support> {
-        Ok(if self.on_cache { Support::Native } else { self.next.caps().cache })
+        if self.on_cache { Ok(Support::Native) } else { self.next.caps().can_cache() }
     }
 
     fn can_extents(&self) -> Result<bool> {
         Ok(true)
+    }
+
+    /// A range that is wholly as on the disk below goes there, started or lent for too; nothing that changes the overlay, which
+    /// is on a real disk, runs without a wait.
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let (call, may_wait) = (*request.call(), request.may_wait());
+        let goes_below = match call.op {
+            Op::Read => !self.on_read.is_on(),
+            Op::Cache => !self.on_cache,
+            _ => false,
+        };
+        if goes_below && self.is_below(&call) && self.limits().take(&call) {
+            // Watched, for a loan must not be used for other requests unseen: what it holds may have changed by then.
+            return self.next.watch(self, request, 0);
+        }
+        match (call.op, request.data()) {
+            (Op::Flush, _) if !self.overlay.is_persistent() => Outcome::Done(Ok(())),
+            (Op::Extents, Data::Extents(extents)) => {
+                let mut found = Extents::new(call.offset, call.end());
+                let told = self.overlaid_extents(&call, may_wait, &mut found);
+                tried(told.and_then(|told| {
+                    if told {
+                        extents.add_shifted(&found, call.offset)?;
+                    }
+                    Ok(told)
+                }))
+            }
+            _ if may_wait => request.run(self),
+            (_, Data::Read(buf)) => tried(self.read_inline(buf, call.offset)),
+            _ => Outcome::NeedsThread,
+        }
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -354,31 +417,6 @@ impl Handle for Overlaid {
             }
         }
         Ok(())
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        let copy = self.on_read.is_on();
-        let length = buf.len() as u64;
-        let mut rest = buf;
-        for span in self.overlay.spans(offset, length) {
-            let (part, after) = rest.split_at_mut(span.length as usize);
-            rest = after;
-            let done = match span.state {
-                State::Discarded => {
-                    part.fill(0);
-                    true
-                }
-                State::Stored => self.overlay.read_nowait(part, span.offset)?,
-                State::Below if copy => false,
-                State::Below => {
-                    read_fitted(part, span.offset, self.limits(), |buf, at| self.next.pread_nowait(buf, at))?
-                }
-            };
-            if !done {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
@@ -427,26 +465,6 @@ impl Handle for Overlaid {
         self.flush_if(flags)
     }
 
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        for span in self.overlay.spans(offset, length) {
-            match span.state {
-                State::Stored => extents.add_data(span.offset, span.length)?,
-                State::Discarded => extents.add(span.offset, span.length, true, true)?,
-                State::Below => {
-                    self.extents_below(span.length, span.offset, flags, extents)?;
-                    // The disk below may answer for less than it was asked.
-                    if extents.covered_to() < span.offset + span.length {
-                        break;
-                    }
-                }
-            }
-            if extents.is_complete() || flags.contains(Flags::REQ_ONE) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
         for span in self.overlay.spans(offset, length).filter(|span| span.state == State::Below) {
             if self.on_cache {
@@ -459,35 +477,52 @@ impl Handle for Overlaid {
         Ok(())
     }
 
-    fn may_block(&self, op: Op) -> bool {
-        match op {
-            Op::Flush => self.overlay.is_persistent(),
-            Op::Extents => self.next.may_block(op),
-            // The file is on a real disk.
-            _ => true,
-        }
-    }
-
     fn may_skip_holes(&self) -> bool {
         !self.on_read.is_on() && self.next.may_skip_holes()
-    }
-
-    fn loan(&self, _: u64, _: u64) -> Option<Loan<'_>> {
-        None
     }
 }
 
 impl Overlaid {
-    /// Adds the extents that the disk below has in a range.
-    fn extents_below(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+    /// The extents of a range; false: they are not known without a wait.
+    fn overlaid_extents(&self, call: &Call, may_wait: bool, extents: &mut Extents) -> Result<bool> {
+        for span in self.overlay.spans(call.offset, call.length) {
+            match span.state {
+                State::Stored => extents.add_data(span.offset, span.length)?,
+                State::Discarded => extents.add(span.offset, span.length, true, true)?,
+                State::Below => {
+                    if !self.extents_below(span.length, span.offset, call.flags, may_wait, extents)? {
+                        return Ok(false);
+                    }
+                    // The disk below may answer for less than it was asked.
+                    if extents.covered_to() < span.offset + span.length {
+                        break;
+                    }
+                }
+            }
+            if extents.is_complete() || call.flags.contains(Flags::REQ_ONE) {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Adds the extents that the disk below has in a range; false: they are not known without a wait.
+    fn extents_below(
+        &self,
+        length: u64,
+        offset: u64,
+        flags: Flags,
+        may_wait: bool,
+        extents: &mut Extents,
+    ) -> Result<bool> {
         let (start, wide) = self.widen(offset, length);
-        let mut below = Extents::new(start, start + wide);
-        self.next.extents(wide, start, flags, &mut below)?;
-        for extent in below.as_slice() {
+        let found = blocksize::extents_below(&self.next, (start, start + wide), flags, may_wait)?;
+        let Some(found) = found else { return Ok(false) };
+        for extent in found.as_slice() {
             let (from, to) = (extent.offset.max(offset), extent.end().min(offset + length));
             extents.add(from, to.saturating_sub(from), extent.hole, extent.zero)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

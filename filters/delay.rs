@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, sync::Arc, time::Duration};
 
 use nbdkit_core::{
-    Below, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open,
+    Below, Client, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
     Result, params,
 };
 
@@ -103,12 +103,6 @@ struct Slow {
     next: Next,
 }
 
-impl Slow {
-    fn wait(&self, op: Op) -> Result<()> {
-        self.client.sleep(self.delays.of(op))
-    }
-}
-
 impl Handle for Slow {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
@@ -121,64 +115,34 @@ impl Handle for Slow {
 
     fn can_fast_zero(&self) -> Result<bool> {
         // A refusal is fast, so it can be offered whatever is below.
-        Ok(self.delays.refuses_fast_zero() || self.next.caps().fast_zero)
+        if self.delays.refuses_fast_zero() { Ok(true) } else { self.next.caps().can_fast_zero() }
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.wait(Op::Read)?;
-        self.next.pread(buf, offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if self.delays.read.is_zero() { self.next.pread_nowait(buf, offset) } else { Ok(false) }
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.wait(Op::Write)?;
-        self.next.pwrite(buf, offset, flags)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.wait(Op::Trim)?;
-        self.next.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        if flags.contains(Flags::FAST_ZERO) && self.delays.refuses_fast_zero() {
-            return Err(Error::new(Errno::EOPNOTSUPP, "fast zero is off (delay-fast-zero)"));
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.flags().contains(Flags::FAST_ZERO) && self.delays.refuses_fast_zero() {
+            let error = Error::new(Errno::EOPNOTSUPP, "fast zero is off (delay-fast-zero)");
+            return Outcome::Done(Err(error));
         }
-        self.wait(Op::Zero)?;
-        self.next.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.wait(Op::Extents)?;
-        self.next.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.wait(Op::Cache)?;
-        self.next.cache(length, offset)
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        !self.delays.of(op).is_zero() || self.next.may_block(op)
-    }
-
-    /// What is lent is read without asking, so a delayed read cannot be lent, and a delayed write not be allowed.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        if !self.delays.read.is_zero() {
-            return None;
+        let delay = self.delays.of(request.op());
+        if !delay.is_zero() {
+            if !request.may_wait() {
+                return Outcome::NeedsThread;
+            }
+            if let Err(e) = self.client.sleep(delay) {
+                return Outcome::Done(Err(e));
+            }
         }
-        let loan = self.next.loan(offset, length)?;
-        Some(Loan { writable: loan.writable && self.delays.write.is_zero(), ..loan })
+        self.next.pass(request)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+    use crate::testing::{
+        Answer, Call, Spec, View, chain, check_model, client, config_error, lent, needs_thread, open,
+        read_inline, session, started,
+    };
 
     #[test]
     fn model() {
@@ -194,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_delayed_may_block() {
+    fn only_what_is_delayed_needs_a_thread() {
         let all = [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents];
         for (key, slow) in [
             ("rdelay", vec![Op::Read]),
@@ -207,16 +171,24 @@ mod tests {
             ("delay-cache", vec![Op::Cache]),
         ] {
             let session = session(&Spec::default().disk(), "delay", &[(key, "1")]);
-            let found: Vec<_> = all.into_iter().filter(|op| session.may_block(*op)).collect();
+            let found: Vec<_> = all.into_iter().filter(|op| needs_thread(&session, *op)).collect();
             assert_eq!(found, slow, "{key}");
         }
     }
 
     #[test]
-    fn a_delayed_read_is_not_for_nowait() {
-        let disk = Spec::default().disk();
-        assert!(!session(&disk, "delay", &[("rdelay", "1")]).pread_nowait(&mut [0; 4], 0).unwrap());
-        assert!(session(&disk, "delay", &[("wdelay", "1")]).pread_nowait(&mut [0; 4], 0).unwrap());
+    fn only_what_is_not_delayed_is_started_or_lent() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let reads = session(&disk, "delay", &[("rdelay", "1")]);
+        let writes = session(&disk, "delay", &[("wdelay", "1")]);
+        assert!(!read_inline(&reads, &mut [0; 4], 0).unwrap());
+        assert!(read_inline(&writes, &mut [0; 4], 0).unwrap());
+        for (session, delayed, other) in [(reads, Op::Read, Op::Write), (writes, Op::Write, Op::Read)] {
+            let start = |op| started(&session, Call::new(op, 0, 4), &[0; 4]);
+            assert!(matches!(start(delayed), Answer::NeedsThread));
+            assert!(matches!(start(other), Answer::Started(Ok(_))));
+            assert_eq!((lent(&session, delayed, 0, 4), lent(&session, other, 0, 4)), (None, Some(0)));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nbdkit_core::{
-    Below, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result,
+    Below, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
     ThreadModel, params,
 };
 
@@ -123,7 +123,12 @@ impl Filter for ErrorFilter {
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         let next = next.open(open)?;
-        Ok(Box::new(Faulty { rules: self.rules.clone(), dice: self.dice.clone(), next }))
+        Ok(Box::new(Faulty {
+            rules: self.rules.clone(),
+            dice: self.dice.clone(),
+            passed: Default::default(),
+            next,
+        }))
     }
 }
 
@@ -146,28 +151,25 @@ impl Dice {
 struct Faulty {
     rules: [Rule; KINDS.len()],
     dice: Arc<Dice>,
+    /// How many requests of each kind were drawn for already and come again, on a thread: the dice are thrown once for each
+    /// request, and of one kind it is all the same which.
+    passed: [AtomicU64; KINDS.len()],
     next: Next,
 }
 
 impl Faulty {
-    fn rule(&self, op: Op) -> Option<(&'static str, &Rule)> {
-        KINDS.iter().zip(&self.rules).find_map(|((name, of), rule)| (*of == op).then_some((*name, rule)))
+    /// Which kind of request it is, if such a one can fail at all.
+    fn faulty(&self, op: Op) -> Option<usize> {
+        let kind = KINDS.iter().position(|(_, of)| *of == op)?;
+        (self.rules[kind].rate > 0.0).then_some(kind)
     }
 
-    /// Whether a request of this kind can fail at all.
-    fn is_faulty(&self, op: Op) -> bool {
-        self.rule(op).is_some_and(|(_, rule)| rule.rate > 0.0)
-    }
-
-    fn inject(&self, op: Op) -> Result<()> {
-        let Some((kind, rule)) = self.rule(op) else { return Ok(()) };
-        if rule.rate <= 0.0
-            || self.dice.throw() >= rule.rate
-            || rule.file.as_ref().is_some_and(|file| !file.exists())
-        {
+    fn inject(&self, kind: usize) -> Result<()> {
+        let (rule, (name, _)) = (&self.rules[kind], KINDS[kind]);
+        if self.dice.throw() >= rule.rate || rule.file.as_ref().is_some_and(|file| !file.exists()) {
             return Ok(());
         }
-        Err(Error::new(rule.errno, format!("injecting {} error into {kind}", rule.name)))
+        Err(Error::new(rule.errno, format!("injecting {} error into {name}", rule.name)))
     }
 }
 
@@ -176,63 +178,34 @@ impl Handle for Faulty {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.inject(Op::Read)?;
-        self.next.pread(buf, offset)
-    }
-
-    /// The dice must be thrown once for each request, so a read that might come back as a `pread` is not tried.
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if !self.is_faulty(Op::Read) {
-            return self.next.pread_nowait(buf, offset);
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let Some(kind) = self.faulty(request.op()) else { return self.next.pass(request) };
+        if request.may_lend() {
+            // What is lent can be used again without asking.
+            return Outcome::NeedsThread;
         }
-        if self.next.may_block(Op::Read) {
-            return Ok(false);
+        let passed = &self.passed[kind];
+        let drawn = request.may_wait()
+            && passed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+        if !drawn && let Err(e) = self.inject(kind) {
+            return Outcome::Done(Err(e));
         }
-        self.pread(buf, offset).map(|()| true)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.inject(Op::Write)?;
-        self.next.pwrite(buf, offset, flags)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.inject(Op::Trim)?;
-        self.next.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.inject(Op::Zero)?;
-        self.next.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.inject(Op::Extents)?;
-        self.next.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.inject(Op::Cache)?;
-        self.next.cache(length, offset)
-    }
-
-    /// What is lent is used without asking: it could not fail.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        if self.is_faulty(Op::Read) {
-            return None;
+        let outcome = self.next.pass(request);
+        if matches!(outcome, Outcome::NeedsThread) {
+            passed.fetch_add(1, Ordering::Relaxed);
         }
-        let loan = self.next.loan(offset, length)?;
-        Some(Loan { writable: loan.writable && !self.is_faulty(Op::Write), ..loan })
+        outcome
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::Session;
+    use nbdkit_core::{Flags, Session};
 
     use super::*;
-    use crate::testing::{Spec, View, check_model, config_error, session};
+    use crate::testing::{
+        Answer, Call, Spec, View, check_model, config_error, lent, read_inline, session, started,
+    };
 
     fn of(params: &[(&str, &str)]) -> Session {
         session(&Spec::default().disk(), "error", params)
@@ -263,7 +236,7 @@ mod tests {
             assert_eq!(error.to_string(), format!("injecting ENOMEM error into {kind}"));
         }
         session.flush().unwrap();
-        assert!(session.pread_nowait(&mut [0; 16], 0).is_err());
+        assert!(read_inline(&session, &mut [0; 16], 0).is_err());
     }
 
     #[test]
@@ -293,10 +266,29 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_may_wait_is_not_drawn_twice() {
-        let spec = Spec { may_block: true, ..Spec::default() };
-        let session = session(&spec.disk(), "error", &[("error-rate", "1")]);
-        assert!(!session.pread_nowait(&mut [0; 16], 0).unwrap());
+    fn a_read_that_comes_again_is_not_drawn_twice() {
+        let disk = Spec { blocks: |_| true, ..Spec::default() }.disk();
+        let session = session(&disk, "error", &[("error-rate", "50%")]);
+        let failed = (0..4000).filter(|_| match read_inline(&session, &mut [0; 16], 0) {
+            Ok(done) => {
+                assert!(!done);
+                read(&session).is_err()
+            }
+            Err(_) => true,
+        });
+        let failed = failed.count();
+        assert!((1800..2200).contains(&failed), "{failed} of 4000");
+    }
+
+    #[test]
+    fn what_does_not_fail_may_be_started_and_lent() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let session = session(&disk, "error", &[("error-pwrite-rate", "1"), ("error-trim-rate", "1e-9")]);
+        let start = |op| started(&session, Call::new(op, 0, 16), &[0; 16]);
+        assert!(matches!(start(Op::Read), Answer::Started(Ok(_))));
+        assert!(matches!(start(Op::Trim), Answer::Started(Ok(_))));
+        assert!(matches!(start(Op::Write), Answer::Done(Err(_))));
+        assert_eq!((lent(&session, Op::Read, 0, 16), lent(&session, Op::Write, 0, 16)), (Some(0), None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::HashSet, sync::Arc};
 use nbdkit_core::{Below, Filter, Handle, Info, Open, Result};
 use parking_lot::Mutex;
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(ExitLast { clients: Arc::default() })
@@ -40,7 +40,7 @@ impl Filter for ExitLast {
                 }
             });
         }
-        Ok(Box::new(Transparent(next)))
+        Ok(Box::new(Passthrough(next)))
     }
 }
 

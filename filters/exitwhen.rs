@@ -23,7 +23,7 @@ use rustix::{
 };
 
 use self::event::Event;
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 const HELP: &str = "\
 exit-when-file-created=<FILE>   End when this file is there.
@@ -200,7 +200,7 @@ impl Filter for ExitWhen {
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
-        Ok(Box::new(Transparent(next.open(open)?)))
+        Ok(Box::new(Passthrough(next.open(open)?)))
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, Errno, Error, Exports, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, params, Result};
+use nbdkit_core::{
+    Below, Errno, Error, Exports, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result,
+    params,
+};
 
 const HELP: &str = "\
 default-export=<NAME>     The export that the empty name stands for (default: as below).
@@ -219,29 +222,21 @@ impl Handle for Renamed {
         Ok(self.describe.of(&self.name, own))
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        self.next.pass(request)
     }
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
     }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        self.next.submit(io, offset, done)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::{Chain, Connection, Plugin, Session};
+    use nbdkit_core::{Chain, Connection, Op, Plugin, Session};
 
     use super::*;
-    use crate::testing::{Spec, View, check_model, client, config_error};
+    use crate::testing::{Spec, View, check_model, client, config_error, lent};
 
     /// Offers the exports a and b, the first of them as the default one, and describes each by its name.
     struct Two;
@@ -308,7 +303,8 @@ mod tests {
     #[test]
     fn model() {
         check_model(&["exportname"], &[], 20_000, &View::same(20_000));
-        assert!(crate::testing::session(&Spec::default().disk(), "exportname", &[]).loan(0, 512).is_some());
+        let session = crate::testing::session(&Spec::default().disk(), "exportname", &[]);
+        assert_eq!(lent(&session, Op::Write, 0, 512), Some(0));
     }
 
     #[test]

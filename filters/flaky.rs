@@ -9,7 +9,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Open, Plugin, Result, Session, Support,
+    Chain, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Open, Outcome, Plugin, Request,
+    Result, Session, Support,
 };
 use parking_lot::Mutex;
 
@@ -148,6 +149,10 @@ impl Drop for Disk {
 }
 
 impl Handle for Disk {
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
+    }
+
     fn finalize(&self) -> Result<()> {
         self.of.0.finalized.fetch_add(1, SeqCst);
         Ok(())
@@ -224,16 +229,12 @@ impl Handle for Disk {
     fn cache(&self, _: u64, _: u64) -> Result<()> {
         self.of.request()
     }
-
-    fn may_block(&self, _: nbdkit_core::Op) -> bool {
-        false
-    }
 }
 
-type Request = fn(&Session) -> Result<()>;
+type Ask = fn(&Session) -> Result<()>;
 
 /// One request of each kind; those that succeed are checked.
-pub(crate) fn each_request() -> [(&'static str, Request); 7] {
+pub(crate) fn each_request() -> [(&'static str, Ask); 7] {
     [
         ("pread", |session| {
             let mut buf = [0; 512];

@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Errno, Error, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result, Support,
-    params,
+    Below, Data, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
+    Result, Support, params,
 };
 
 const HELP: &str =
@@ -83,16 +83,16 @@ struct Durable {
 }
 
 impl Durable {
-    /// Runs a request that writes, with the flags that the mode makes of `flags`.
-    fn write(&self, flags: Flags, request: impl FnOnce(&Next, Flags) -> Result<()>) -> Result<()> {
-        match self.mode {
-            Mode::Emulate if flags.contains(Flags::FUA) => {
-                request(&self.next, flags - Flags::FUA)?;
-                self.next.flush()
-            }
-            Mode::Force => request(&self.next, flags | Flags::FUA),
-            Mode::Discard => request(&self.next, flags - Flags::FUA),
-            Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => request(&self.next, flags),
+    /// Runs a request without its FUA, and then a flush.
+    fn flushed(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if !request.may_wait() {
+            return Outcome::NeedsThread;
+        }
+        let call = request.call().with_flags(request.flags() - Flags::FUA);
+        let data = if let Data::Write(data) = request.data() { Data::Write(data) } else { Data::None };
+        match self.next.piece(call, data, true) {
+            Outcome::Done(Ok(())) => Outcome::Done(self.next.flush()),
+            outcome => outcome,
         }
     }
 }
@@ -103,7 +103,10 @@ impl Handle for Durable {
     }
 
     fn can_flush(&self) -> Result<bool> {
-        Ok(self.next.caps().flush || matches!(self.mode, Mode::Force | Mode::Discard))
+        match self.mode {
+            Mode::Force | Mode::Discard => Ok(true),
+            Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => self.next.caps().can_flush(),
+        }
     }
 
     fn can_fua(&self) -> Result<Support> {
@@ -111,52 +114,27 @@ impl Handle for Durable {
             Mode::None => Support::None,
             Mode::Emulate => Support::Emulate,
             Mode::Native | Mode::Force | Mode::Discard => Support::Native,
-            Mode::Pass => self.next.caps().fua,
+            Mode::Pass => return self.next.caps().can_fua(),
         })
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.write(flags, |next, flags| next.pwrite(buf, offset, flags))
-    }
-
-    fn flush(&self) -> Result<()> {
-        match self.mode {
-            Mode::Force | Mode::Discard => Ok(()),
-            Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => self.next.flush(),
-        }
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.write(flags, |next, flags| next.trim(length, offset, flags))
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.write(flags, |next, flags| next.zero(length, offset, flags))
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        match (op, self.mode) {
-            (Op::Flush, Mode::Force | Mode::Discard) => false,
-            // A write may become a write and a flush.
-            (Op::Write | Op::Trim | Op::Zero, Mode::Emulate | Mode::Force) => {
-                self.next.may_block(op) || self.next.may_block(Op::Flush)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let flags = request.flags();
+        match (request.op(), self.mode) {
+            (Op::Flush, Mode::Force | Mode::Discard) => Outcome::Done(Ok(())),
+            // What is written to a loan is synced, or not, as these two modes exist to change.
+            (Op::Write, Mode::Force | Mode::Discard) if request.may_lend() => Outcome::NeedsThread,
+            (Op::Write | Op::Trim | Op::Zero, Mode::Force) => self.next.flagged(request, flags | Flags::FUA),
+            (Op::Write | Op::Trim | Op::Zero, Mode::Discard) => {
+                self.next.flagged(request, flags - Flags::FUA)
             }
-            _ => self.next.may_block(op),
+            (_, Mode::Emulate) if flags.contains(Flags::FUA) => self.flushed(request),
+            _ => self.next.pass(request),
         }
     }
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        // Who writes to a loan and syncs it gets what these two modes exist to change.
-        let changed = matches!(self.mode, Mode::Force | Mode::Discard);
-        self.next.loan(offset, length).map(|loan| Loan { writable: loan.writable && !changed, ..loan })
     }
 }
 
@@ -164,7 +142,8 @@ impl Handle for Durable {
 mod tests {
     use super::*;
     use crate::testing::{
-        Disk, Spec, View, chain, check_model, check_model_over, client, config_error, open, session,
+        Answer, Call, Disk, Spec, View, chain, check_model, check_model_over, client, config_error, lent,
+        needs_thread, open, read_inline, session, started,
     };
 
     const FUA: Flags = Flags::FUA;
@@ -292,17 +271,37 @@ mod tests {
     fn loans_are_writable_unless_the_mode_would_be_lost() {
         let writable = MODES.map(|mode| {
             let disk = Spec::default().disk();
-            session(&disk, "fua", &[("fuamode", mode)]).loan(0, 512).unwrap().writable
+            let session = session(&disk, "fua", &[("fuamode", mode)]);
+            assert_eq!(lent(&session, Op::Read, 0, 512), Some(0));
+            lent(&session, Op::Write, 0, 512).is_some()
         });
         assert_eq!(writable, [true, true, true, false, true, false]);
     }
 
     #[test]
     fn reads_without_a_wait_pass() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
+        let spec = Spec { blocks: |op| op != Op::Read, ..Spec::default() };
         let session = session(&spec.disk(), "fua", &[("fuamode", "discard")]);
-        assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
-        assert!(session.may_block(Op::Write) && !session.may_block(Op::Flush));
+        assert!(read_inline(&session, &mut [0; 8], 0).unwrap());
+        assert!(needs_thread(&session, Op::Write) && !needs_thread(&session, Op::Flush));
+    }
+
+    #[test]
+    fn writes_may_be_started_unless_a_flush_follows() {
+        for mode in MODES {
+            let disk = Spec { later: true, ..Spec::default() }.disk();
+            let session = session(&disk, "fua", &[("fuamode", mode)]);
+            let write = |flags| started(&session, Call::new(Op::Write, 0, 8).with_flags(flags), &[1; 8]);
+            assert!(matches!(write(Flags::empty()), Answer::Started(Ok(_))), "{mode}");
+            assert_eq!(seen(&disk), [(Op::Write, mode == "force")], "{mode}");
+            match (mode, write(FUA)) {
+                ("none", Answer::Done(Err(_))) | ("emulate", Answer::NeedsThread) => {}
+                (_, Answer::Started(Ok(_))) => {
+                    assert_eq!(seen(&disk), [(Op::Write, mode != "discard")], "{mode}")
+                }
+                (_, answer) => panic!("{mode}: {answer:?}"),
+            }
+        }
     }
 
     #[test]

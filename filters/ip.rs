@@ -15,7 +15,7 @@ use nbdkit_core::{
     params,
 };
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 const HELP: &str = "\
 allow=<RULE>[,<RULE>...]  Who may connect, whatever deny= says.
@@ -238,7 +238,7 @@ impl Filter for Ip {
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         self.check(Some(&open.client), Stage::Known)?;
-        Ok(Box::new(Transparent(next.open(open)?)))
+        Ok(Box::new(Passthrough(next.open(open)?)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, sync::Arc};
 use nbdkit_core::{Below, Errno, Error, Filter, Handle, Info, NextConfig, Open, Result, params};
 use parking_lot::Mutex;
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 const HELP: &str = "limit=<N>   Most clients at once (default 1); 0 means no limit.";
 
@@ -49,7 +49,7 @@ impl Filter for Limit {
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
-        Ok(Box::new(Transparent(next.open(open)?)))
+        Ok(Box::new(Passthrough(next.open(open)?)))
     }
 }
 

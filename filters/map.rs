@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, ffi::OsStr};
 use anyhow::{Context as _, ensure};
 use nbdkit_common::Regions;
 use nbdkit_core::{
-    Below, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result,
-    params,
+    Below, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open,
+    Outcome, Request, Result, params,
 };
 
 const HELP: &str = "\
@@ -137,10 +137,31 @@ impl Mapped {
         })
     }
 
-    /// Runs a request part by part, if all of them are somewhere.
-    fn for_pieces(&self, length: u64, offset: u64, mut run: impl FnMut(Piece) -> Result<()>) -> Result<()> {
-        self.pieces(length, offset).try_for_each(|piece| piece.map(drop))?;
-        self.pieces(length, offset).try_for_each(|piece| run(piece?))
+    /// Where a range is below that is in one piece there.
+    fn place(&self, length: u64, offset: u64) -> Option<u64> {
+        let piece = self.regions.pieces(offset, length).next()?;
+        piece.region.kind.filter(|_| piece.length == length).map(|to| to + piece.within)
+    }
+
+    /// Runs a request piece by piece, if all of them are somewhere.
+    fn run_pieces(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let (call, may_wait) = (*request.call(), request.may_wait());
+        if let Err(e) = self.pieces(call.length, call.offset).try_for_each(|piece| piece.map(drop)) {
+            return Outcome::Done(Err(e));
+        }
+        for piece in self.pieces(call.length, call.offset).flatten() {
+            let data = match request.data() {
+                Data::Read(buf) => Data::Read(&mut buf[piece.range()]),
+                Data::Write(buf) => Data::Write(&buf[piece.range()]),
+                _ => Data::None,
+            };
+            let call = Call { offset: piece.to, length: piece.length, ..call };
+            match self.next.piece(call, data, may_wait) {
+                Outcome::Done(Ok(())) => {}
+                outcome => return outcome,
+            }
+        }
+        Outcome::Done(Ok(()))
     }
 }
 
@@ -159,32 +180,22 @@ impl Handle for Mapped {
         Ok(self.regions.size())
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.for_pieces(buf.len() as u64, offset, |piece| self.next.pread(&mut buf[piece.range()], piece.to))
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        for piece in self.pieces(buf.len() as u64, offset) {
-            let piece = piece?;
-            if !self.next.pread_nowait(&mut buf[piece.range()], piece.to)? {
-                return Ok(false);
-            }
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let Call { op, offset, length, .. } = *request.call();
+        if op == Op::Flush {
+            return self.next.pass(request);
         }
-        Ok(true)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.for_pieces(buf.len() as u64, offset, |piece| {
-            self.next.pwrite(&buf[piece.range()], piece.to, flags)
-        })
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.for_pieces(length, offset, |piece| self.next.trim(piece.length, piece.to, flags))
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.for_pieces(length, offset, |piece| self.next.zero(piece.length, piece.to, flags))
+        if let Some(to) = self.place(length, offset) {
+            return self.next.shifted(request, to);
+        }
+        match op {
+            // Reading the first pieces for nothing is all the harm if a later one needs a thread. Without memory it asks for
+            // a loan.
+            Op::Read if matches!(request.data(), Data::Read(_)) => self.run_pieces(request),
+            _ if !request.may_wait() => Outcome::NeedsThread,
+            Op::Extents => request.run(self),
+            _ => self.run_pieces(request),
+        }
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
@@ -207,26 +218,14 @@ impl Handle for Mapped {
         }
         Ok(())
     }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.for_pieces(length, offset, |piece| self.next.cache(piece.length, piece.to))
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        self.next.may_block(op)
-    }
-
-    /// What is in one piece below.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        let piece = self.pieces(length, offset).next()?.ok()?;
-        if piece.length == length { self.next.loan(piece.to, length) } else { None }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Spec, View, check_model, config_error, pattern, session};
+    use crate::testing::{
+        Answer, Spec, View, check_model, config_error, lent, pattern, read_inline, session, started,
+    };
 
     /// The parts of a disk of `size` bytes over one of `below`: length and place of each.
     fn parts(moves: &[&str], size: u64, below: u64) -> Vec<(u64, Place)> {
@@ -286,7 +285,7 @@ mod tests {
         let mut buf = [0; 400];
         for error in [
             session.pread(&mut buf, 900).unwrap_err(),
-            session.pread_nowait(&mut buf[..1], 1000).unwrap_err(),
+            read_inline(&session, &mut buf[..1], 1000).unwrap_err(),
             session.pwrite(&buf, 900, Flags::empty()).unwrap_err(),
             session.zero(400, 1550, Flags::empty()).unwrap_err(),
             session.trim(400, 1400, Flags::empty()).unwrap_err(),
@@ -306,10 +305,27 @@ mod tests {
     #[test]
     fn only_what_is_in_one_piece_is_lent() {
         let session = session(&Spec::sized(10_000).disk(), "map", &[("map", "512-1023:4096")]);
-        assert_eq!(session.loan(512, 512).unwrap().offset, 4096);
-        assert_eq!(session.loan(600, 10).unwrap().offset, 4184);
-        assert!(session.loan(511, 2).is_none());
-        assert!(session.pread_nowait(&mut [0; 1024], 256).unwrap());
+        for op in [Op::Read, Op::Write] {
+            assert_eq!(lent(&session, op, 512, 512), Some(4096));
+            assert_eq!(lent(&session, op, 600, 10), Some(4184));
+            assert_eq!(lent(&session, op, 511, 2), None);
+        }
+        assert!(read_inline(&session, &mut [0; 1024], 256).unwrap());
+    }
+
+    #[test]
+    fn what_is_in_one_piece_is_started() {
+        let disk = Spec { later: true, ..Spec::sized(10_000) }.disk();
+        let session = session(&disk, "map", &[("map", "512-1023:4096")]);
+        for op in [Op::Read, Op::Write, Op::Trim, Op::Zero, Op::Cache] {
+            disk.take_calls();
+            let answer = started(&session, Call::new(op, 600, 10), &[1; 10]);
+            assert!(matches!(answer, Answer::Started(Ok(_))), "{op:?}: {answer:?}");
+            assert_eq!(disk.take_calls(), [Call::new(op, 4184, 10)]);
+        }
+        let answer = started(&session, Call::new(Op::Write, 511, 2), &[1; 2]);
+        assert!(matches!(answer, Answer::NeedsThread), "{answer:?}");
+        assert!(disk.calls().is_empty());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::{
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Errno, Error, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result, Support,
-    ThreadModel, params,
+    Below, Call, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
+    Result, Support, ThreadModel, params,
 };
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -87,19 +87,24 @@ struct Member {
 const READ: u8 = 1;
 /// The connection may hold data that it was given to write.
 const WRITTEN: u8 = 2;
+/// In the token of a flush: so the group was dirty before.
+const GROUP: u8 = 4;
 
 impl Member {
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {
         self.turn.as_ref().map(Mutex::lock)
     }
 
+    /// The connection holds data again that a flush would have dealt with.
+    fn taint(&self, dirty: u8) {
+        self.dirty.fetch_or(dirty, Ordering::AcqRel);
+    }
+
     /// Flushes. What comes in meanwhile is dirty again.
     fn flush(&self) -> Result<()> {
         let was = self.dirty.swap(0, Ordering::AcqRel);
         let _turn = self.turn();
-        self.next.flush().inspect_err(|_| {
-            self.dirty.fetch_or(was, Ordering::AcqRel);
-        })
+        self.next.flush().inspect_err(|_| self.taint(was))
     }
 }
 
@@ -196,22 +201,28 @@ impl Shared {
         self.group.members.write().retain(|member| !Arc::ptr_eq(member, &self.member));
     }
 
-    fn reads(&self) {
-        self.member.dirty.fetch_or(READ, Ordering::AcqRel);
+    /// The connection holds what a request left with it, or what a flush that failed did not deal with.
+    fn taint(&self, token: u8) {
+        self.member.taint(token & (READ | WRITTEN));
+        if token & (WRITTEN | GROUP) != 0 {
+            self.group.dirty.store(true, Ordering::Release);
+        }
     }
 
-    /// Runs a request that writes, and the flush that FUA means when that must reach every connection.
-    fn write(&self, flags: Flags, request: impl FnOnce(&Next, Flags) -> Result<()>) -> Result<()> {
-        let everywhere = self.mode == Mode::Emulate && flags.contains(Flags::FUA);
-        let below = if everywhere { flags - Flags::FUA } else { flags };
+    /// Runs a request that has to be over when this returns.
+    fn run_alone(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let _turn = self.member.turn();
+        self.member.next.at_once(request)
+    }
+
+    /// Runs a request that writes with FUA, which must reach every connection.
+    fn write_everywhere(&self, write: impl FnOnce(&Next) -> Result<()>) -> Result<()> {
         let turn = self.member.turn();
-        let result = request(&self.member.next, below);
+        let result = write(&self.member.next);
         drop(turn);
-        // After the request: a flush that was at work meanwhile need not have covered it.
-        self.member.dirty.fetch_or(WRITTEN, Ordering::AcqRel);
-        self.group.dirty.store(true, Ordering::Release);
+        self.taint(WRITTEN);
         result?;
-        if everywhere { self.flush_all() } else { Ok(()) }
+        self.flush_all()
     }
 
     fn flush_all(&self) -> Result<()> {
@@ -230,7 +241,7 @@ impl Shared {
         Ok(())
     }
 
-    fn flush_own(&self) -> Result<()> {
+    fn flush_own(&self, request: &mut Request<'_>) -> Outcome<'_> {
         let group_dirty = self.group.dirty.load(Ordering::Acquire);
         let needed = match self.track {
             Track::Off => true,
@@ -238,14 +249,18 @@ impl Shared {
             Track::Connection => group_dirty || self.member.dirty.load(Ordering::Acquire) & WRITTEN != 0,
         };
         if !needed {
-            return Ok(());
+            return Outcome::Done(Ok(()));
         }
         // One flush is enough for all where the layers below say so, or the user does.
         let covers_all = self.track == Track::Fast || self.member.next.caps().multi_conn;
-        if covers_all {
-            self.group.dirty.store(false, Ordering::Release);
+        let group_was = covers_all && self.group.dirty.swap(false, Ordering::AcqRel);
+        // What comes in meanwhile is dirty again.
+        let was = self.member.dirty.swap(0, Ordering::AcqRel) | if group_was { GROUP } else { 0 };
+        let outcome = self.member.next.watch(self, request, was.into());
+        if matches!(outcome, Outcome::NeedsThread) {
+            self.taint(was);
         }
-        self.member.flush().inspect_err(|_| self.group.dirty.store(true, Ordering::Release))
+        outcome
     }
 }
 
@@ -266,75 +281,66 @@ impl Handle for Shared {
     }
 
     fn can_multi_conn(&self) -> Result<bool> {
-        Ok(match self.mode {
-            Mode::Emulate | Mode::Unsafe => true,
-            Mode::Disable => false,
-            Mode::Plugin | Mode::Auto => self.member.next.caps().multi_conn,
-        })
+        match self.mode {
+            Mode::Emulate | Mode::Unsafe => Ok(true),
+            Mode::Disable => Ok(false),
+            Mode::Plugin | Mode::Auto => self.member.next.caps().can_multi_conn(),
+        }
     }
 
     fn can_fua(&self) -> Result<Support> {
         let caps = self.member.next.caps();
-        Ok(if self.mode == Mode::Emulate && caps.write { Support::Emulate } else { caps.fua })
+        if self.mode == Mode::Emulate && caps.write { Ok(Support::Emulate) } else { caps.can_fua() }
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.reads();
-        let _turn = self.member.turn();
-        self.member.next.pread(buf, offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if self.member.turn.is_some() {
-            return Ok(false);
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let (op, next) = (request.op(), &self.member.next);
+        let emulate = self.mode == Mode::Emulate;
+        let writes = matches!(op, Op::Write | Op::Trim | Op::Zero);
+        let everywhere = emulate && (op == Op::Flush || (writes && request.flags().contains(Flags::FUA)));
+        if (everywhere || self.member.turn.is_some()) && !request.may_wait() {
+            return Outcome::NeedsThread;
         }
-        self.reads();
-        self.member.next.pread_nowait(buf, offset)
+        if everywhere {
+            return request.run(self);
+        }
+        let token = match op {
+            Op::Flush => return self.flush_own(request),
+            Op::Read | Op::Cache if emulate => READ,
+            _ if writes => WRITTEN,
+            _ => 0,
+        };
+        // What is read is dirty at once: it may be there for others to change before the request has ended.
+        self.member.taint(token & READ);
+        if self.member.turn.is_some() {
+            let outcome = self.run_alone(request);
+            self.taint(token);
+            return outcome;
+        }
+        if token == 0 { next.pass(request) } else { next.watch(self, request, token.into()) }
     }
 
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.write(flags, |next, flags| next.pwrite(buf, offset, flags))
+    /// After the request: a flush that was at work meanwhile need not have covered it.
+    fn ended(&self, call: &Call, token: u64, result: &mut Result<()>) {
+        if call.op != Op::Flush || result.is_err() {
+            self.taint(token as u8);
+        }
     }
 
     fn flush(&self) -> Result<()> {
-        if self.mode == Mode::Emulate { self.flush_all() } else { self.flush_own() }
+        self.flush_all()
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
+        self.write_everywhere(|next| next.pwrite(buf, offset, flags - Flags::FUA))
     }
 
     fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.write(flags, |next, flags| next.trim(length, offset, flags))
+        self.write_everywhere(|next| next.trim(length, offset, flags - Flags::FUA))
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.write(flags, |next, flags| next.zero(length, offset, flags))
-    }
-
-    fn extents(
-        &self,
-        length: u64,
-        offset: u64,
-        flags: Flags,
-        extents: &mut nbdkit_core::Extents,
-    ) -> Result<()> {
-        let _turn = self.member.turn();
-        self.member.next.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.reads();
-        let _turn = self.member.turn();
-        self.member.next.cache(length, offset)
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        let next = &self.member.next;
-        let flushes = self.mode == Mode::Emulate && matches!(op, Op::Write | Op::Trim | Op::Zero);
-        self.member.turn.is_some() || next.may_block(op) || (flushes && next.may_block(Op::Flush))
-    }
-
-    /// Who writes to a loan is not seen to write.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.reads();
-        self.member.next.loan(offset, length).map(|loan| Loan { writable: false, ..loan })
+        self.write_everywhere(|next| next.zero(length, offset, flags - Flags::FUA))
     }
 }
 

@@ -3,7 +3,10 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, emulate, Filter, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
+use nbdkit_core::{
+    Below, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result, Support, emulate,
+    params,
+};
 
 const HELP: &str = "cachemode=<MODE>   'none' (default), 'emulate' or 'nop'.";
 
@@ -53,6 +56,13 @@ struct Uncached {
     next: Next,
 }
 
+impl Uncached {
+    fn read_ahead(&self, length: u64, offset: u64) -> Result<()> {
+        let block = self.next.caps().block_size;
+        emulate::cache(length, offset, block, |buf, at| self.next.pread(buf, at))
+    }
+}
+
 impl Handle for Uncached {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
@@ -66,43 +76,24 @@ impl Handle for Uncached {
         })
     }
 
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        if self.mode == Mode::Nop {
-            return Ok(());
-        }
-        let block = self.next.caps().block_size;
-        emulate::cache(length, offset, block, |buf, at| self.next.pread(buf, at))
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        match (op, self.mode) {
-            (Op::Cache, Mode::Nop) => false,
-            (Op::Cache, _) => self.next.may_block(Op::Read),
-            _ => self.next.may_block(op),
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        match (request.op(), self.mode) {
+            (Op::Cache, Mode::Nop) => Outcome::Done(Ok(())),
+            (Op::Cache, _) if !request.may_wait() => Outcome::NeedsThread,
+            (Op::Cache, _) => Outcome::Done(self.read_ahead(request.length(), request.offset())),
+            _ => self.next.pass(request),
         }
     }
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
     }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        self.next.submit(io, offset, done)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Spec, View, check_model, config_error, session};
+    use crate::testing::{Spec, View, check_model, config_error, lent, needs_thread, session};
 
     #[test]
     fn model() {
@@ -133,13 +124,16 @@ mod tests {
     }
 
     #[test]
-    fn emulation_blocks_as_reading_does() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
-        let disk = spec.disk();
-        assert!(session(&disk, "nocache", &[("cachemode", "emulate")]).may_block(Op::Cache));
-        let nop = session(&disk, "nocache", &[("cachemode", "nop")]);
-        assert!(!nop.may_block(Op::Cache) && nop.may_block(Op::Read));
-        assert!(nop.pread_nowait(&mut [0], 0).unwrap() && nop.loan(0, 512).is_some());
+    fn emulation_needs_a_thread_and_nothing_else_does() {
+        let disk = Spec::default().disk();
+        assert!(needs_thread(&session(&disk, "nocache", &[("cachemode", "emulate")]), Op::Cache));
+        let nop = session(
+            &Spec { blocks: |op| op != Op::Read, ..Spec::default() }.disk(),
+            "nocache",
+            &[("cachemode", "nop")],
+        );
+        assert!(!needs_thread(&nop, Op::Cache) && needs_thread(&nop, Op::Write));
+        assert!(!needs_thread(&nop, Op::Read) && lent(&nop, Op::Write, 0, 512).is_some());
     }
 
     #[test]

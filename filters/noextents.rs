@@ -1,6 +1,6 @@
 //! Hides which parts of the disk are holes or zeroes: clients see data everywhere.
 
-use nbdkit_core::{Below, Completion, Filter, Handle, Info, Io, Loan, Next, Open, Result};
+use nbdkit_core::{Below, Filter, Handle, Info, Next, Open, Outcome, Request, Result};
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(NoExtents)
@@ -31,16 +31,8 @@ impl Handle for Opaque {
         Ok(false)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        self.next.submit(io, offset, done)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        self.next.pass(request)
     }
 }
 
@@ -48,7 +40,7 @@ impl Handle for Opaque {
 mod tests {
     use nbdkit_core::{Flags, Op};
 
-    use crate::testing::{Spec, View, check_model, session};
+    use crate::testing::{Spec, View, check_model, lent, needs_thread, session};
 
     #[test]
     fn model() {
@@ -68,9 +60,9 @@ mod tests {
 
     #[test]
     fn loans_and_reads_without_a_wait_pass() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
+        let spec = Spec { blocks: |op| op != Op::Read, ..Spec::default() };
         let session = session(&spec.disk(), "noextents", &[]);
-        assert!(session.loan(0, 512).unwrap().writable);
-        assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
+        assert_eq!(lent(&session, Op::Write, 512, 512), Some(512));
+        assert!(!needs_thread(&session, Op::Read) && needs_thread(&session, Op::Write));
     }
 }

@@ -2,7 +2,7 @@
 
 use nbdkit_core::{Below, Filter, Handle, Info, Open, Result};
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(NoFilter)
@@ -16,7 +16,7 @@ impl Filter for NoFilter {
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
-        Ok(Box::new(Transparent(next.open(open)?)))
+        Ok(Box::new(Passthrough(next.open(open)?)))
     }
 }
 
@@ -24,7 +24,7 @@ impl Filter for NoFilter {
 mod tests {
     use nbdkit_core::{Errno, Flags, Op, ThreadModel};
 
-    use crate::testing::{Call, Spec, View, chain, check_model, session};
+    use crate::testing::{Call, Spec, View, chain, check_model, lent, needs_thread, session};
 
     #[test]
     fn model() {
@@ -49,7 +49,7 @@ mod tests {
         let session = session(&disk, "nofilter", &[]);
         session.pwrite(&[1; 10], 5, Flags::FUA).unwrap();
         session.zero(512, 1024, Flags::FAST_ZERO | Flags::MAY_TRIM).unwrap();
-        let call = |op, offset, length, flags| Call { op, offset, length, flags };
+        let call = |op, offset, length, flags| Call::new(op, offset, length).with_flags(flags);
         assert_eq!(
             disk.calls(),
             [
@@ -68,12 +68,10 @@ mod tests {
 
     #[test]
     fn loans_and_reads_without_a_wait_pass() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
+        let spec = Spec { blocks: |op| op != Op::Read, ..Spec::default() };
         let session = session(&spec.disk(), "nofilter", &[]);
-        let loan = session.loan(512, 1024).unwrap();
-        assert_eq!((loan.offset, loan.writable), (512, true));
-        assert!(session.may_block(Op::Read));
-        assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
+        assert_eq!(lent(&session, Op::Write, 512, 512), Some(512));
+        assert!(!needs_thread(&session, Op::Read) && needs_thread(&session, Op::Write));
     }
 
     #[test]

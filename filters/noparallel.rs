@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use anyhow::bail;
 use nbdkit_core::{Below, Filter, Handle, Info, NextConfig, Open, Result, ThreadModel, params};
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 const HELP: &str = "serialize=<MODE>   'requests' (default), 'all-requests' or 'connections'.";
 
@@ -42,7 +42,7 @@ impl Filter for NoParallel {
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
-        Ok(Box::new(Transparent(next.open(open)?)))
+        Ok(Box::new(Passthrough(next.open(open)?)))
     }
 }
 
@@ -51,7 +51,7 @@ mod tests {
     use nbdkit_core::Op;
 
     use super::*;
-    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+    use crate::testing::{Spec, View, chain, check_model, client, config_error, needs_thread, open, session};
 
     fn model_of(spec: Spec, params: &[(&str, &str)]) -> ThreadModel {
         chain(&spec.disk(), &["noparallel"], params).unwrap().thread_model()
@@ -92,7 +92,7 @@ mod tests {
                 scope.spawn(|| session.pread(&mut [0; 8], 0).unwrap());
             }
             disk.wait_inside(1);
-            assert!(session.may_block(Op::Read), "the others wait for their turn");
+            assert!(needs_thread(&session, Op::Read), "the others wait for their turn");
             disk.release();
         });
         assert_eq!((disk.max_inside(), disk.count(Op::Read)), (1, 4));

@@ -3,7 +3,10 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, emulate, Errno, Error, Filter, Flags, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
+use nbdkit_core::{
+    Below, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
+    Support, emulate, params,
+};
 
 const HELP: &str = "\
 zeromode=<MODE>       'none' (default), 'emulate', 'notrim' or 'plugin'.
@@ -126,65 +129,53 @@ impl Handle for Zeroing {
     }
 
     fn can_zero(&self) -> Result<Support> {
-        Ok(match self.modes.zero {
-            ZeroMode::None => Support::None,
-            ZeroMode::Emulate => Support::Emulate,
-            ZeroMode::NoTrim | ZeroMode::Plugin => self.next.caps().zero,
-        })
+        match self.modes.zero {
+            ZeroMode::None => Ok(Support::None),
+            ZeroMode::Emulate => Ok(Support::Emulate),
+            ZeroMode::NoTrim | ZeroMode::Plugin => self.next.caps().can_zero(),
+        }
     }
 
     fn can_fast_zero(&self) -> Result<bool> {
-        Ok(match self.modes.fast {
-            FastMode::None => false,
-            FastMode::Slow | FastMode::Ignore => true,
-            FastMode::Default => self.modes.is_slow() || self.next.caps().fast_zero,
-        })
+        match self.modes.fast {
+            FastMode::None => Ok(false),
+            FastMode::Slow | FastMode::Ignore => Ok(true),
+            FastMode::Default if self.modes.is_slow() => Ok(true),
+            FastMode::Default => self.next.caps().can_fast_zero(),
+        }
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn zero(&self, length: u64, offset: u64, mut flags: Flags) -> Result<()> {
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.op() != Op::Zero {
+            return self.next.pass(request);
+        }
+        let mut flags = request.flags();
         if flags.contains(Flags::FAST_ZERO) && self.modes.is_slow() {
-            return Err(Errno::EOPNOTSUPP.into());
+            return Outcome::Done(Err(Errno::EOPNOTSUPP.into()));
         }
         if self.modes.fast == FastMode::Ignore {
             flags -= Flags::FAST_ZERO;
         }
         match self.modes.zero {
-            ZeroMode::Emulate => self.write_zeroes(length, offset, flags),
-            ZeroMode::NoTrim => self.next.zero(length, offset, flags - Flags::MAY_TRIM),
-            ZeroMode::None | ZeroMode::Plugin => self.next.zero(length, offset, flags),
-        }
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        match op {
-            Op::Zero if self.modes.zero == ZeroMode::Emulate => {
-                self.next.may_block(Op::Write) || self.next.may_block(Op::Flush)
-            }
-            op => self.next.may_block(op),
+            ZeroMode::Emulate if !request.may_wait() => Outcome::NeedsThread,
+            ZeroMode::Emulate => Outcome::Done(self.write_zeroes(request.length(), request.offset(), flags)),
+            ZeroMode::NoTrim => self.next.flagged(request, flags - Flags::MAY_TRIM),
+            ZeroMode::None | ZeroMode::Plugin => self.next.flagged(request, flags),
         }
     }
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
     }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        self.next.submit(io, offset, done)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Call, Disk, Spec, View, chain, check_model, client, config_error, open, session};
+    use crate::testing::{
+        Answer, Call, Disk, Spec, View, chain, check_model, client, config_error, lent, needs_thread, open,
+        session, started,
+    };
 
     const ALL: Flags = Flags::MAY_TRIM.union(Flags::FUA);
 
@@ -301,9 +292,24 @@ mod tests {
 
     #[test]
     fn loans_and_reads_without_a_wait_pass() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
+        let spec = Spec { blocks: |op| op != Op::Read, ..Spec::default() };
         let session = session(&spec.disk(), "nozero", &[]);
-        assert!(session.loan(0, 512).unwrap().writable);
-        assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
+        assert_eq!(lent(&session, Op::Write, 512, 512), Some(512));
+        assert!(!needs_thread(&session, Op::Read) && needs_thread(&session, Op::Write));
+    }
+
+    #[test]
+    fn zeroes_that_are_passed_on_are_started() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let zero = |mode| {
+            let session = session(&disk, "nozero", &[("zeromode", mode)]);
+            started(&session, Call::new(Op::Zero, 24, 1000).with_flags(ALL), &[])
+        };
+        assert!(matches!(zero("plugin"), Answer::Started(Ok(_))));
+        assert!(matches!(zero("notrim"), Answer::Started(Ok(_))));
+        let flags: Vec<_> = disk.take_calls().iter().map(|call| call.flags).collect();
+        assert_eq!(flags, [ALL, Flags::FUA]);
+        assert!(matches!(zero("emulate"), Answer::NeedsThread));
+        assert!(disk.calls().is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use nbdkit_core::{Below, Errno, Error, Filter, Handle, Info, NextConfig, Open, Result, params};
 
-use crate::part::Part;
+use crate::subrange::Subrange;
 
 const HELP: &str = "\
 offset=<OFFSET>   Start of the range to show (default 0).
@@ -41,7 +41,7 @@ impl Filter for Offset {
             return past(format!("offset {offset} is past the end"));
         };
         let range = self.range.unwrap_or(rest);
-        match Part::new(next, offset, range) {
+        match Subrange::new(next, offset, range) {
             Some(part) => Ok(Box::new(part)),
             None => past(format!("offset+range ({offset}+{range}) is past the end")),
         }

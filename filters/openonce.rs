@@ -3,12 +3,11 @@
 use std::{collections::HashMap, ffi::OsString, sync::Arc};
 
 use nbdkit_core::{
-    Below, BlockSize, Client, Extents, Filter, Flags, Handle, Info, Loan, Op, Open, Peer, Result, Support,
-    ThreadModel,
+    Below, Client, Filter, Handle, Info, Next, Open, Outcome, Peer, Request, Result, ThreadModel,
 };
 use parking_lot::Mutex;
 
-use crate::opened::Opened;
+use crate::finalize_on_drop::FinalizeOnDrop;
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(OpenOnce::default())
@@ -24,7 +23,7 @@ type Key = (OsString, bool, bool);
 
 /// Open layers, and the client on whose behalf they are open: one of the server's own, which stays when others go.
 struct Shared {
-    next: Opened,
+    next: FinalizeOnDrop,
     _client: Arc<Client>,
 }
 
@@ -77,108 +76,21 @@ impl Filter for OpenOnce {
     }
 }
 
-/// A client's handle on what is shared. It does not lend out the layer below, which would be finalized with it.
+/// A client's handle on what is shared. The layer below is not its [`next`](Handle::next), which would be finalized
+/// with it.
 struct User(Arc<Shared>);
 
 impl Handle for User {
-    fn is_filter(&self) -> bool {
-        true
+    fn below(&self) -> Option<&Next> {
+        Some(&self.0.next)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.0.next.caps().size)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.0.next.caps().block_size)
-    }
-
-    fn export_description(&self) -> Result<Option<String>> {
-        self.0.next.export_description()
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        Ok(self.0.next.caps().rotational)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(self.0.next.caps().write)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(self.0.next.caps().flush)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(self.0.next.caps().trim)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(self.0.next.caps().zero)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(self.0.next.caps().fast_zero)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(self.0.next.caps().fua)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.0.next.caps().multi_conn)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(self.0.next.caps().cache)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(self.0.next.caps().extents)
-    }
-
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.0.next.pread(buf, offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.0.next.pread_nowait(buf, offset)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.0.next.pwrite(buf, offset, flags)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.0.next.flush()
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.0.next.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.0.next.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.0.next.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.0.next.cache(length, offset)
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        self.0.next.may_block(op)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        self.0.next.pass(request)
     }
 
     fn may_skip_holes(&self) -> bool {
         self.0.next.may_skip_holes()
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.0.next.loan(offset, length)
     }
 }
 
@@ -189,10 +101,10 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use nbdkit_core::{Chain, Connection, Errno, Plugin, Session, Stop};
+    use nbdkit_core::{Call, Chain, Connection, Errno, Op, Plugin, Session, Stop, Support};
 
     use super::*;
-    use crate::testing::{Disk, Spec, View, chain, check_model, client};
+    use crate::testing::{Answer, Disk, Spec, View, chain, check_model, client, lent, needs_thread, started};
 
     /// Counts how often a disk is opened and closed.
     #[derive(Clone)]
@@ -323,8 +235,20 @@ mod tests {
         }
         let chain = chain(&Spec::default().disk(), &["openonce"], &[]).unwrap();
         let session = open(&chain, "", false, false).unwrap();
-        assert!(session.loan(0, 512).unwrap().writable && session.pread_nowait(&mut [0], 0).unwrap());
-        assert!(!session.may_block(Op::Read));
+        assert!(lent(&session, Op::Write, 0, 512).is_some() && !needs_thread(&session, Op::Read));
+    }
+
+    #[test]
+    fn requests_that_are_started_come_back() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        // What is below wants to know how each ends, and changes what is read.
+        let params = [("statsfile", "/dev/null")];
+        let chain = chain(&disk, &["openonce", "stats", "swab"], &params).unwrap();
+        let session = open(&chain, "", false, false).unwrap();
+        let answer = started(&session, Call::new(Op::Read, 600, 2), &[]);
+        let Answer::Started(Ok(data)) = answer else { panic!("{answer:?}") };
+        let disk = disk.contents();
+        assert_eq!(data, [disk[601], disk[600]]);
     }
 
     #[test]
@@ -337,6 +261,46 @@ mod tests {
         assert_eq!(model(SerializeRequests), SerializeAllRequests);
         for other in [SerializeConnections, SerializeAllRequests, Parallel] {
             assert_eq!(model(other), other);
+        }
+    }
+
+    /// A disk that cannot say whether it can zero.
+    struct Undecided;
+
+    impl Plugin for Undecided {
+        fn info(&self) -> Info {
+            Info::bundled("undecided", "", "")
+        }
+
+        fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
+            Ok(Box::new(Undecided))
+        }
+    }
+
+    impl Handle for Undecided {
+        fn get_size(&self) -> Result<u64> {
+            Ok(512)
+        }
+
+        fn can_write(&self) -> Result<bool> {
+            Ok(true)
+        }
+
+        fn can_zero(&self) -> Result<Support> {
+            Err(Errno::EBUSY.into())
+        }
+    }
+
+    #[test]
+    fn a_failed_answer_fails_the_open_unless_another_filter_has_its_own() {
+        for (filters, opens) in
+            [(vec!["openonce"], false), (vec!["retry"], false), (vec!["nozero", "openonce"], true)]
+        {
+            let layers = filters.iter().map(|name| crate::load(name).unwrap()).collect();
+            let mut chain = Chain::new(Box::new(Undecided), layers);
+            chain.config_complete().unwrap();
+            let error = open(&Arc::new(chain), "", false, false).err().map(|e| e.errno());
+            assert_eq!(error, (!opens).then_some(Errno::EBUSY), "{filters:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use nbdkit_core::{
     Below, Errno, Error, Filter, Handle, Info, NextConfig, NextConfigComplete, Open, Result, params,
 };
 
-use crate::{blocksize::read_within_limits, part::Part};
+use crate::{blocksize::read_within_limits, subrange::Subrange};
 
 const HELP: &str = "\
 partition=<NUMBER>                        (required) The partition to show, from 1.
@@ -75,7 +75,7 @@ impl Filter for Choice {
             return Err(not_found(&table, number));
         };
         let (start, length, size) = (found.start, found.length, next.caps().size);
-        let part = Part::new(next, start, length).ok_or_else(|| {
+        let part = Subrange::new(next, start, length).ok_or_else(|| {
             Error::new(
                 Errno::EINVAL,
                 format!(
@@ -117,10 +117,11 @@ fn not_found(table: &Table, number: u32) -> Error {
 mod tests {
     use super::*;
     use crate::testing::{
-        Disk, Spec, View, chain, check_model_over, client, config_error, open, pattern, session,
+        Disk, Spec, View, chain, check_model_over, client, config_error, lent, open, pattern, read_inline,
+        session,
     };
     use nbdkit_common::{Guid, Layout, NewPartition};
-    use nbdkit_core::{BlockSize, Chain, Flags, Loan, Op, Plugin};
+    use nbdkit_core::{BlockSize, Chain, Flags, Loan, Op, Outcome, Plugin, Request};
     use std::{
         os::{fd::AsFd, unix::fs::FileExt},
         sync::Arc,
@@ -259,12 +260,11 @@ mod tests {
             Ok(self.0.read_exact_at(buf, offset)?)
         }
 
-        fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-            self.pread(buf, offset).map(|()| true)
-        }
-
-        fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
-            Some(Loan { fd: self.0.as_fd(), offset, writable: false })
+        fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+            if request.may_lend() {
+                return Outcome::Lent(Loan { fd: self.0.as_fd(), offset: request.offset() });
+            }
+            request.run(self)
         }
     }
 
@@ -277,12 +277,11 @@ mod tests {
         chain.config("partition", OsStr::new("2")).unwrap();
         chain.config_complete().unwrap();
         let session = open(&Arc::new(chain), client(), false).unwrap();
-        assert_eq!(session.loan(7, 10).map(|loan| loan.offset), Some(layout.starts[1] + 7));
-        assert!(session.loan(1, session.size()).is_none());
-        assert!(session.may_block(Op::Read));
+        assert_eq!(lent(&session, Op::Read, 7, 10), Some(layout.starts[1] + 7));
+        assert_eq!(lent(&session, Op::Read, 1, session.size()), None);
         let (mut waiting, mut other) = ([0; 64], [1; 64]);
         session.pread(&mut waiting, 1000).unwrap();
-        assert!(session.pread_nowait(&mut other, 1000).unwrap());
+        assert!(read_inline(&session, &mut other, 1000).unwrap());
         assert_eq!(waiting, other);
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nbdkit_core::{
-    Below, Client, Extents, Filter, Flags, Handle, Info, Next, NextConfig, NextConfigComplete, Op, Open,
+    Below, Call, Client, Filter, Handle, Info, Next, NextConfig, NextConfigComplete, Open, Outcome, Request,
     Result, ThreadModel,
 };
 use rustix::net::{Shutdown, shutdown};
@@ -153,63 +153,46 @@ struct Pausable {
     next: Next,
 }
 
-// Nothing is lent: nobody can hold back who uses a loan.
 impl Handle for Pausable {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.pread(buf, offset)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        // A client may take any time to use a loan, and would hold up a pause.
+        if request.may_lend() {
+            return Outcome::NeedsThread;
+        }
+        let inside = if request.may_wait() {
+            match self.gate.enter(&self.client) {
+                Ok(inside) => inside,
+                Err(e) => return Outcome::Done(Err(e)),
+            }
+        } else {
+            let Some(inside) = self.gate.enter_nowait() else { return Outcome::NeedsThread };
+            inside
+        };
+        let outcome = self.next.watch(self, request, inside.ticket());
+        if matches!(outcome, Outcome::Started(_)) {
+            inside.stay();
+        }
+        outcome
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        let Some(_inside) = self.gate.enter_nowait() else { return Ok(false) };
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.pwrite(buf, offset, flags)
-    }
-
-    fn flush(&self) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.flush()
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        let _inside = self.gate.enter(&self.client)?;
-        self.next.cache(length, offset)
-    }
-
-    fn may_block(&self, _: Op) -> bool {
-        true
+    fn ended(&self, _: &Call, ticket: u64, _: &mut Result<()>) {
+        self.gate.leave(ticket);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::{Errno, Session};
+    use nbdkit_core::{Completed, Completions, Errno, Flags, Op, Session, Task};
+    use parking_lot::Mutex;
 
     use super::*;
-    use crate::testing::{Disk, Spec, View, chain, client, config_error, open};
+    use crate::testing::{
+        Disk, Spec, View, chain, client, config_error, lent, needs_thread, open, read_inline,
+    };
 
     struct Server {
         dir: tempfile::TempDir,
@@ -219,8 +202,12 @@ mod tests {
 
     impl Server {
         fn new() -> Self {
+            Self::over(Spec::default())
+        }
+
+        fn over(spec: Spec) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let disk = Spec::default().disk();
+            let disk = spec.disk();
             let path = dir.path().join("control");
             let params = [("pause-control", path.to_str().unwrap())];
             let chain = chain(&disk, &["pause"], &params).unwrap();
@@ -271,7 +258,7 @@ mod tests {
         let server = Server::new();
         let session = server.session();
         assert_eq!(server.say(b"p"), b"P");
-        assert!(!session.pread_nowait(&mut [0], 0).unwrap());
+        assert!(!read_inline(&session, &mut [0], 0).unwrap());
         std::thread::scope(|scope| {
             let waiting = [
                 scope.spawn(|| session.pread(&mut [0], 0)),
@@ -290,7 +277,7 @@ mod tests {
             }
         });
         assert_eq!(server.disk.calls().len(), 7);
-        assert!(session.pread_nowait(&mut [0], 0).unwrap());
+        assert!(read_inline(&session, &mut [0], 0).unwrap());
     }
 
     #[test]
@@ -323,12 +310,54 @@ mod tests {
     }
 
     #[test]
-    fn any_request_may_block_and_nothing_is_lent() {
+    fn while_it_is_paused_all_need_a_thread_and_nothing_is_ever_lent() {
         let server = Server::new();
         let session = server.session();
-        assert!(
-            session.may_block(Op::Read) && session.may_block(Op::Flush) && session.loan(0, 512).is_none()
-        );
+        let lent = || lent(&session, Op::Read, 0, 512).or_else(|| lent(&session, Op::Write, 0, 512));
+        assert!(!needs_thread(&session, Op::Flush) && lent().is_none());
+        assert_eq!(server.say(b"p"), b"P");
+        for op in [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents] {
+            assert!(needs_thread(&session, op), "{op:?}");
+        }
+        assert!(lent().is_none());
+    }
+
+    #[test]
+    fn a_pause_begins_when_what_was_started_has_ended() {
+        let server = Server::over(Spec { later: true, ..Spec::default() });
+        let session = server.session();
+        let (ends, ended) = std::sync::mpsc::channel();
+        let mut task = Task::new(Arc::new(Ends(Mutex::new(ends))));
+        task.arm(0);
+        let mut read = [0];
+        let mut request = Request::read(&mut read, 0).startable(task);
+        assert!(matches!(session.submit(&mut request), Outcome::Started(_)));
+        let mut completed = ended.recv().unwrap();
+        std::thread::scope(|scope| {
+            let paused = scope.spawn(|| server.say(b"p"));
+            while read_inline(&session, &mut [0], 0).unwrap() {
+                std::thread::yield_now();
+            }
+            // It has closed the gate. If it did not wait, it would end now.
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            assert!(!paused.is_finished(), "the request has not gone back through the filter");
+            session.finish(&mut completed);
+            assert_eq!(paused.join().unwrap(), b"P");
+        });
+    }
+
+    /// A front end that takes what has ended from a channel.
+    struct Ends(Mutex<std::sync::mpsc::Sender<Completed>>);
+
+    impl Completions for Ends {
+        fn post(&self, completed: Completed) -> bool {
+            self.0.lock().send(completed).unwrap();
+            false
+        }
+
+        fn wake(&self) {}
     }
 
     #[test]

@@ -6,12 +6,13 @@ use std::{ffi::OsStr, ops::Range, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use nbdkit_core::{
-    Below, Errno, Error, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result, params,
+    Below, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
+    params,
 };
 
 use crate::{
-    contents::{equals, holds, is_zero},
-    transparent::Transparent,
+    compare::{equals, holds, is_zero},
+    passthrough::Passthrough,
 };
 
 const HELP: &str = "\
@@ -76,7 +77,7 @@ impl Filter for Protect {
         let next = next.open(open)?;
         let ranges = merged(self.ranges.clone());
         Ok(if ranges.is_empty() {
-            Box::new(Transparent(next))
+            Box::new(Passthrough(next))
         } else {
             Box::new(Protected { ranges: ranges.into(), next })
         })
@@ -123,8 +124,13 @@ impl Handle for Protected {
         Some(&self.next)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let changes = matches!(request.op(), Op::Write | Op::Trim | Op::Zero);
+        if !changes || !self.touches(request.length(), request.offset()) {
+            return self.next.pass(request);
+        }
+        // What is there has to be read first.
+        if request.may_wait() { request.run(self) } else { Outcome::NeedsThread }
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
@@ -147,7 +153,7 @@ impl Handle for Protected {
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        if flags.contains(Flags::FAST_ZERO) && self.touches(length, offset) {
+        if flags.contains(Flags::FAST_ZERO) {
             return Err(Error::new(
                 Errno::EOPNOTSUPP,
                 "a protected range must be read first, which is not fast",
@@ -157,26 +163,18 @@ impl Handle for Protected {
         self.next.zero(length, offset, flags)
     }
 
-    fn may_block(&self, op: Op) -> bool {
-        let reads = matches!(op, Op::Write | Op::Trim | Op::Zero);
-        self.next.may_block(op) || (reads && self.next.may_block(Op::Read))
-    }
-
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
-    }
-
-    /// Whoever writes to a loan is not checked.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        let writable = !self.touches(length, offset);
-        self.next.loan(offset, length).map(|loan| Loan { writable: loan.writable && writable, ..loan })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Disk, Spec, View, check_model, config_error, pattern, session};
+    use crate::testing::{
+        Answer, Call, Disk, Spec, View, check_model, config_error, lent, pattern, read_inline, session,
+        started,
+    };
 
     /// Start and end of each protected range.
     fn protected(value: &str) -> Vec<(u64, u64)> {
@@ -277,10 +275,26 @@ mod tests {
     #[test]
     fn only_free_ranges_are_lent_for_writing() {
         let (_, session) = guarded();
-        let writable = [(0, 1000), (999, 2), (3000, 2000), (0, 65536)]
-            .map(|(offset, length)| session.loan(offset, length).unwrap().writable);
-        assert_eq!(writable, [true, false, true, false]);
-        assert!(session.pread_nowait(&mut [0], 1000).unwrap());
+        for (offset, length, writable) in
+            [(0, 1000, true), (999, 2, false), (3000, 2000, true), (0, 65536, false)]
+        {
+            assert_eq!(lent(&session, Op::Write, offset, length).is_some(), writable, "{offset}+{length}");
+            assert!(lent(&session, Op::Read, offset, length).is_some());
+        }
+        assert!(read_inline(&session, &mut [0], 1000).unwrap());
+    }
+
+    #[test]
+    fn what_changes_only_free_bytes_is_started() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let session = session(&disk, "protect", &[("protect", "1000-1999")]);
+        for op in [Op::Read, Op::Write, Op::Trim, Op::Zero, Op::Cache] {
+            let free = started(&session, Call::new(op, 0, 1000), &[1; 1000]);
+            assert!(matches!(free, Answer::Started(Ok(_))), "{op:?}: {free:?}");
+            let touches = started(&session, Call::new(op, 1, 1000), &[1; 1000]);
+            let checked = matches!(op, Op::Write | Op::Trim | Op::Zero);
+            assert_eq!(matches!(touches, Answer::NeedsThread), checked, "{op:?}: {touches:?}");
+        }
     }
 
     #[test]

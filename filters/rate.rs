@@ -18,7 +18,8 @@ use std::{
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Below, Client, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Peer, Result, params,
+    Below, Call, Client, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Peer, Request, Result,
+    params,
 };
 use parking_lot::Mutex;
 
@@ -130,14 +131,30 @@ impl Source {
 }
 
 impl Limit {
+    /// The bucket for requests of one direction, and what one of `bytes` needs of it.
+    fn bucket(&self, op: Op, bytes: u64) -> (&Bucket, u64) {
+        let bucket = if op == Op::Read { &self.read } else { &self.write };
+        (bucket, bytes.saturating_mul(8))
+    }
+
     /// Takes what a request of `bytes` needs and returns how long it must wait.
-    fn take(&self, op: Op, bytes: usize) -> Duration {
+    fn take(&self, op: Op, bytes: u64) -> Duration {
+        let (bucket, bits) = self.bucket(op, bytes);
+        bucket.take(bits, Instant::now())
+    }
+
+    /// Whether a request of `bytes` would not have to wait.
+    fn has(&self, op: Op, bytes: u64) -> bool {
+        let (bucket, bits) = self.bucket(op, bytes);
+        bucket.has(bits, Instant::now())
+    }
+
+    /// Looks whether the rate has changed.
+    fn poll(&self) {
         if let Some(rate) = self.file.as_ref().and_then(|file| file.lock().poll()) {
             self.read.set_rate(rate);
             self.write.set_rate(rate);
         }
-        let bucket = if op == Op::Read { &self.read } else { &self.write };
-        bucket.take((bytes as u64).saturating_mul(8), Instant::now())
     }
 
     fn is_in_debt(&self) -> bool {
@@ -207,9 +224,9 @@ struct Limited {
 }
 
 impl Limited {
-    fn wait(&self, op: Op, bytes: usize) -> Result<()> {
-        let wait = self.limits.iter().map(|limit| limit.take(op, bytes)).max();
-        self.client.sleep(wait.unwrap_or_default())
+    /// Takes what the request needs and returns how long it must wait.
+    fn take(&self, call: &Call) -> Duration {
+        self.limits.iter().map(|limit| limit.take(call.op, call.length)).max().unwrap_or_default()
     }
 }
 
@@ -218,28 +235,27 @@ impl Handle for Limited {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.wait(Op::Read, buf.len())?;
-        self.next.pread(buf, offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if self.limits.is_empty() { self.next.pread_nowait(buf, offset) } else { Ok(false) }
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.wait(Op::Write, buf.len())?;
-        self.next.pwrite(buf, offset, flags)
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        let limited = matches!(op, Op::Read | Op::Write) && !self.limits.is_empty();
-        limited || self.next.may_block(op)
-    }
-
-    /// What is lent is used without asking, so it cannot be limited.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        if self.limits.is_empty() { self.next.loan(offset, length) } else { None }
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let call = *request.call();
+        if self.limits.is_empty() || !matches!(call.op, Op::Read | Op::Write) {
+            return self.next.pass(request);
+        }
+        self.limits.iter().for_each(|limit| limit.poll());
+        if request.may_wait() {
+            if let Err(e) = self.client.sleep(self.take(&call)) {
+                return Outcome::Done(Err(e));
+            }
+            return self.next.watch(self, request, 0);
+        }
+        if !self.limits.iter().all(|limit| limit.has(call.op, call.length)) {
+            return Outcome::NeedsThread;
+        }
+        // Each request has to come by here: watched, a loan is for this one only.
+        let outcome = self.next.watch(self, request, 0);
+        if !matches!(outcome, Outcome::NeedsThread) {
+            self.take(&call);
+        }
+        outcome
     }
 }
 

@@ -11,7 +11,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nbdkit_core::{Below, Errno, Error, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Open, Result};
+use nbdkit_core::{
+    Below, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
+};
 use rustix::fs::{Access, access};
 
 const HELP: &str = "readonly-file=<PATH>   Read-only only while this file exists (default: always).";
@@ -61,12 +63,8 @@ impl Handle for Always {
         Ok(false)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        read_loan(&self.next, offset, length)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        self.next.pass(request)
     }
 }
 
@@ -76,15 +74,14 @@ struct Switched {
 }
 
 impl Switched {
-    /// The next layer, for a request that writes.
-    fn writable(&self) -> Result<&Next> {
+    fn check(&self) -> Result<()> {
         if access(&*self.file, Access::EXISTS).is_ok() {
             return Err(Error::new(
                 Errno::EPERM,
                 format!("the disk is read-only while {} exists", self.file.display()),
             ));
         }
-        Ok(&self.next)
+        Ok(())
     }
 }
 
@@ -93,38 +90,27 @@ impl Handle for Switched {
         Some(&self.next)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if !matches!(request.op(), Op::Write | Op::Trim | Op::Zero) {
+            return self.next.pass(request);
+        }
+        match self.check() {
+            // Each write has to come by here: watched, a loan is for this one only.
+            Ok(()) => self.next.watch(self, request, 0),
+            Err(e) => Outcome::Done(Err(e)),
+        }
     }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.writable()?.pwrite(buf, offset, flags)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.writable()?.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.writable()?.zero(length, offset, flags)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        read_loan(&self.next, offset, length)
-    }
-}
-
-/// What the next layer lends, but only to read from.
-fn read_loan(next: &Next, offset: u64, length: u64) -> Option<Loan<'_>> {
-    next.loan(offset, length).map(|loan| Loan { writable: false, ..loan })
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::{Op, Support};
+    use nbdkit_core::{Call, Flags, Support};
 
     use super::*;
-    use crate::testing::{Spec, View, chain, check_model, client, open, session};
+    use crate::testing::{
+        Answer, Spec, View, chain, check_model, client, is_watched, lent, needs_thread, open, session,
+        started,
+    };
 
     #[test]
     fn model() {
@@ -182,14 +168,33 @@ mod tests {
     }
 
     #[test]
-    fn loans_are_to_read_from() {
-        let spec = Spec { may_block: true, cached: true, ..Spec::default() };
-        for params in [&[][..], &[("readonly-file", "/nonexistent")]] {
+    fn reads_pass_and_writes_as_long_as_they_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ro");
+        let spec = Spec { later: true, blocks: |op| op != Op::Read, ..Spec::default() };
+        for params in [&[][..], &[("readonly-file", path.to_str().unwrap())]] {
             let session = session(&spec.clone().disk(), "readonly", params);
-            let loan = session.loan(512, 512).unwrap();
-            assert_eq!((loan.offset, loan.writable), (512, false));
-            assert!(session.may_block(Op::Read));
-            assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
+            let read = started(&session, Call::new(Op::Read, 512, 512), &[]);
+            assert!(matches!(read, Answer::Started(Ok(_))), "{read:?}");
+            assert!(!needs_thread(&session, Op::Read) && needs_thread(&session, Op::Flush));
+            assert_eq!(lent(&session, Op::Read, 512, 512), Some(512));
+            let writable = || {
+                let write = started(&session, Call::new(Op::Write, 512, 512), &[0; 512]);
+                let writes = matches!(write, Answer::Started(Ok(_)));
+                assert_eq!(lent(&session, Op::Write, 512, 512).is_some(), writes);
+                writes
+            };
+            assert_eq!(writable(), !params.is_empty());
+            std::fs::write(&path, "").unwrap();
+            assert!(!writable());
+            std::fs::remove_file(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn a_loan_to_write_to_is_for_one_request() {
+        let disk = Spec::default().disk();
+        let session = session(&disk, "readonly", &[("readonly-file", "/nonexistent")]);
+        assert!(is_watched(&session, Op::Write) && !is_watched(&session, Op::Read));
     }
 }

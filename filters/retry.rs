@@ -14,12 +14,15 @@ use std::{
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Below, BlockSize, Caps, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op,
-    Open, Result, Support, params,
+    Below, BlockSize, Call, Caps, Client, Errno, Error, Filter, Flags, Handle, Info, NextConfig, Op, Open,
+    Outcome, Request, Result, Support, params,
 };
 use parking_lot::RwLock;
 
-use crate::opened::Opened;
+use crate::{
+    finalize_on_drop::FinalizeOnDrop,
+    retry_request::{FirstAttempts, attempt, is_final},
+};
 
 const HELP: &str = "\
 retries=<N>                How often a request is tried again (default 5).
@@ -103,7 +106,7 @@ impl Filter for Retry {
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
-        let first: Opened =
+        let first: FinalizeOnDrop =
             self.0.persist(&open.client, "open", || next.open(open).map_err(Failure::Passing))?.into();
         Ok(Box::new(Persistent {
             settings: self.0,
@@ -112,6 +115,7 @@ impl Filter for Retry {
             open: open.clone(),
             reopened: AtomicBool::new(false),
             current: RwLock::new(Current { generation: 0, opened: Some(Arc::new(first)) }),
+            failed: FirstAttempts::default(),
         }))
     }
 }
@@ -125,6 +129,7 @@ struct Persistent {
     /// At least one request has failed.
     reopened: AtomicBool,
     current: RwLock<Current>,
+    failed: FirstAttempts,
 }
 
 /// The layers that are open now.
@@ -132,70 +137,52 @@ struct Current {
     /// Counts the times that they were opened anew.
     generation: u64,
     /// None: that failed.
-    opened: Option<Arc<Opened>>,
+    opened: Option<Arc<FinalizeOnDrop>>,
 }
 
-/// What a request asks for: with it goes the check that the layers, opened anew, still have it.
-#[derive(Clone, Copy)]
-struct Request {
-    op: Op,
-    length: u64,
-    offset: u64,
-    flags: Flags,
+fn writes(op: Op) -> bool {
+    matches!(op, Op::Write | Op::Trim | Op::Zero)
 }
 
-impl Request {
-    fn what(&self) -> &'static str {
-        match self.op {
-            Op::Read => "pread",
-            Op::Write => "pwrite",
-            Op::Flush => "flush",
-            Op::Trim => "trim",
-            Op::Zero => "zero",
-            Op::Cache => "cache",
-            Op::Extents => "extents",
-        }
+/// Whether the layers, opened anew, still have what is asked for.
+fn check(call: &Call, caps: &Caps) -> Result<()> {
+    let lacks = |errno, what| Err(Error::new(errno, format!("the disk, opened anew, {what}")));
+    if call.end() > caps.size {
+        return lacks(if writes(call.op) { Errno::ENOSPC } else { Errno::EIO }, "is smaller");
     }
-
-    fn writes(&self) -> bool {
-        matches!(self.op, Op::Write | Op::Trim | Op::Zero)
+    if writes(call.op) && !caps.write {
+        return lacks(Errno::EROFS, "is read-only");
     }
-
-    fn check(&self, caps: &Caps) -> Result<()> {
-        let lacks = |errno, what| Err(Error::new(errno, format!("the disk, opened anew, {what}")));
-        if self.offset + self.length > caps.size {
-            return lacks(if self.writes() { Errno::ENOSPC } else { Errno::EIO }, "is smaller");
-        }
-        if self.writes() && !caps.write {
-            return lacks(Errno::EROFS, "is read-only");
-        }
-        let able = match self.op {
-            Op::Flush => caps.flush,
-            Op::Trim => caps.trim,
-            Op::Zero => caps.zero != Support::None,
-            Op::Cache => caps.cache != Support::None,
-            Op::Read | Op::Write | Op::Extents => true,
-        };
-        if !able || (self.flags.contains(Flags::FUA) && caps.fua == Support::None) {
-            return lacks(Errno::EIO, "can do less");
-        }
-        if self.flags.contains(Flags::FAST_ZERO) && !caps.fast_zero {
-            return lacks(Errno::EOPNOTSUPP, "has no fast zero");
-        }
-        Ok(())
+    let able = match call.op {
+        Op::Flush => caps.flush,
+        Op::Trim => caps.trim,
+        Op::Zero => caps.zero != Support::None,
+        Op::Cache => caps.cache != Support::None,
+        Op::Read | Op::Write | Op::Extents => true,
+    };
+    if !able || (call.flags.contains(Flags::FUA) && caps.fua == Support::None) {
+        return lacks(Errno::EIO, "can do less");
     }
+    if call.flags.contains(Flags::FAST_ZERO) && !caps.fast_zero {
+        return lacks(Errno::EOPNOTSUPP, "has no fast zero");
+    }
+    Ok(())
 }
 
 impl Persistent {
-    fn run<T>(&self, request: Request, mut ask: impl FnMut(&Next) -> Result<T>) -> Result<T> {
-        let mut failed = None;
-        self.settings.persist(&self.open.client, request.what(), || {
+    fn run(&self, request: &mut Request<'_>) -> Result<()> {
+        let (call, mut failed) = (*request.call(), None);
+        let mut first = self.failed.take();
+        self.settings.persist(&self.open.client, &format!("{:?}", call.op), || {
+            if let Some(error) = first.take() {
+                failed = Some(self.current.read().generation);
+                return Err(Failure::Passing(error));
+            }
             if let Some(generation) = failed {
                 self.reopen(generation);
             }
-            if request.writes() && self.settings.readonly && self.reopened.load(Ordering::Acquire) {
-                let why = "the disk is read-only since a request has failed (retry-readonly)";
-                return Err(Failure::Final(Error::new(Errno::EROFS, why)));
+            if let Err(e) = self.check_readonly(call.op) {
+                return Err(Failure::Final(e));
             }
             let (generation, opened) = {
                 let current = self.current.read();
@@ -205,15 +192,36 @@ impl Persistent {
             let opened = opened.ok_or_else(|| {
                 Failure::Passing(Error::new(Errno::ESHUTDOWN, "the disk could not be opened anew"))
             })?;
-            request.check(opened.caps()).and_then(|()| ask(&opened)).map_err(|e| {
-                // A fast zero that is not fast will not become so.
-                if e.is_unsupported() && request.flags.contains(Flags::FAST_ZERO) {
-                    Failure::Final(e)
-                } else {
-                    Failure::Passing(e)
-                }
-            })
+            let mut attempt = || attempt(&opened, request).unwrap_or_else(|| Err(Errno::EIO.into()));
+            check(&call, opened.caps())
+                .and_then(|()| attempt())
+                .map_err(|e| if is_final(&e, call.flags) { Failure::Final(e) } else { Failure::Passing(e) })
         })
+    }
+
+    /// Makes one attempt where it may not wait. None: it needs a thread, for that or to try again.
+    fn run_nowait(&self, request: &mut Request<'_>) -> Option<Result<()>> {
+        let call = *request.call();
+        if let Err(e) = self.check_readonly(call.op) {
+            return Some(Err(e));
+        }
+        let opened = self.current.try_read()?.opened.clone()?;
+        check(&call, opened.caps()).ok()?;
+        match attempt(&opened, request)? {
+            Err(e) if !is_final(&e, call.flags) => {
+                self.failed.note(e);
+                None
+            }
+            result => Some(result),
+        }
+    }
+
+    fn check_readonly(&self, op: Op) -> Result<()> {
+        if writes(op) && self.settings.readonly && self.reopened.load(Ordering::Acquire) {
+            let why = "the disk is read-only since a request has failed (retry-readonly)";
+            return Err(Error::new(Errno::EROFS, why));
+        }
+        Ok(())
     }
 
     /// Opens the layers anew, unless another request has done so since `generation` failed.
@@ -234,7 +242,8 @@ impl Persistent {
     }
 }
 
-// Nothing is lent, neither ranges nor the layer below: it may be replaced at any time.
+// Nothing is started or lent for, since it could not be tried again, and the layer below has no name, since it may be
+// replaced at any time.
 impl Handle for Persistent {
     fn is_filter(&self) -> bool {
         true
@@ -260,93 +269,50 @@ impl Handle for Persistent {
     }
 
     fn is_rotational(&self) -> Result<bool> {
-        Ok(self.caps.rotational)
+        self.caps.is_rotational()
     }
 
     fn can_write(&self) -> Result<bool> {
-        Ok(self.caps.write)
+        self.caps.can_write()
     }
 
     fn can_flush(&self) -> Result<bool> {
-        Ok(self.caps.flush)
+        self.caps.can_flush()
     }
 
     fn can_trim(&self) -> Result<bool> {
-        Ok(self.caps.trim)
+        self.caps.can_trim()
     }
 
     fn can_zero(&self) -> Result<Support> {
-        Ok(self.caps.zero)
+        self.caps.can_zero()
     }
 
     fn can_fast_zero(&self) -> Result<bool> {
-        Ok(self.caps.fast_zero)
+        self.caps.can_fast_zero()
     }
 
     fn can_fua(&self) -> Result<Support> {
-        Ok(self.caps.fua)
+        self.caps.can_fua()
     }
 
     fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.caps.multi_conn)
+        self.caps.can_multi_conn()
     }
 
     fn can_cache(&self) -> Result<Support> {
-        Ok(self.caps.cache)
+        self.caps.can_cache()
     }
 
     fn can_extents(&self) -> Result<bool> {
-        Ok(self.caps.extents)
+        self.caps.can_extents()
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let length = buf.len() as u64;
-        self.run(Request { op: Op::Read, length, offset, flags: Flags::empty() }, |next| {
-            next.pread(buf, offset)
-        })
-    }
-
-    /// One that fails is tried again where waiting is allowed.
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        let opened = self.current.try_read().and_then(|current| current.opened.clone());
-        Ok(opened.is_some_and(|opened| opened.pread_nowait(buf, offset).unwrap_or(false)))
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let length = buf.len() as u64;
-        self.run(Request { op: Op::Write, length, offset, flags }, |next| next.pwrite(buf, offset, flags))
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.run(Request { op: Op::Flush, length: 0, offset: 0, flags: Flags::empty() }, Next::flush)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.run(Request { op: Op::Trim, length, offset, flags }, |next| next.trim(length, offset, flags))
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.run(Request { op: Op::Zero, length, offset, flags }, |next| next.zero(length, offset, flags))
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.run(Request { op: Op::Extents, length, offset, flags }, |next| {
-            // What a request has told before it failed is forgotten.
-            let mut fresh = Extents::new(extents.start(), extents.end());
-            next.extents(length, offset, flags, &mut fresh)?;
-            *extents = fresh;
-            Ok(())
-        })
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.run(Request { op: Op::Cache, length, offset, flags: Flags::empty() }, |next| {
-            next.cache(length, offset)
-        })
-    }
-
-    fn may_block(&self, _: Op) -> bool {
-        true
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_wait() {
+            return Outcome::Done(self.run(request));
+        }
+        self.run_nowait(request).map_or(Outcome::NeedsThread, Outcome::Done)
     }
 }
 
@@ -355,7 +321,9 @@ mod tests {
     use super::*;
     use crate::{
         flaky::{Flaky, Now, each_request},
-        testing::{Spec, View, check_model, config_error, session},
+        testing::{
+            Answer, Spec, View, check_model, config_error, inline, lent, needs_thread, session, started,
+        },
     };
 
     const QUICK: (&str, &str) = ("retry-delay", "0");
@@ -490,14 +458,23 @@ mod tests {
     }
 
     #[test]
-    fn a_read_without_a_wait_leaves_the_retry_to_another() {
+    fn a_request_that_may_not_wait_leaves_the_retry_to_a_thread() {
         let flaky = Flaky::default();
         let session = flaky.session(new(), &[QUICK]).unwrap();
-        assert!(session.pread_nowait(&mut [0], 0).unwrap());
-        flaky.fail(1);
-        assert!(!session.pread_nowait(&mut [0], 0).unwrap());
-        let session = crate::testing::session(&Spec::default().disk(), "retry", &[]);
-        assert!(session.may_block(Op::Flush) && session.loan(0, 512).is_none());
+        for op in [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents] {
+            assert!(!needs_thread(&session, op), "{op:?}");
+            flaky.fail(1);
+            assert!(needs_thread(&session, op), "{op:?}");
+            assert_eq!((flaky.opens(), needs_thread(&session, op)), (1, false), "{op:?}");
+        }
+        let fast = Call::new(Op::Zero, 0, 512).with_flags(Flags::FAST_ZERO);
+        let error = inline(&session, fast, &[]).ended().unwrap().unwrap_err();
+        assert_eq!(error.errno(), Errno::EOPNOTSUPP);
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let session = crate::testing::session(&disk, "retry", &[]);
+        let answer = started(&session, Call::new(Op::Read, 0, 512), &[]);
+        assert!(matches!(answer, Answer::Done(Ok(_))), "{answer:?}");
+        assert!(lent(&session, Op::Read, 0, 512).is_none());
     }
 
     #[test]

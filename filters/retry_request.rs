@@ -4,8 +4,10 @@ use std::{ffi::OsStr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Below, Client, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Result, params,
+    Below, Client, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
+    Result, params,
 };
+use parking_lot::Mutex;
 
 const HELP: &str = "\
 retry-request-retries=<N>    How often a request is tried again (default 2).
@@ -39,8 +41,7 @@ impl Patience {
         let mut retry = 0;
         loop {
             let error = match request() {
-                // A fast zero that is not fast will not become so.
-                Err(e) if !(e.is_unsupported() && flags.contains(Flags::FAST_ZERO)) => e,
+                Err(e) if !is_final(&e, flags) => e,
                 done => return done,
             };
             if retry == self.retries || client.sleep(self.delay).is_err() {
@@ -49,6 +50,42 @@ impl Patience {
             retry += 1;
             log::debug!("retry-request: {what} failed: {error}; retry {retry} of {}", self.retries);
         }
+    }
+}
+
+/// Whether no other attempt can succeed: a fast zero that is not fast will not become so.
+pub(crate) fn is_final(e: &Error, flags: Flags) -> bool {
+    e.is_unsupported() && flags.contains(Flags::FAST_ZERO)
+}
+
+/// Makes one attempt at a request, after which it is as it was. None: it would have to wait, and must not.
+pub(crate) fn attempt(next: &Next, request: &mut Request<'_>) -> Option<Result<()>> {
+    let outcome = if request.op() == Op::Extents {
+        // By way of extents of its own: what was told before it failed is forgotten.
+        next.shifted(request, request.offset())
+    } else {
+        next.at_once(request)
+    };
+    match outcome {
+        Outcome::Done(result) => Some(result),
+        _ => None,
+    }
+}
+
+/// First attempts that were made where the request could not wait, and have failed: each is the first attempt of the
+/// next request that comes on a thread, so that there are as many as were asked for. It does not matter whose it was.
+#[derive(Debug, Default)]
+pub(crate) struct FirstAttempts(Mutex<Vec<Error>>);
+
+impl FirstAttempts {
+    /// Keeps one.
+    pub(crate) fn note(&self, error: Error) {
+        self.0.lock().push(error);
+    }
+
+    /// Takes one.
+    pub(crate) fn take(&self) -> Option<Error> {
+        self.0.lock().pop()
     }
 }
 
@@ -75,7 +112,8 @@ impl Filter for RetryRequest {
         } else {
             next.open(open)?
         };
-        Ok(Box::new(Patient { patience: self.patience, client: open.client.clone(), next }))
+        let (patience, client) = (self.patience, open.client.clone());
+        Ok(Box::new(Patient { patience, client, next, failed: FirstAttempts::default() }))
     }
 }
 
@@ -83,72 +121,47 @@ struct Patient {
     patience: Patience,
     client: Arc<Client>,
     next: Next,
+    failed: FirstAttempts,
 }
 
-impl Patient {
-    fn run(&self, what: &str, flags: Flags, request: impl FnMut() -> Result<()>) -> Result<()> {
-        self.patience.run(&self.client, what, flags, request)
-    }
-}
-
-// Nothing is lent: who uses a loan does not retry.
+// Nothing is started or lent for: a request that ends later cannot be tried again then.
 impl Handle for Patient {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.run("pread", Flags::empty(), || self.next.pread(buf, offset))
-    }
-
-    /// One that fails is tried again where waiting is allowed.
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        Ok(self.next.pread_nowait(buf, offset).unwrap_or(false))
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.run("pwrite", flags, || self.next.pwrite(buf, offset, flags))
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.run("flush", Flags::empty(), || self.next.flush())
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.run("trim", flags, || self.next.trim(length, offset, flags))
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.run("zero", flags, || self.next.zero(length, offset, flags))
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.run("extents", flags, || {
-            // What a request has told before it failed is forgotten.
-            let mut fresh = Extents::new(extents.start(), extents.end());
-            self.next.extents(length, offset, flags, &mut fresh)?;
-            *extents = fresh;
-            Ok(())
-        })
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.run("cache", Flags::empty(), || self.next.cache(length, offset))
-    }
-
-    fn may_block(&self, _: Op) -> bool {
-        true
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let flags = request.flags();
+        if !request.may_wait() {
+            return match attempt(&self.next, request) {
+                Some(Err(e)) if !is_final(&e, flags) => {
+                    self.failed.note(e);
+                    Outcome::NeedsThread
+                }
+                Some(result) => Outcome::Done(result),
+                None => Outcome::NeedsThread,
+            };
+        }
+        let what = format!("{:?}", request.op());
+        let mut first = self.failed.take();
+        Outcome::Done(self.patience.run(&self.client, &what, flags, || match first.take() {
+            Some(failed) => Err(failed),
+            None => attempt(&self.next, request).unwrap_or_else(|| Err(Errno::EIO.into())),
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::Errno;
+    use nbdkit_core::Call;
 
     use super::*;
     use crate::{
         flaky::{Flaky, each_request},
-        testing::{Spec, View, check_model, client, config_error, session},
+        testing::{
+            Answer, Spec, View, check_model, client, config_error, inline, lent, needs_thread, session,
+            started,
+        },
     };
 
     const QUICK: (&str, &str) = ("retry-request-delay", "0");
@@ -206,14 +219,23 @@ mod tests {
     }
 
     #[test]
-    fn a_read_without_a_wait_leaves_the_retry_to_another() {
+    fn a_request_that_may_not_wait_leaves_the_retry_to_a_thread() {
         let flaky = Flaky::default();
         let session = flaky.session(new(), &[QUICK]).unwrap();
-        assert!(session.pread_nowait(&mut [0], 0).unwrap());
-        flaky.fail(1);
-        assert!(!session.pread_nowait(&mut [0], 0).unwrap());
-        let session = crate::testing::session(&Spec::default().disk(), "retry-request", &[]);
-        assert!(session.may_block(Op::Read) && session.loan(0, 512).is_none());
+        for op in [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents] {
+            assert!(!needs_thread(&session, op), "{op:?}");
+            flaky.fail(1);
+            assert!(needs_thread(&session, op), "{op:?}");
+            assert_eq!((flaky.opens(), needs_thread(&session, op)), (1, false), "{op:?}");
+        }
+        let fast = Call::new(Op::Zero, 0, 512).with_flags(Flags::FAST_ZERO);
+        let error = inline(&session, fast, &[]).ended().unwrap().unwrap_err();
+        assert_eq!(error.errno(), Errno::EOPNOTSUPP);
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let session = crate::testing::session(&disk, "retry-request", &[]);
+        let answer = started(&session, Call::new(Op::Read, 0, 512), &[]);
+        assert!(matches!(answer, Answer::Done(Ok(_))), "{answer:?}");
+        assert!(lent(&session, Op::Read, 0, 512).is_none());
     }
 
     #[test]

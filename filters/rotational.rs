@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{Below, Completion, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, params, Result};
+use nbdkit_core::{Below, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result, params};
 
 const HELP: &str = "rotational=<BOOL>   Whether the disk counts as a spinning one (default true).";
 
@@ -46,22 +46,18 @@ impl Handle for Labelled {
         Ok(self.rotational)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.next.pread_nowait(buf, offset)
-    }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        self.next.submit(io, offset, done)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        self.next.pass(request)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+    use nbdkit_core::Op;
+
+    use crate::testing::{
+        Spec, View, chain, check_model, client, config_error, lent, needs_thread, open, session,
+    };
 
     #[test]
     fn model() {
@@ -86,8 +82,10 @@ mod tests {
 
     #[test]
     fn reads_and_loans_pass() {
-        let session = session(&Spec::default().disk(), "rotational", &[]);
-        assert!(session.pread_nowait(&mut [0], 0).unwrap() && session.loan(0, 512).unwrap().writable);
+        let spec = Spec { blocks: |op| op != Op::Read, ..Spec::default() };
+        let session = session(&spec.disk(), "rotational", &[]);
+        assert_eq!(lent(&session, Op::Write, 512, 512), Some(512));
+        assert!(!needs_thread(&session, Op::Read) && needs_thread(&session, Op::Write));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{
-    Below, Completion, Io, Extents, Filter, Flags, Handle, Info, Next, NextConfig, NextConfigComplete, Op, Open, Result,
-    ThreadModel, params,
+    Below, Call, Filter, Handle, Info, Next, NextConfig, NextConfigComplete, Op, Open, Outcome, Request,
+    Result, ThreadModel, params,
 };
 use parking_lot::Mutex;
 
@@ -132,92 +132,46 @@ impl Filter for Stats {
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
-        Ok(Box::new(Counted { counters: self.counters.clone(), next: next.open(open)? }))
+        let (counters, opened) = (self.counters.clone(), Instant::now());
+        Ok(Box::new(Counted { counters, opened, next: next.open(open)? }))
     }
 }
 
 struct Counted {
     counters: Arc<Counters>,
+    /// The clock of requests starts here.
+    opened: Instant,
     next: Next,
 }
 
-impl Counted {
-    /// Runs a request, and counts it if it succeeds.
-    fn run<T>(
-        &self,
-        op: Op,
-        length: u64,
-        offset: u64,
-        request: impl FnOnce(&Next) -> Result<T>,
-    ) -> Result<T> {
-        let start = Instant::now();
-        let result = request(&self.next)?;
-        self.counters.count(op, length, offset, start.elapsed());
-        Ok(result)
-    }
-}
-
-// Nothing is lent: what is read from a loan is not seen.
 impl Handle for Counted {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.run(Op::Read, buf.len() as u64, offset, |next| next.pread(buf, offset))
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        // 64 bits of nanoseconds are 584 years.
+        let began = self.opened.elapsed().as_nanos() as u64;
+        self.next.watch(self, request, began)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        let start = Instant::now();
-        let done = self.next.pread_nowait(buf, offset)?;
-        if done {
-            self.counters.count(Op::Read, buf.len() as u64, offset, start.elapsed());
+    fn ended(&self, call: &Call, began: u64, result: &mut Result<()>) {
+        if result.is_ok() {
+            let took = self.opened.elapsed().saturating_sub(Duration::from_nanos(began));
+            self.counters.count(call.op, call.length, call.offset, took);
         }
-        Ok(done)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.run(Op::Write, buf.len() as u64, offset, |next| next.pwrite(buf, offset, flags))
-    }
-
-    fn submit(&self, io: Io<'_>, offset: u64, mut done: Completion) -> Option<Completion> {
-        let (counters, start) = (self.counters.clone(), Instant::now());
-        let (op, length) = (io.op(), io.length());
-        done.look(move |failure| {
-            if failure.is_none() {
-                counters.count(op, length, offset, start.elapsed());
-            }
-        });
-        let mut back = self.next.submit(io, offset, done)?;
-        back.unlook();
-        Some(back)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.run(Op::Flush, 0, 0, Next::flush)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.run(Op::Trim, length, offset, |next| next.trim(length, offset, flags))
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.run(Op::Zero, length, offset, |next| next.zero(length, offset, flags))
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.run(Op::Extents, length, offset, |next| next.extents(length, offset, flags, extents))
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.run(Op::Cache, length, offset, |next| next.cache(length, offset))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::Flags;
+
     use super::*;
-    use crate::testing::{Disk, Spec, View, chain, check_model, client, config_error, open};
+    use crate::testing::{
+        Answer, Disk, Spec, View, chain, check_model, client, config_error, is_watched, open, read_inline,
+        started,
+    };
 
     const CALLS: [Op; 7] = [Op::Read, Op::Write, Op::Trim, Op::Zero, Op::Extents, Op::Cache, Op::Flush];
 
@@ -227,7 +181,7 @@ mod tests {
         let chain = chain(disk, &["stats"], &params).unwrap();
         let session = open(&chain, client(), false).unwrap();
         let _ = session.pread(&mut [0; 512], 4096);
-        let _ = session.pread_nowait(&mut [0; 512], 512);
+        let _ = read_inline(&session, &mut [0; 512], 512);
         let _ = session.pwrite(&[0; 1024], 1024, Flags::empty());
         let _ = session.trim(2048, 0, Flags::empty());
         let _ = session.zero(4096, 0, Flags::empty());
@@ -290,9 +244,23 @@ mod tests {
     }
 
     #[test]
-    fn nothing_escapes_by_a_loan() {
-        let params = [("statsfile", "/dev/null")];
-        assert!(crate::testing::session(&Spec::default().disk(), "stats", &params).loan(0, 512).is_none());
+    fn what_is_started_or_lent_for_is_counted_when_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let disk = Spec { later: true, fail_after: Some(1), ..Spec::default() }.disk();
+        let params = [("statsfile", path.to_str().unwrap()), ("statsformat", "json")];
+        let chain = chain(&disk, &["stats"], &params).unwrap();
+        let session = open(&chain, client(), false).unwrap();
+        assert!(is_watched(&session, Op::Write), "a loan is for one request");
+        for succeeds in [true, false] {
+            let answer = started(&session, Call::new(Op::Read, 512, 512), &[]);
+            assert!(matches!(&answer, Answer::Started(result) if result.is_ok() == succeeds), "{answer:?}");
+        }
+        drop(session);
+        chain.cleanup();
+        let json = std::fs::read_to_string(&path).unwrap();
+        assert!(json.contains("\"read\":{\"ops\":1,\"bytes\":512,"), "{json}");
+        assert!(json.contains("\"write\":{\"ops\":1,\"bytes\":512,"), "{json}");
     }
 
     #[test]

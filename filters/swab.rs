@@ -7,11 +7,11 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, BlockSize, Errno, Error, Extent, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Open,
-    Result, params,
+    Below, BlockSize, Call, Data, Errno, Error, Extent, Extents, Filter, Handle, Info, Next, NextConfig, Op,
+    Open, Outcome, Request, Result, params,
 };
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 const HELP: &str = "swab-bits=8|16|32|64   Size of the words whose bytes are swapped (default 16).";
 
@@ -46,7 +46,7 @@ impl Filter for Swab {
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         let next = next.open(open)?;
         Ok(if self.word == 1 {
-            Box::new(Transparent(next))
+            Box::new(Passthrough(next))
         } else {
             Box::new(Swapped { word: self.word, next })
         })
@@ -59,8 +59,8 @@ struct Swapped {
 }
 
 impl Swapped {
-    fn check(&self, length: u64, offset: u64) -> Result<()> {
-        let word = u64::from(self.word);
+    fn check(&self, call: &Call) -> Result<()> {
+        let (Call { offset, length, .. }, word) = (*call, u64::from(self.word));
         if length.is_multiple_of(word) && offset.is_multiple_of(word) {
             return Ok(());
         }
@@ -134,56 +134,47 @@ impl Handle for Swapped {
         })
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.check(buf.len() as u64, offset)?;
-        self.next.pread(buf, offset)?;
-        self.swap(buf);
-        Ok(())
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.check(buf.len() as u64, offset)?;
-        let done = self.next.pread_nowait(buf, offset)?;
-        if done {
-            self.swap(buf);
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let (call, may_wait) = (*request.call(), request.may_wait());
+        if let Err(e) = self.check(&call) {
+            return Outcome::Done(Err(e));
         }
-        Ok(done)
+        match (call.op, request.data()) {
+            (Op::Read, _) => self.next.transform(self, request, 0),
+            (_, Data::Write(buf)) => {
+                let mut swapped = buf.to_vec();
+                self.swap(&mut swapped);
+                self.next.replaced(request, call, Data::Write(&swapped))
+            }
+            // It asks for a loan.
+            (Op::Write, _) => Outcome::NeedsThread,
+            (_, Data::Extents(extents)) => {
+                let mut below = Extents::new(call.offset, call.end());
+                match self.next.piece(call, Data::Extents(&mut below), may_wait) {
+                    Outcome::Done(Ok(())) => {
+                        Outcome::Done(whole_words(below.as_slice(), u64::from(self.word), extents))
+                    }
+                    outcome => outcome,
+                }
+            }
+            _ => self.next.submit(request),
+        }
     }
 
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.check(buf.len() as u64, offset)?;
-        let mut swapped = buf.to_vec();
-        self.swap(&mut swapped);
-        self.next.pwrite(&swapped, offset, flags)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check(length, offset)?;
-        self.next.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check(length, offset)?;
-        self.next.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.check(length, offset)?;
-        let mut below = Extents::new(offset, offset + length);
-        self.next.extents(length, offset, flags, &mut below)?;
-        whole_words(below.as_slice(), u64::from(self.word), extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.check(length, offset)?;
-        self.next.cache(length, offset)
+    fn transform(&self, _: &Call, _: u64, data: &mut [u8]) -> Result<()> {
+        self.swap(data);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::Flags;
+
     use super::*;
-    use crate::testing::{Spec, View, check_model, config_error, session};
+    use crate::testing::{
+        Answer, Spec, View, check_model, config_error, lent, read_inline, session, started,
+    };
 
     #[test]
     fn model() {
@@ -206,7 +197,7 @@ mod tests {
         let mut buf = [0; 8];
         session.pread(&mut buf, 0).unwrap();
         assert_eq!(&buf, b"abcdefgh");
-        assert!(session.pread_nowait(&mut buf[..4], 2).unwrap());
+        assert!(read_inline(&session, &mut buf[..4], 2).unwrap());
         assert_eq!(&buf[..4], b"cdef");
         session.pwrite(b"ABCD", 4, Flags::empty()).unwrap();
         assert_eq!(disk.contents(), b"badcBADC");
@@ -227,7 +218,7 @@ mod tests {
         for error in [
             session.pread(&mut buf, 0).unwrap_err(),
             session.pread(&mut buf[..4], 2).unwrap_err(),
-            session.pread_nowait(&mut buf, 0).unwrap_err(),
+            read_inline(&session, &mut buf, 0).unwrap_err(),
             session.pwrite(&buf, 0, Flags::empty()).unwrap_err(),
             session.trim(4, 1, Flags::empty()).unwrap_err(),
             session.zero(3, 0, Flags::empty()).unwrap_err(),
@@ -283,8 +274,23 @@ mod tests {
     #[test]
     fn only_a_filter_that_is_off_lends() {
         let disk = Spec::default().disk();
-        assert!(session(&disk, "swab", &[("swab-bits", "8")]).loan(0, 512).is_some());
-        assert!(session(&disk, "swab", &[]).loan(0, 512).is_none());
+        for op in [Op::Read, Op::Write] {
+            assert!(lent(&session(&disk, "swab", &[("swab-bits", "8")]), op, 0, 512).is_some());
+            assert!(lent(&session(&disk, "swab", &[]), op, 0, 512).is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_started_is_swapped() {
+        let disk = Spec { data: b"badcfehg".to_vec(), later: true, ..Spec::default() }.disk();
+        let session = session(&disk, "swab", &[]);
+        let answer = started(&session, Call::new(Op::Read, 2, 4), &[]);
+        assert!(matches!(&answer, Answer::Started(Ok(data)) if data == b"cdef"), "{answer:?}");
+        let answer = started(&session, Call::new(Op::Write, 4, 4), b"ABCD");
+        assert!(matches!(&answer, Answer::Started(Ok(_))), "{answer:?}");
+        assert_eq!(disk.contents(), b"badcBADC");
+        let answer = started(&session, Call::new(Op::Zero, 0, 4), b"");
+        assert!(matches!(&answer, Answer::Started(Ok(_))), "{answer:?}");
     }
 
     #[test]

@@ -1,29 +1,38 @@
 //! What the filters' tests share: a disk in memory that watches how it is used, chains over it, and a byte-array
-//! model that random requests are compared with.
+//! model that random requests are compared with, inline, on a thread and started.
 //!
 //! [`check_model`] is the test that every filter passes. For the rest: `let disk = Spec::default().disk()`, then
 //! `session(&disk, "offset", &[("offset", "512")])`, then look at [`Disk::calls`] and [`Disk::contents`].
 
 mod model;
+mod submit;
 
 use std::{
     ffi::OsStr,
     fs::File,
+    hash::{BuildHasher as _, RandomState},
     os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, channel},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use nbdkit_core::{
-    BlockSize, Chain, Client, Completion, Connection, Errno, Error, Extents, Flags, Handle, Info, Io, Loan,
-    Op, Open, Peer, Plugin, Result, Session, Stop, Support, ThreadModel,
+    BlockSize, Buffers, Chain, Client, Connection, Data, Errno, Error, Extents, Flags, Handle, Info, Loan,
+    Op, Open, Outcome, Payload, Peer, Plugin, Request, Result, Session, Stop, Support, ThreadModel,
 };
 use parking_lot::{Condvar, Mutex};
 
-pub(crate) use self::model::{View, check_model, check_model_over};
+pub(crate) use nbdkit_core::Call;
+
+pub(crate) use self::{
+    model::{View, check_model, check_model_over},
+    submit::{Answer, inline, is_watched, lent, needs_thread, read_inline, started},
+};
 
 /// Unit of the extents that the disk reports, in bytes.
 pub(crate) const EXTENT_UNIT: u64 = 512;
@@ -49,11 +58,9 @@ pub(crate) struct Spec {
     /// Requests that do not keep to it fail with EINVAL.
     pub(crate) block_size: BlockSize,
     pub(crate) thread_model: ThreadModel,
-    /// Whether requests may sleep.
-    pub(crate) may_block: bool,
-    /// Reads without a wait succeed although requests may sleep.
-    pub(crate) cached: bool,
-    /// Reads and writes end on another thread if they may.
+    /// Which kinds of requests need a thread, unless they are started.
+    pub(crate) blocks: fn(Op) -> bool,
+    /// Requests of all kinds but extents are started if they may be, and end in no particular order.
     pub(crate) later: bool,
     /// After this many calls all fail with EIO.
     pub(crate) fail_after: Option<u64>,
@@ -74,8 +81,7 @@ impl Default for Spec {
             multi_conn: true,
             block_size: BlockSize::default(),
             thread_model: ThreadModel::Parallel,
-            may_block: false,
-            cached: false,
+            blocks: |_| false,
             later: false,
             fail_after: None,
         }
@@ -119,6 +125,10 @@ impl Spec {
     /// The disk.
     pub(crate) fn disk(self) -> Disk {
         let data = self.data.clone();
+        let (later, jobs) = channel();
+        if self.later {
+            thread::spawn(|| run_shuffled(jobs));
+        }
         Disk(Arc::new(Inner {
             memory: Mutex::new(Memory { stable: data.clone(), data }),
             calls: Mutex::default(),
@@ -126,8 +136,25 @@ impl Spec {
             gate: Mutex::default(),
             gate_changed: Condvar::new(),
             lent: File::open("/dev/null").expect("there is a /dev/null"),
+            later,
+            buffers: Buffers::default(),
             spec: self,
         }))
+    }
+}
+
+/// Runs jobs until nobody can add more, and those that are there at once in any order.
+fn run_shuffled(jobs: Receiver<Job>) {
+    let random = RandomState::new();
+    while let Ok(first) = jobs.recv() {
+        let mut batch = vec![first];
+        loop {
+            thread::yield_now();
+            batch.extend(jobs.try_iter());
+            let Some(last) = batch.len().checked_sub(1) else { break };
+            let pick = random.hash_one(last) as usize % batch.len();
+            batch.swap_remove(pick)();
+        }
     }
 }
 
@@ -136,15 +163,6 @@ pub(crate) fn pattern(size: u64) -> Vec<u8> {
     (0..size)
         .map(|i| if (i / EXTENT_UNIT).is_multiple_of(3) { 0 } else { (i / EXTENT_UNIT + i) as u8 | 1 })
         .collect()
-}
-
-/// One call that reached the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) op: Op,
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
-    pub(crate) flags: Flags,
 }
 
 /// The test disk: the plugin serves it, the test watches it. A clone is the same disk.
@@ -160,7 +178,12 @@ struct Inner {
     gate_changed: Condvar,
     /// What the disk lends; not its content.
     lent: File,
+    /// Where requests go that were started.
+    later: Sender<Job>,
+    buffers: Buffers,
 }
+
+type Job = Box<dyn FnOnce() + Send>;
 
 struct Memory {
     data: Vec<u8>,
@@ -233,7 +256,7 @@ impl Disk {
     /// Logs a call, waits at the gate, and fails it where the spec says so.
     fn enter(&self, op: Op, length: u64, offset: u64, flags: Flags) -> Result<Visit<'_>> {
         let inner = &*self.0;
-        inner.calls.lock().push(Call { op, offset, length, flags });
+        inner.calls.lock().push(Call::new(op, offset, length).with_flags(flags));
         let count = inner.count.fetch_add(1, Ordering::SeqCst);
         {
             let mut gate = inner.gate.lock();
@@ -259,6 +282,38 @@ impl Disk {
             return Err(Error::new(Errno::EINVAL, format!("{op:?} of {length} bytes is too large")));
         }
         Ok(visit)
+    }
+
+    /// The request goes on in a thread of the disk's.
+    fn start(&self, request: &mut Request<'_>) -> Outcome<'static> {
+        let (disk, call) = (self.clone(), *request.call());
+        let data = if let Data::Write(data) = request.data() { data.to_vec() } else { Vec::new() };
+        let Some((pending, started)) = request.start() else { return Outcome::NeedsThread };
+        let job = move || {
+            let result = disk.run(call, &data);
+            drop(pending.complete(result));
+        };
+        self.0.later.send(Box::new(job)).expect("the thread lives as long as the disk");
+        Outcome::Started(started)
+    }
+
+    fn run(&self, call: Call, data: &[u8]) -> Result<Payload> {
+        let Call { op, offset, length, flags } = call;
+        match op {
+            Op::Read => {
+                let mut memory = self.0.buffers.take(length as usize)?;
+                let range = 0..length as usize;
+                self.pread(&mut memory[range.clone()], offset)?;
+                return Ok(Payload::Memory(memory, range));
+            }
+            Op::Write => self.pwrite(data, offset, flags)?,
+            Op::Flush => self.flush()?,
+            Op::Trim => self.trim(length, offset, flags)?,
+            Op::Zero => self.zero(length, offset, flags)?,
+            Op::Cache => self.cache(length, offset)?,
+            Op::Extents => return Err(Errno::EINVAL.into()),
+        }
+        Ok(Payload::None)
     }
 
     fn change(&self, offset: u64, length: u64, flags: Flags, bytes: Option<&[u8]>) {
@@ -300,6 +355,21 @@ impl Plugin for Disk {
 }
 
 impl Handle for Disk {
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        assert!(!request.may_wait() || !submit::must_not_wait(), "a layer waits where it must not");
+        if request.may_lend() {
+            let loan = Loan { fd: self.0.lent.as_fd(), offset: request.offset() };
+            return if request.flags().is_empty() { Outcome::Lent(loan) } else { Outcome::NeedsThread };
+        }
+        if self.0.spec.later && request.op() != Op::Extents && request.may_start() {
+            return self.start(request);
+        }
+        if (self.0.spec.blocks)(request.op()) && !request.may_wait() {
+            return Outcome::NeedsThread;
+        }
+        request.run(self)
+    }
+
     fn get_size(&self) -> Result<u64> {
         Ok(self.0.spec.data.len() as u64)
     }
@@ -349,15 +419,8 @@ impl Handle for Disk {
         let from = offset as usize;
         buf.copy_from_slice(&self.0.memory.lock().data[from..from + buf.len()]);
         // The others' chance to change what this one has read: a filter that forgets a lock is found out.
-        std::thread::yield_now();
+        thread::yield_now();
         Ok(())
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if self.0.spec.may_block && !self.0.spec.cached {
-            return Ok(false);
-        }
-        self.pread(buf, offset).map(|()| true)
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
@@ -365,27 +428,6 @@ impl Handle for Disk {
         let _visit = self.enter(Op::Write, length, offset, flags)?;
         self.change(offset, length, flags, Some(buf));
         Ok(())
-    }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        if !self.0.spec.later {
-            return Some(done);
-        }
-        let disk = self.clone();
-        let data = if let Io::Write(data, _) = io { data.to_vec() } else { Vec::new() };
-        let (length, flags) = (io.length() as usize, io.flags());
-        let op = io.op();
-        std::thread::spawn(move || {
-            let mut buf = vec![0; length];
-            let result = match op {
-                Op::Write => disk.pwrite(&data, offset, flags).map(|()| &[][..]),
-                _ => disk.pread(&mut buf, offset).map(|()| &buf[..]),
-            };
-            if let Some(flusher) = done.complete(result) {
-                flusher.flush();
-            }
-        });
-        None
     }
 
     fn flush(&self) -> Result<()> {
@@ -423,14 +465,6 @@ impl Handle for Disk {
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
         self.enter(Op::Cache, length, offset, Flags::empty()).map(drop)
-    }
-
-    fn may_block(&self, _: Op) -> bool {
-        self.0.spec.may_block
-    }
-
-    fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
-        Some(Loan { fd: self.0.lent.as_fd(), offset, writable: true })
     }
 }
 

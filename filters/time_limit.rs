@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Below, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Open, Result, Stop,
-    params,
+    Below, Client, Errno, Error, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result,
+    Stop, params,
 };
 use parking_lot::Mutex;
 
@@ -94,61 +94,40 @@ struct Limited {
 }
 
 impl Limited {
-    /// The layer below, as long as there is time.
-    fn in_time(&self) -> Result<&Next> {
+    fn check(&self) -> Result<()> {
         // The deadline of a client that was disconnected before this export was open is forgotten.
         let late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if late || self.client.gone.is_raised() {
             self.client.disconnect(true);
             return Err(Error::new(Errno::ESHUTDOWN, "the time of the client is over (time-limit)"));
         }
-        Ok(&self.next)
+        Ok(())
     }
 }
 
-// Nothing is lent: a loan has no end.
 impl Handle for Limited {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.in_time()?.pread(buf, offset)
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.in_time()?.pread_nowait(buf, offset)
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.in_time()?.pwrite(buf, offset, flags)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.in_time()?.flush()
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.in_time()?.trim(length, offset, flags)
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.in_time()?.zero(length, offset, flags)
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.in_time()?.extents(length, offset, flags, extents)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.in_time()?.cache(length, offset)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        match self.check() {
+            // Each request has to come by here: watched, a loan is for this one only.
+            Ok(()) => self.next.watch(self, request, 0),
+            Err(e) => Outcome::Done(Err(e)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::{Call, Flags, Op};
+
     use super::*;
-    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+    use crate::testing::{
+        Answer, Spec, View, chain, check_model, client, config_error, is_watched, lent, open, read_inline,
+        session, started,
+    };
 
     #[test]
     fn model() {
@@ -163,7 +142,7 @@ mod tests {
         let mut buf = [0; 8];
         for error in [
             session.pread(&mut buf, 0).unwrap_err(),
-            session.pread_nowait(&mut buf, 0).unwrap_err(),
+            read_inline(&session, &mut buf, 0).unwrap_err(),
             session.pwrite(&buf, 0, Flags::empty()).unwrap_err(),
             session.flush().unwrap_err(),
             session.trim(8, 0, Flags::empty()).unwrap_err(),
@@ -209,8 +188,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lent() {
-        assert!(session(&Spec::default().disk(), "time-limit", &[]).loan(0, 512).is_none());
+    fn what_comes_in_time_is_started_and_lent_for_once() {
+        let disk = Spec { later: true, ..Spec::default() }.disk();
+        let in_time = session(&disk, "time-limit", &[]);
+        let read = Call::new(Op::Read, 0, 512);
+        assert!(matches!(started(&in_time, read, &[]), Answer::Started(Ok(_))));
+        assert!(lent(&in_time, Op::Read, 0, 512).is_some() && is_watched(&in_time, Op::Read));
+        let late = session(&disk, "time-limit", &[("time-limit", "0")]);
+        assert!(matches!(started(&late, read, &[]), Answer::Done(Err(_))));
+        assert!(lent(&late, Op::Read, 0, 512).is_none());
     }
 
     #[test]

@@ -7,10 +7,11 @@ use std::{
 
 use anyhow::ensure;
 use nbdkit_core::{
-    Below, Exports, Extents, Filter, Flags, Handle, Info, NextConfig, Op, Open, Result, ThreadModel,
+    Below, Exports, Extents, Filter, Flags, Handle, Info, NextConfig, Open, Outcome, Request, Result,
+    ThreadModel,
 };
 
-use crate::transparent::Transparent;
+use crate::passthrough::Passthrough;
 
 const HELP: &str = "tlsreadme=<MESSAGE>   What clients without TLS read.";
 
@@ -71,7 +72,7 @@ impl Filter for TlsFallback {
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         Ok(if open.tls {
-            Box::new(Transparent(next.open(open)?))
+            Box::new(Passthrough(next.open(open)?))
         } else {
             Box::new(Message(self.content.clone()))
         })
@@ -100,17 +101,17 @@ impl Handle for Message {
         extents.add_data(offset, length)
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::{Connection, Session};
+    use nbdkit_core::{Connection, Op, Session};
 
     use super::*;
-    use crate::testing::{Disk, Spec, chain, client, pattern};
+    use crate::testing::{Disk, Spec, chain, client, lent, needs_thread, pattern};
 
     fn connect(disk: &Disk, filters: &[&str], params: &[(&str, &str)]) -> Arc<Connection> {
         Arc::new(chain(disk, filters, params).unwrap().connect(client(), false).unwrap())
@@ -136,7 +137,8 @@ mod tests {
             assert!(!caps.write && !caps.flush && !caps.multi_conn);
             assert!(read(&session).starts_with(b"To see the disk of this NBD server"));
             assert_eq!(session.extents(512, 0, Flags::empty()).unwrap().len(), 1);
-            assert!(session.loan(0, 512).is_none());
+            assert!(lent(&session, Op::Read, 0, 512).is_none());
+            assert!(!needs_thread(&session, Op::Read));
         }
         assert!(disk.calls().is_empty());
     }
@@ -145,7 +147,7 @@ mod tests {
     fn with_tls_there_is_the_disk() {
         let disk = Spec::sized(20_000).disk();
         let session = open(&disk, &[], "", true);
-        assert!(session.caps().write && session.loan(0, 512).is_some());
+        assert!(session.caps().write && lent(&session, Op::Write, 0, 512).is_some());
         assert_eq!(read(&session), pattern(20_000));
     }
 

@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::ensure;
 use nbdkit_core::{
-    Below, Errno, Error, Extents, Filter, Flags, Handle, Info, Loan, Next, NextConfig, Op, Open, Result,
-    params,
+    Below, Call, Data, Errno, Error, Extents, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome,
+    Request, Result, params,
 };
 
 const HELP: &str = "\
@@ -77,9 +77,51 @@ struct Resized {
 }
 
 impl Resized {
-    /// How much of a range is on the disk below.
-    fn on_disk(&self, length: u64, offset: u64) -> u64 {
-        self.real.saturating_sub(offset).min(length)
+    /// Answers a request that is not only for the disk below, which is asked for the first `on_disk` bytes.
+    fn past_end(&self, request: &mut Request<'_>, on_disk: u64) -> Outcome<'_> {
+        let (call, may_wait) = (*request.call(), request.may_wait());
+        let below = |data: Data<'_>| match on_disk {
+            0 => Outcome::Done(Ok(())),
+            length => self.next.piece(Call { length, ..call }, data, may_wait),
+        };
+        match request.data() {
+            Data::Read(buf) => {
+                let (disk, added) = buf.split_at_mut(on_disk as usize);
+                added.fill(0);
+                below(Data::Read(disk))
+            }
+            Data::Write(buf) => {
+                let (disk, added) = buf.split_at(on_disk as usize);
+                if added.iter().any(|byte| *byte != 0) {
+                    return Outcome::Done(Err(self.no_space()));
+                }
+                below(Data::Write(disk))
+            }
+            Data::Extents(extents) => match below(Data::Extents(extents)) {
+                Outcome::Done(Ok(())) => Outcome::Done(self.add_hole(call.offset, extents)),
+                outcome => outcome,
+            },
+            // It asks for a loan.
+            Data::None if matches!(call.op, Op::Read | Op::Write) => Outcome::NeedsThread,
+            _ => below(Data::None),
+        }
+    }
+
+    /// What is added follows on what is known of the disk below, if that reaches its end: it may be a short answer.
+    fn add_hole(&self, offset: u64, extents: &mut Extents) -> Result<()> {
+        let added = extents.covered_to().max(offset);
+        if added < self.real {
+            return Ok(());
+        }
+        extents.add(added, self.size.saturating_sub(added), true, true)
+    }
+
+    #[cold]
+    fn no_space(&self) -> Error {
+        Error::new(
+            Errno::ENOSPC,
+            format!("write of data after the {} bytes of the disk below: only zeroes fit there", self.real),
+        )
     }
 }
 
@@ -97,86 +139,24 @@ impl Handle for Resized {
         Ok(self.next.caps().extents || self.size > self.real)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let (disk, added) = buf.split_at_mut(self.on_disk(buf.len() as u64, offset) as usize);
-        if !disk.is_empty() {
-            self.next.pread(disk, offset)?;
-        }
-        added.fill(0);
-        Ok(())
-    }
-
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        let (disk, added) = buf.split_at_mut(self.on_disk(buf.len() as u64, offset) as usize);
-        added.fill(0);
-        if disk.is_empty() { Ok(true) } else { self.next.pread_nowait(disk, offset) }
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let (disk, added) = buf.split_at(self.on_disk(buf.len() as u64, offset) as usize);
-        if added.iter().any(|byte| *byte != 0) {
-            return Err(Error::new(
-                Errno::ENOSPC,
-                format!(
-                    "write of data after the {} bytes of the disk below: only zeroes fit there",
-                    self.real
-                ),
-            ));
-        }
-        if disk.is_empty() { Ok(()) } else { self.next.pwrite(disk, offset, flags) }
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        match self.on_disk(length, offset) {
-            0 => Ok(()),
-            length => self.next.trim(length, offset, flags),
-        }
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        match self.on_disk(length, offset) {
-            0 => Ok(()),
-            length => self.next.zero(length, offset, flags),
-        }
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        let disk = self.on_disk(length, offset);
-        if disk > 0 {
-            self.next.extents(disk, offset, flags, extents)?;
-        }
-        // The answer for the disk may have been a short one, and may have gone on to its end.
-        let added = extents.covered_to().max(offset);
-        if added < self.real {
-            return Ok(());
-        }
-        extents.add(added, self.size.saturating_sub(added), true, true)
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        match self.on_disk(length, offset) {
-            0 => Ok(()),
-            length => self.next.cache(length, offset),
-        }
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        self.next.may_block(op)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let on_disk = self.real.saturating_sub(request.offset()).min(request.length());
+        if on_disk == request.length() { self.next.pass(request) } else { self.past_end(request, on_disk) }
     }
 
     fn may_skip_holes(&self) -> bool {
         self.next.may_skip_holes()
     }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        self.next.loan(offset, length)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::Flags;
+
     use super::*;
-    use crate::testing::{Spec, View, chain, check_model, client, config_error, open, session};
+    use crate::testing::{
+        Answer, Spec, View, chain, check_model, client, config_error, inline, lent, open, session, started,
+    };
 
     #[test]
     fn model() {
@@ -230,6 +210,38 @@ mod tests {
             let extents = session.extents(1 << 40, 0, Flags::empty()).unwrap();
             let found: Vec<_> = extents.iter().map(|e| (e.offset, e.length, e.kind())).collect();
             assert_eq!(found, [(0, 1000, 0), (1000, (1 << 40) - 1000, 3)]);
+        }
+    }
+
+    #[test]
+    fn what_is_on_the_disk_is_started_and_lent_for() {
+        let disk = Spec { later: true, ..Spec::sized(1000) }.disk();
+        let session = session(&disk, "truncate", &[("truncate", "2000")]);
+        for op in [Op::Read, Op::Write, Op::Trim, Op::Zero, Op::Cache] {
+            let on_disk = started(&session, Call::new(op, 900, 100), &[0; 100]);
+            assert!(matches!(on_disk, Answer::Started(Ok(_))), "{op:?}: {on_disk:?}");
+            for offset in [950, 1000, 1900] {
+                let past = started(&session, Call::new(op, offset, 100), &[0; 100]);
+                assert!(matches!(past, Answer::Done(Ok(_))), "{op:?} at {offset}: {past:?}");
+            }
+        }
+        assert!(matches!(started(&session, Call::new(Op::Flush, 0, 0), &[]), Answer::Started(Ok(_))));
+        for op in [Op::Read, Op::Write] {
+            let lent = [900, 901, 1000].map(|offset| lent(&session, op, offset, 100));
+            assert_eq!(lent, [Some(900), None, None], "{op:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_over_the_real_end_needs_a_thread_if_the_disk_does() {
+        let session = session(
+            &Spec { blocks: |_| true, ..Spec::sized(1000) }.disk(),
+            "truncate",
+            &[("truncate", "2000")],
+        );
+        for op in [Op::Read, Op::Write, Op::Trim, Op::Zero, Op::Cache] {
+            assert!(matches!(inline(&session, Call::new(op, 950, 100), &[0; 100]), Answer::NeedsThread));
+            assert!(matches!(inline(&session, Call::new(op, 1000, 100), &[0; 100]), Answer::Done(Ok(_))));
         }
     }
 }

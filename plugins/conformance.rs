@@ -12,7 +12,7 @@ use self::suite::{Row, Writes, image};
 #[path = "conformance/model.rs"]
 mod model;
 #[path = "conformance/suite.rs"]
-mod suite;
+pub(crate) mod suite;
 
 /// All that a plugin can offer.
 const EVERYTHING: &str = "write flush trim zero=Native fast_zero fua=Native multi_conn cache=Native extents";

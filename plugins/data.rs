@@ -106,7 +106,7 @@ impl Plugin for Data {
 
 #[cfg(test)]
 mod tests {
-    use crate::testkit::{config_error, disk, extents, read_all, start};
+    use crate::testkit::{config_error, disk, extents, lend, read_all, start};
     use nbdkit_core::{Flags, Op};
 
     #[test]
@@ -135,8 +135,10 @@ mod tests {
         assert_eq!(&last, b"\0x");
         other.zero(1 << 40, 0, Flags::FAST_ZERO).unwrap();
         assert_eq!(extents(&one, 0, 1 << 40), [(0, 1 << 40, 3)]);
-        assert!(!one.may_block(Op::Read) && one.caps().multi_conn);
-        assert!(one.loan(5, 100).is_some_and(|loan| loan.offset == 5 && loan.writable));
+        assert!(one.pread_nowait(&mut last, 0).unwrap() && one.caps().multi_conn);
+        for op in [Op::Read, Op::Write] {
+            assert!(lend(&one, op, 5, 100).is_some_and(|(_, offset)| offset == 5));
+        }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::ffi::OsStr;
 
 use anyhow::Context as _;
-use nbdkit_core::{Errno, Extents, Flags, Handle, Info, Op, Open, Plugin, Result, Support, params};
+use nbdkit_core::{
+    Errno, Extents, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params,
+};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::<Full>::default()
@@ -25,7 +27,11 @@ impl Plugin for Full {
     }
 
     fn callbacks(&self) -> Vec<&'static str> {
-        [crate::READ_ONLY, &["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"]].concat()
+        [
+            crate::READ_ONLY,
+            &["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"],
+        ]
+        .concat()
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -97,7 +103,7 @@ impl Handle for NoSpace {
         Ok(())
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
     }
 }

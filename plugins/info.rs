@@ -8,7 +8,9 @@ use std::{
 };
 
 use anyhow::bail;
-use nbdkit_core::{Errno, Error, Handle, Info, Op, Open, Peer, Plugin, Result, Support, params};
+use nbdkit_core::{
+    Errno, Error, Handle, Info, Open, Outcome, Peer, Plugin, Request, Result, Support, params,
+};
 
 use crate::data::decode_base64;
 
@@ -150,8 +152,8 @@ impl Handle for Content {
         Ok(())
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::{ops::Range, sync::Arc};
 
 use nbdkit_common::{Piece, Regions};
-use nbdkit_core::{Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support};
+use nbdkit_core::{
+    Call, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result, Support,
+};
 
 use crate::backing::Backing;
 
@@ -56,6 +58,16 @@ impl Joined {
             }
         }
         Ok(())
+    }
+
+    /// The file that holds all of a range.
+    fn lend(&self, call: &Call) -> Option<Loan<'_>> {
+        let mut pieces = self.parts.pieces(call.offset, call.length);
+        let (piece, rest) = (pieces.next()?, pieces.next());
+        match &piece.region.kind {
+            Part::File(file) if rest.is_none() => Some(Loan { fd: file.fd(), offset: piece.within }),
+            _ => None,
+        }
     }
 
     /// Does something to the files in a range, and makes it durable where FUA is set.
@@ -169,10 +181,6 @@ impl Handle for Joined {
         self.read(buf, offset, |file, buf, at| file.read(buf, at).map(|()| true)).map(drop)
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.read(buf, offset, Backing::read_nowait)
-    }
-
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let length = buf.len() as u64;
         self.check_fixed(Some(buf), length, offset)?;
@@ -216,22 +224,24 @@ impl Handle for Joined {
         })
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        !self.memory
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_lend() {
+            return self.lend(request.call()).map_or(Outcome::NeedsThread, Outcome::Lent);
+        }
+        if self.memory || request.may_wait() {
+            return request.run(self);
+        }
+        let offset = request.offset();
+        match request.data() {
+            Data::Read(buf) => match self.read(buf, offset, Backing::read_nowait) {
+                Ok(false) => Outcome::NeedsThread,
+                done => Outcome::Done(done.map(drop)),
+            },
+            _ => Outcome::NeedsThread,
+        }
     }
 
     fn may_skip_holes(&self) -> bool {
         files(&self.parts).all(Backing::is_near)
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        let mut pieces = self.parts.pieces(offset, length);
-        let (piece, rest) = (pieces.next()?, pieces.next());
-        match &piece.region.kind {
-            Part::File(file) if rest.is_none() => {
-                Some(Loan { fd: file.fd(), offset: piece.within, writable: file.is_writable() })
-            }
-            _ => None,
-        }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{Extents, Flags, Handle, Info, Op, Open, Plugin, Result, Support, params};
+use nbdkit_core::{Extents, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::new(Ones { size: 0, byte: 0xff })
@@ -115,7 +115,7 @@ impl Handle for Ones {
         Ok(())
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
     }
 }

@@ -131,8 +131,9 @@ fn files_are_written_through_and_the_table_is_not() {
     }
     assert!(read_all(&disk) == image);
     assert_eq!(fs::metadata(&paths[0]).unwrap().len(), 301_000);
-    assert!(disk.loan(first, 301_000).is_some_and(|loan| loan.offset == 0));
-    assert!(disk.loan(0, 512).is_none() && disk.loan(first, 301_001).is_none());
+    let lend = |offset, length| crate::testkit::lend(&disk, nbdkit_core::Op::Read, offset, length);
+    assert!(lend(first, 301_000).is_some_and(|(_, offset)| offset == 0));
+    assert!(lend(0, 512).is_none() && lend(first, 301_001).is_none());
 }
 
 #[test]

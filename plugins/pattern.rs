@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 
 use anyhow::Context as _;
-use nbdkit_core::{Handle, Info, Op, Open, Plugin, Result, Support, params};
+use nbdkit_core::{Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::<Pattern>::default()
@@ -74,8 +74,8 @@ impl Handle for Offsets {
         Ok(())
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
     }
 }
 

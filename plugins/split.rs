@@ -66,8 +66,8 @@ mod tests {
     use std::{fs, os::unix::fs::MetadataExt};
 
     use super::*;
-    use crate::testkit::{check_model, config_error, disk, extents, file, read_all, start};
-    use nbdkit_core::Flags;
+    use crate::testkit::{check_model, config_error, disk, extents, file, lend, read_all, start};
+    use nbdkit_core::{Flags, Op};
 
     fn params(paths: &[PathBuf]) -> Vec<(&str, &str)> {
         paths.iter().map(|path| ("file", path.to_str().unwrap())).collect()
@@ -83,8 +83,10 @@ mod tests {
         disk.flush().unwrap();
         assert_eq!(fs::read(&paths[0]).unwrap(), b"abX");
         assert_eq!(fs::read(&paths[2]).unwrap(), b"YZfgh");
-        assert!(disk.loan(3, 5).is_some_and(|loan| loan.offset == 0 && loan.writable));
-        assert!(disk.loan(2, 2).is_none());
+        for op in [Op::Read, Op::Write] {
+            assert!(lend(&disk, op, 3, 5).is_some_and(|(_, offset)| offset == 0));
+            assert!(lend(&disk, op, 2, 2).is_none());
+        }
     }
 
     #[test]

@@ -5,6 +5,11 @@ use std::{ffi::OsStr, fs, path::PathBuf, sync::Arc};
 use nbdkit_core::{Chain, Client, Flags, Peer, Result, Session, Stop};
 use proptest::{collection, prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
+mod offers;
+
+pub(crate) use crate::conformance::suite::lend;
+pub(crate) use offers::{Offered, Waiting, offer};
+
 /// A file of that content.
 pub(crate) fn file(dir: &tempfile::TempDir, name: &str, content: &[u8]) -> PathBuf {
     let path = dir.path().join(name);

@@ -1,6 +1,6 @@
 //! The zero plugin: a read-only disk of no bytes, for testing what clients make of it.
 
-use nbdkit_core::{Errno, Handle, Info, Op, Open, Plugin, Result, Support};
+use nbdkit_core::{Errno, Handle, Info, Open, Outcome, Plugin, Request, Result, Support};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::new(Zero)
@@ -44,7 +44,7 @@ impl Handle for Zero {
         Ok(())
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        request.run(self)
     }
 }

@@ -6,7 +6,8 @@ use nbdkit_core::Session;
 
 use super::*;
 use crate::testing::{
-    Disk, Spec, View, chain, check_model, check_model_over, client, config_error, open, session,
+    Answer, Disk, Spec, View, chain, check_model, check_model_over, client, config_error, lent, open,
+    read_inline, session, started,
 };
 
 const BLOCK: u64 = 4096;
@@ -192,11 +193,39 @@ fn a_cache_request_copies_when_asked() {
 
 #[test]
 fn a_read_of_the_overlay_needs_no_wait() {
-    let disk = Spec { may_block: true, ..Spec::default() }.disk();
+    let disk = Spec { blocks: |_| true, ..Spec::default() }.disk();
     let session = cow(&disk);
-    assert!(!session.pread_nowait(&mut [0; 10], 0).unwrap());
+    assert!(!read_inline(&session, &mut [0; 10], 0).unwrap());
     session.trim(BLOCK, 0, Flags::empty()).unwrap();
-    assert!(session.pread_nowait(&mut [0; 10], 0).unwrap());
+    assert!(read_inline(&session, &mut [0; 10], 0).unwrap());
+}
+
+#[test]
+fn what_is_wholly_below_may_be_started_and_lent() {
+    let disk = Spec { later: true, ..Spec::default() }.disk();
+    let overlaid = cow(&disk);
+    overlaid.pwrite(&[7], 2 * BLOCK, Flags::empty()).unwrap();
+    let start = |op, offset| started(&overlaid, Call::new(op, offset, BLOCK), &[9; BLOCK as usize]);
+    for op in [Op::Read, Op::Cache] {
+        assert!(matches!(start(op, BLOCK), Answer::Started(Ok(_))), "{op:?}");
+    }
+    for (offset, below) in [(BLOCK, true), (BLOCK + 1, false), (2 * BLOCK, false), (3 * BLOCK, true)] {
+        assert_eq!(lent(&overlaid, Op::Read, offset, BLOCK), below.then_some(offset));
+    }
+    assert_eq!(lent(&overlaid, Op::Write, BLOCK, BLOCK), None);
+    assert!(matches!(start(Op::Write, BLOCK), Answer::NeedsThread));
+    assert!(matches!(start(Op::Read, BLOCK + 1), Answer::Done(Ok(_))), "it is mixed, and in memory");
+    let copying = session(&disk, "cow", &[("cow-on-read", "true")]);
+    assert_eq!(lent(&copying, Op::Read, 0, BLOCK), None);
+}
+
+#[test]
+fn extents_need_a_thread_only_below() {
+    let disk = Spec { blocks: |op| op == Op::Extents, ..Spec::default() }.disk();
+    let session = cow(&disk);
+    session.trim(BLOCK, 0, Flags::empty()).unwrap();
+    let inline = |length| session.extents_nowait(length, 0, Flags::empty()).map(|found| found.unwrap().len());
+    assert_eq!((inline(BLOCK), inline(2 * BLOCK)), (Some(1), None));
 }
 
 #[test]

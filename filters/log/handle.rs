@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use nbdkit_core::{Completion, Extents, Io, Flags, Handle, Loan, Next, Op, Open, Result};
+use nbdkit_core::{Call, Data, Flags, Handle, Next, Op, Open, Outcome, Request};
 
 use super::{
     count,
@@ -58,21 +58,17 @@ impl Logged {
         Logged { journal, connection, transactions: AtomicU64::new(0), next }
     }
 
-    /// Logs a request before and after it runs.
-    fn logged(
-        &self,
-        action: &str,
-        params: fmt::Arguments<'_>,
-        request: impl FnOnce(&Next) -> Result<()>,
-    ) -> Result<()> {
-        if !self.journal.is_on() {
-            return request(&self.next);
-        }
+    /// Logs that a request has begun at some time, and returns its number.
+    fn enter(&self, time: SystemTime, call: &Call) -> u64 {
         let id = count(&self.transactions);
-        self.journal.enter(Some(self.connection), action, id, params);
-        let result = request(&self.next);
-        self.journal.leave(Some(self.connection), action, id, format_args!(""), &result);
-        result
+        self.journal.entered(
+            time,
+            Some(self.connection),
+            action(call.op),
+            id,
+            format_args!("{}", Params(call)),
+        );
+        id
     }
 }
 
@@ -84,9 +80,36 @@ impl Drop for Logged {
     }
 }
 
-/// A flag as the log shows it.
-fn bit(flags: Flags, flag: Flags) -> i32 {
-    i32::from(flags.contains(flag))
+fn action(op: Op) -> &'static str {
+    match op {
+        Op::Read => "Read",
+        Op::Write => "Write",
+        Op::Flush => "Flush",
+        Op::Trim => "Trim",
+        Op::Zero => "Zero",
+        Op::Cache => "Cache",
+        Op::Extents => "Extents",
+    }
+}
+
+/// What is asked for, as the log shows it.
+struct Params<'a>(&'a Call);
+
+impl fmt::Display for Params<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Call { op, offset, length, flags } = *self.0;
+        let bit = |flag| i32::from(flags.contains(flag));
+        if op != Op::Flush {
+            write!(f, " offset={offset:#x} count={length:#x}")?;
+        }
+        let fua = bit(Flags::FUA);
+        match op {
+            Op::Write | Op::Trim => write!(f, " fua={fua}"),
+            Op::Zero => write!(f, " trim={} fua={fua} fast={}", bit(Flags::MAY_TRIM), bit(Flags::FAST_ZERO)),
+            Op::Extents => write!(f, " req_one={}", bit(Flags::REQ_ONE)),
+            Op::Read | Op::Flush | Op::Cache => Ok(()),
+        }
+    }
 }
 
 impl Handle for Logged {
@@ -94,88 +117,30 @@ impl Handle for Logged {
         Some(&self.next)
     }
 
-    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let count = buf.len();
-        let params = format_args!(" offset={offset:#x} count={count:#x}");
-        self.logged("Read", params, |next| next.pread(buf, offset))
-    }
-
-    /// A read that would have to wait comes again as `pread`, so nothing is logged before it is known.
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+    /// What is logged is seen from its begin to its end, so it is neither started nor lent for.
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
         if !self.journal.is_on() {
-            return self.next.pread_nowait(buf, offset);
+            return self.next.pass(request);
         }
-        if self.journal.has_script() {
-            return Ok(false);
+        if self.journal.has_script() && !request.may_wait() {
+            return Outcome::NeedsThread;
         }
-        let time = SystemTime::now();
-        let result = self.next.pread_nowait(buf, offset);
-        if !matches!(result, Ok(false)) {
-            let (connection, id) = (Some(self.connection), count(&self.transactions));
-            let params = format_args!(" offset={offset:#x} count={:#x}", buf.len());
-            self.journal.entered(time, connection, "Read", id, params);
-            self.journal.leave(connection, "Read", id, format_args!(""), &result);
-        }
-        result
-    }
-
-    fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let (count, fua) = (buf.len(), bit(flags, Flags::FUA));
-        let params = format_args!(" offset={offset:#x} count={count:#x} fua={fua}");
-        self.logged("Write", params, |next| next.pwrite(buf, offset, flags))
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.logged("Flush", format_args!(""), Next::flush)
-    }
-
-    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        let fua = bit(flags, Flags::FUA);
-        let params = format_args!(" offset={offset:#x} count={length:#x} fua={fua}");
-        self.logged("Trim", params, |next| next.trim(length, offset, flags))
-    }
-
-    fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        let (trim, fua) = (bit(flags, Flags::MAY_TRIM), bit(flags, Flags::FUA));
-        let fast = bit(flags, Flags::FAST_ZERO);
-        let params = format_args!(" offset={offset:#x} count={length:#x} trim={trim} fua={fua} fast={fast}");
-        self.logged("Zero", params, |next| next.zero(length, offset, flags))
-    }
-
-    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        if !self.journal.is_on() {
-            return self.next.extents(length, offset, flags, extents);
-        }
-        let (connection, id) = (Some(self.connection), count(&self.transactions));
-        let one = bit(flags, Flags::REQ_ONE);
-        let params = format_args!(" offset={offset:#x} count={length:#x} req_one={one}");
-        self.journal.enter(connection, "Extents", id, params);
-        let result = self.next.extents(length, offset, flags, extents);
-        match &result {
-            Ok(()) => {
-                let params = format_args!(" extents={}", List(extents));
-                self.journal.leave(connection, "Extents", id, params, &result);
+        let (call, time) = (*request.call(), SystemTime::now());
+        // One that must not wait may come again, so nothing is logged before that is known.
+        let id = request.may_wait().then(|| self.enter(time, &call));
+        let result = match self.next.at_once(request) {
+            Outcome::Done(result) => result,
+            outcome => return outcome,
+        };
+        let (connection, action) = (Some(self.connection), action(call.op));
+        let id = id.unwrap_or_else(|| self.enter(time, &call));
+        match (&result, request.data()) {
+            (Ok(()), Data::Extents(extents)) => {
+                let params = format_args!(" extents={}", List(*extents));
+                self.journal.leave(connection, action, id, params, &result);
             }
-            Err(_) => self.journal.leave(connection, "Extents", id, format_args!(""), &result),
+            _ => self.journal.leave(connection, action, id, format_args!(""), &result),
         }
-        result
-    }
-
-    fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        let params = format_args!(" offset={offset:#x} count={length:#x}");
-        self.logged("Cache", params, |next| next.cache(length, offset))
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        self.journal.has_script() || self.next.may_block(op)
-    }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        if self.journal.is_on() { Some(done) } else { self.next.submit(io, offset, done) }
-    }
-
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        // What is read from a loan is not seen here.
-        if self.journal.is_on() { None } else { self.next.loan(offset, length) }
+        Outcome::Done(result)
     }
 }

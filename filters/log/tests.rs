@@ -10,7 +10,10 @@ use super::{
     entry::{List, Outcome, Quoted, Time},
     *,
 };
-use crate::testing::{Spec, View, chain, check_model, client, config_error, session};
+use crate::testing::{
+    Answer, Call, Spec, View, chain, check_model, client, config_error, lent, needs_thread, read_inline,
+    session, started,
+};
 
 /// A directory with a log file in it.
 struct Scratch {
@@ -145,10 +148,10 @@ fn failures_name_their_error() {
 
 #[test]
 fn a_read_without_a_wait_is_logged_if_it_happens() {
-    let read = |session: &Session| session.pread_nowait(&mut [0; 512], 0).unwrap();
-    let slow = Spec { may_block: true, ..Spec::default() };
-    assert!(lines_of(slow.clone(), |session| assert!(!read(session))).is_empty());
-    let cached = Spec { cached: true, ..slow };
+    let read = |session: &Session| read_inline(session, &mut [0; 512], 0).unwrap();
+    let slow = Spec { blocks: |_| true, ..Spec::default() };
+    assert!(lines_of(slow, |session| assert!(!read(session))).is_empty());
+    let cached = Spec { blocks: |op| op != Op::Read, ..Spec::default() };
     assert_eq!(
         lines_of(cached, |session| assert!(read(session))),
         ["connection=1 Read id=1 offset=0x0 count=0x200 ...", "connection=1 ...Read id=1 return=0"]
@@ -156,19 +159,31 @@ fn a_read_without_a_wait_is_logged_if_it_happens() {
 }
 
 #[test]
+fn what_could_be_started_is_logged_as_it_happens() {
+    let later = Spec { later: true, ..Spec::default() };
+    let write = Call::new(Op::Write, 512, 512);
+    let lines = lines_of(later, |session| {
+        assert!(matches!(started(session, write, &[1; 512]), Answer::Done(Ok(_))));
+    });
+    let expected = ["Write id=1 offset=0x200 count=0x200 fua=0 ...", "...Write id=1 return=0"];
+    assert_eq!(lines, expected.map(|line| format!("connection=1 {line}")));
+}
+
+#[test]
 fn nothing_is_lent_behind_the_log() {
     let scratch = Scratch::new();
-    assert!(logged(Spec::default(), &scratch).loan(0, 512).is_none());
+    assert_eq!(lent(&logged(Spec::default(), &scratch), Op::Read, 0, 512), None);
     let script = session(&Spec::default().disk(), "log", &[("logscript", "true")]);
-    assert!(script.loan(0, 512).is_none());
+    assert_eq!(lent(&script, Op::Read, 0, 512), None);
 }
 
 #[test]
 fn without_a_reader_everything_passes() {
-    let spec = Spec { may_block: true, cached: true, ..Spec::default() };
+    let spec = Spec { blocks: |op| op != Op::Read, later: true, ..Spec::default() };
     let session = session(&spec.disk(), "log", &[]);
-    assert!(session.loan(0, 512).unwrap().writable);
-    assert!(session.pread_nowait(&mut [0; 8], 0).unwrap());
+    assert_eq!(lent(&session, Op::Write, 0, 512), Some(0));
+    assert!(read_inline(&session, &mut [0; 8], 0).unwrap());
+    assert!(matches!(started(&session, Call::new(Op::Read, 0, 8), &[]), Answer::Started(Ok(_))));
 }
 
 #[test]
@@ -204,8 +219,8 @@ fn a_script_gets_the_entry_as_variables() {
     let chain = chain(&disk, &["log"], &[("logscript", &script)]).unwrap();
     let connection = Arc::new(chain.connect(client(), false).unwrap());
     let session = connection.open(OsStr::new("it's $(id)\n\"`id`\\"), false).unwrap();
-    assert!(session.may_block(Op::Read));
-    assert!(!session.pread_nowait(&mut [0; 8], 0).unwrap());
+    assert!(needs_thread(&session, Op::Read));
+    assert!(!read_inline(&session, &mut [0; 8], 0).unwrap());
     session.extents(0x1000, 0, Flags::empty()).unwrap();
     session.pread(&mut [0; 8], 16).unwrap_err();
     assert_eq!(

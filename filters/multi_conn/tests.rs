@@ -1,7 +1,10 @@
 use nbdkit_core::{Chain, Connection, Plugin, Session};
 
 use super::*;
-use crate::testing::{Spec, View, check_model, client, config_error};
+use crate::testing::{
+    Answer, Spec, View, check_model, client, config_error, inline, is_watched, lent, needs_thread,
+    read_inline, started,
+};
 
 /// A disk whose connections each have a cache of their own: a write is seen by others after a flush here, and their
 /// writes are seen here after a flush too. It counts the flushes.
@@ -301,10 +304,71 @@ fn a_failed_flush_is_made_again() {
 }
 
 #[test]
-fn a_loan_is_to_read_from() {
-    let session = crate::testing::session(&Spec::default().disk(), "multi-conn", &[]);
-    assert!(!session.loan(0, 512).unwrap().writable);
-    assert!(session.pread_nowait(&mut [0], 0).unwrap());
+fn what_writes_is_seen_to_write_however_it_ends() {
+    let disk = Spec { later: true, ..Spec::default() }.disk();
+    let flushes = || disk.take_calls().iter().filter(|call| call.op == Op::Flush).count();
+    for mode in ["emulate", "plugin"] {
+        let params = [("multi-conn-mode", mode)];
+        let session = crate::testing::session(&disk, "multi-conn", &params);
+        let write = Call::new(Op::Write, 0, 1);
+        let ways: [&dyn Fn(); 3] = [
+            &|| assert!(lent(&session, Op::Write, 0, 512).is_some()),
+            &|| assert!(matches!(started(&session, write, &[1]), Answer::Started(Ok(_)))),
+            &|| assert!(matches!(inline(&session, write, &[1]), Answer::Done(Ok(_)))),
+        ];
+        for way in ways {
+            session.flush().unwrap();
+            flushes();
+            session.flush().unwrap();
+            assert_eq!(flushes(), 0, "{mode}");
+            way();
+            session.flush().unwrap();
+            assert_eq!(flushes(), 1, "{mode}");
+        }
+        assert!(is_watched(&session, Op::Write), "a loan to write to is for one request");
+        assert!(read_inline(&session, &mut [0], 0).unwrap());
+    }
+}
+
+#[test]
+fn what_reads_is_seen_to_read_where_that_matters() {
+    let watched = |mode| {
+        let params = [("multi-conn-mode", mode)];
+        is_watched(&crate::testing::session(&Spec::default().disk(), "multi-conn", &params), Op::Read)
+    };
+    assert!(watched("emulate") && !watched("plugin"));
+}
+
+#[test]
+fn what_flushes_all_connections_needs_a_thread() {
+    let disk = Spec { later: true, ..Spec::default() }.disk();
+    let flush = Call::new(Op::Flush, 0, 0);
+    let fua = Call::new(Op::Write, 0, 1).with_flags(Flags::FUA);
+    let emulate = crate::testing::session(&disk, "multi-conn", &[("multi-conn-mode", "emulate")]);
+    assert!(matches!(started(&emulate, flush, &[]), Answer::NeedsThread));
+    assert!(matches!(started(&emulate, fua, &[1]), Answer::NeedsThread));
+    let plugin = crate::testing::session(&disk, "multi-conn", &[("multi-conn-mode", "plugin")]);
+    assert!(matches!(started(&plugin, fua, &[1]), Answer::Started(Ok(_))));
+    assert!(matches!(started(&plugin, flush, &[]), Answer::Started(Ok(_))));
+    assert!(matches!(started(&plugin, flush, &[]), Answer::Done(Ok(_))), "nobody has written");
+}
+
+#[test]
+fn a_flush_that_fails_later_or_needs_a_thread_is_made_again() {
+    let disk = Spec { later: true, fail_after: Some(1), ..Spec::default() }.disk();
+    let session = crate::testing::session(&disk, "multi-conn", &[("multi-conn-mode", "plugin")]);
+    session.pwrite(&[1], 0, Flags::empty()).unwrap();
+    for _ in 0..2 {
+        let answer = started(&session, Call::new(Op::Flush, 0, 0), &[]);
+        assert!(matches!(answer, Answer::Started(Err(_))), "{answer:?}");
+    }
+    let disk = Spec { blocks: |op| op == Op::Flush, ..Spec::default() }.disk();
+    let session = crate::testing::session(&disk, "multi-conn", &[("multi-conn-mode", "plugin")]);
+    session.pwrite(&[1], 0, Flags::empty()).unwrap();
+    assert!(needs_thread(&session, Op::Flush));
+    session.flush().unwrap();
+    assert_eq!(disk.count(Op::Flush), 1);
+    assert!(!needs_thread(&session, Op::Flush), "nobody has written");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A gate that requests pass, and that can be closed.
 
+use std::collections::HashSet;
+
 use nbdkit_core::{Client, Errno, Error, Result};
 use parking_lot::{Condvar, Mutex};
 
@@ -12,7 +14,10 @@ pub(super) struct Gate {
 #[derive(Default)]
 struct State {
     closed: bool,
-    inside: usize,
+    /// The tickets of the requests that are inside.
+    inside: HashSet<u64>,
+    /// The next one.
+    ticket: u64,
 }
 
 impl Gate {
@@ -25,8 +30,7 @@ impl Gate {
             }
             self.changed.wait(&mut state);
         }
-        state.inside += 1;
-        Ok(Inside(self))
+        Ok(self.admit(&mut state))
     }
 
     /// Lets a request in if the gate is open.
@@ -35,15 +39,30 @@ impl Gate {
         if state.closed {
             return None;
         }
-        state.inside += 1;
-        Some(Inside(self))
+        Some(self.admit(&mut state))
+    }
+
+    fn admit(&self, state: &mut State) -> Inside<'_> {
+        let ticket = state.ticket;
+        state.ticket += 1;
+        state.inside.insert(ticket);
+        Inside { gate: self, ticket }
+    }
+
+    /// Lets a request out, if it is inside.
+    pub(super) fn leave(&self, ticket: u64) {
+        let mut state = self.state.lock();
+        if state.inside.remove(&ticket) && state.inside.is_empty() && state.closed {
+            drop(state);
+            self.changed.notify_all();
+        }
     }
 
     /// Closes the gate and waits until nobody is inside, or until somebody opens it again.
     pub(super) fn pause(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        while state.closed && state.inside > 0 {
+        while state.closed && !state.inside.is_empty() {
             self.changed.wait(&mut state);
         }
     }
@@ -62,17 +81,26 @@ impl Gate {
     }
 }
 
-/// A request that is inside.
-pub(super) struct Inside<'a>(&'a Gate);
+/// A request that is inside, until this is dropped or its ticket is given back.
+pub(super) struct Inside<'a> {
+    gate: &'a Gate,
+    ticket: u64,
+}
+
+impl Inside<'_> {
+    pub(super) fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    /// It leaves by its ticket only.
+    pub(super) fn stay(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.inside -= 1;
-        if state.inside == 0 && state.closed {
-            drop(state);
-            self.0.changed.notify_all();
-        }
+        self.gate.leave(self.ticket);
     }
 }
 

@@ -43,10 +43,22 @@ impl Bucket {
             return Duration::ZERO;
         }
         let clock = self.clock(now);
+        state.spent_until = self.after(&state, bits, clock);
+        state.spent_until.saturating_sub(clock)
+    }
+
+    /// Whether `bits` could be taken at the time `now` without a wait.
+    pub(super) fn has(&self, bits: u64, now: Instant) -> bool {
+        let state = self.state.lock();
+        let clock = self.clock(now);
+        state.rate == 0 || self.after(&state, bits, clock) <= clock
+    }
+
+    /// Up to when the tokens are spent after `bits` were taken at the time `clock`.
+    fn after(&self, state: &State, bits: u64, clock: Duration) -> Duration {
         let cost = Duration::try_from_secs_f64(bits as f64 / state.rate as f64).unwrap_or(Duration::MAX);
         let full = clock.saturating_sub(self.burst);
-        state.spent_until = state.spent_until.max(full).saturating_add(cost);
-        state.spent_until.saturating_sub(clock)
+        state.spent_until.max(full).saturating_add(cost)
     }
 
     /// Whether a request that came now would have to wait for others before it.

@@ -1,9 +1,11 @@
 use std::path::Path;
 
-use nbdkit_core::{Errno, Session, Stop};
+use nbdkit_core::{Errno, Flags, Session, Stop};
 
 use super::*;
-use crate::testing::{Disk, Spec, View, chain, check_model, config_error, open, session};
+use crate::testing::{
+    Answer, Disk, Spec, View, chain, check_model, config_error, lent, needs_thread, open, session, started,
+};
 
 const FAST: &str = "1000000000000";
 /// Any request waits for longer than a test runs, or until its client is gone.
@@ -23,13 +25,13 @@ fn with(kind: &str, value: &str) -> Vec<(String, String)> {
     vec![("burstiness".into(), "0".into()), (kind.into(), value.into())]
 }
 
-fn started(disk: &Disk, params: &[(String, String)]) -> Arc<nbdkit_core::Chain> {
+fn serving(disk: &Disk, params: &[(String, String)]) -> Arc<nbdkit_core::Chain> {
     let params: Vec<_> = params.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     chain(disk, &["rate"], &params).unwrap()
 }
 
 fn opened(disk: &Disk, params: &[(String, String)]) -> Session {
-    open(&started(disk, params), client(Peer::Local), false).unwrap()
+    open(&serving(disk, params), client(Peer::Local), false).unwrap()
 }
 
 #[test]
@@ -80,7 +82,7 @@ fn each_kind_of_limit_limits() {
 /// Which of two clients after one that took all it could has to wait: another of its address, one of another.
 fn others_wait(kind: &str) -> (bool, bool) {
     let params = [("burstiness".into(), "1000000".into()), (kind.into(), "8".into())];
-    let chain = started(&Spec::default().disk(), &params);
+    let chain = serving(&Spec::default().disk(), &params);
     let at = |address: &str| Peer::Tcp((address.parse::<IpAddr>().unwrap(), 1).into());
     let greedy = open(&chain, client(at("10.0.0.1")), false).unwrap();
     greedy.client().gone.raise();
@@ -158,14 +160,39 @@ fn a_file_changes_the_rate_while_the_server_runs() {
 }
 
 #[test]
-fn what_is_limited_may_block_and_is_not_lent() {
-    let disk = Spec::default().disk();
-    let limited = session(&disk, "rate", &[("connection-rate", FAST)]);
-    assert!(limited.may_block(Op::Read) && limited.may_block(Op::Write) && !limited.may_block(Op::Zero));
-    assert!(!limited.pread_nowait(&mut [0], 0).unwrap());
-    assert!(limited.loan(0, 512).is_none());
+fn what_has_to_wait_needs_a_thread_and_is_not_lent_for() {
+    let disk = Spec { later: true, ..Spec::default() }.disk();
+    let slow = session(&disk, "rate", &SLOW);
+    assert!(
+        needs_thread(&slow, Op::Read) && needs_thread(&slow, Op::Write) && !needs_thread(&slow, Op::Zero)
+    );
+    assert!(lent(&slow, Op::Read, 0, 512).is_none() && lent(&slow, Op::Write, 0, 512).is_none());
+    let answer = started(&slow, Call::new(Op::Read, 0, 512), &[]);
+    assert!(matches!(answer, Answer::NeedsThread), "{answer:?}");
     let off = session(&disk, "rate", &[]);
-    assert!(!off.may_block(Op::Read) && off.pread_nowait(&mut [0], 0).unwrap() && off.loan(0, 512).is_some());
+    assert!(!needs_thread(&off, Op::Read) && lent(&off, Op::Write, 0, 512).is_some());
+}
+
+#[test]
+fn what_need_not_wait_pays_all_the_same() {
+    // 800,000 bits are free, and each of these takes 4096.
+    let params = [("rate", "8"), ("burstiness", "100000")];
+    let call = Call::new(Op::Read, 0, 512);
+    let run = |spec: Spec, mut request: Box<dyn FnMut(&Session) -> bool>| {
+        let session = session(&spec.disk(), "rate", &params);
+        (0..1000).take_while(|_| request(&session)).count()
+    };
+    let inline = run(Spec::default(), Box::new(|session| !needs_thread(session, Op::Read)));
+    let lent = run(Spec::default(), Box::new(|session| lent(session, Op::Read, 0, 512).is_some()));
+    let later = Spec { later: true, ..Spec::default() };
+    let started =
+        run(later, Box::new(move |session| matches!(started(session, call, &[]), Answer::Started(Ok(_)))));
+    assert_eq!((inline, lent, started), (195, 195, 195));
+    // One that needs a thread for another reason pays once, there.
+    let busy = session(&Spec { blocks: |_| true, ..Spec::default() }.disk(), "rate", &params);
+    assert!((0..1000).all(|_| needs_thread(&busy, Op::Read)));
+    busy.client().gone.raise();
+    busy.pread(&mut [0; 512], 0).unwrap();
 }
 
 #[test]

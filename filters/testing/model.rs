@@ -1,14 +1,16 @@
-//! The byte-array model: random requests go through a session and into an array, and must not differ.
+//! The byte-array model: random requests go through a session and into an array, and must not differ; and over disks
+//! that answer inline, on a thread and later, every answer must be the same.
 
-use std::sync::{Arc, mpsc::channel};
-
-use nbdkit_core::{Completion, Errno, Flags, Io, Op, Result, Session, Support};
+use nbdkit_core::{Call, Errno, Extent, Flags, Op, Result, Session, Support};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},
 };
 
-use super::{Disk, Spec, chain, client, open};
+use super::{
+    Disk, Spec, chain, client, open,
+    submit::{May, extents, submit},
+};
 
 /// How the disk of a session lies on the test disk.
 pub(crate) struct View {
@@ -80,25 +82,46 @@ fn requests(size: u64) -> impl Strategy<Value = Vec<Request>> {
 }
 
 /// Runs random requests through `filters` over disks of `disk_size` bytes with different capabilities, and compares
-/// every answer with a byte array that `view` describes.
+/// every answer with a byte array that `view` describes; and with each other, where the disks differ only in how they
+/// answer.
 pub(crate) fn check_model(filters: &[&str], params: &[(&str, &str)], disk_size: u64, view: &View) {
-    let later = Spec { later: true, ..Spec::sized(disk_size) };
-    for spec in [Spec::sized(disk_size), later, Spec::emulated(disk_size), Spec::minimal(disk_size)] {
+    let inline = Spec::sized(disk_size);
+    let threads = Spec { blocks: |_| true, ..inline.clone() };
+    let reads_on_threads =
+        Spec { blocks: |op| matches!(op, Op::Read | Op::Extents | Op::Flush), ..inline.clone() };
+    let later = Spec { later: true, ..inline.clone() };
+    check_same(&[inline, threads, reads_on_threads, later], filters, params, view);
+    for spec in [Spec::emulated(disk_size), Spec::minimal(disk_size)] {
         check_model_over(&spec, filters, params, view);
     }
 }
 
 /// As [`check_model`], over one kind of disk.
 pub(crate) fn check_model_over(spec: &Spec, filters: &[&str], params: &[(&str, &str)], view: &View) {
+    check_same(std::slice::from_ref(spec), filters, params, view);
+}
+
+/// As [`check_model`], over disks that must all give the same answers.
+fn check_same(specs: &[Spec], filters: &[&str], params: &[(&str, &str)], view: &View) {
     let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(&requests(view.size), |requests| {
-        let disk = spec.clone().disk();
-        let chain = chain(&disk, filters, params).unwrap();
-        let session = Arc::new(open(&chain, client(), false).unwrap());
-        Model::new(&session, &disk, view)?.run(&requests)
+        let mut first = None;
+        for spec in specs {
+            let disk = spec.clone().disk();
+            let chain = chain(&disk, filters, params).unwrap();
+            let session = open(&chain, client(), false).unwrap();
+            let answers = Model::new(&session, &disk, view)
+                .and_then(|model| model.run(&requests))
+                .map_err(|e| TestCaseError::fail(format!("over {}: {e}", summary(spec))))?;
+            let first = first.get_or_insert_with(|| answers.clone());
+            for ((request, one), other) in requests.iter().zip(first).zip(&answers) {
+                prop_assert!(one == other, "another answer to {:?} over {}", request, summary(spec));
+            }
+        }
+        Ok(())
     });
     if let Err(failure) = result {
-        panic!("{filters:?} {params:?} over {}: {failure}", summary(spec));
+        panic!("{filters:?} {params:?}: {failure}");
     }
 }
 
@@ -107,35 +130,45 @@ fn summary(spec: &Spec) -> String {
 }
 
 struct Model<'a> {
-    session: &'a Arc<Session>,
+    session: &'a Session,
     disk: &'a Disk,
     view: &'a View,
     bytes: Vec<u8>,
     original: Vec<u8>,
+    /// How many requests there were.
+    count: usize,
+    answers: Vec<Answered>,
+}
+
+/// What is compared between disks that answer in different ways.
+#[derive(Clone, PartialEq)]
+enum Answered {
+    Nothing,
+    Bytes(Vec<u8>),
+    Extents(Vec<Extent>),
+    Error(Errno),
 }
 
 type Check = std::result::Result<(), TestCaseError>;
 
 impl<'a> Model<'a> {
-    fn new(
-        session: &'a Arc<Session>,
-        disk: &'a Disk,
-        view: &'a View,
-    ) -> std::result::Result<Self, TestCaseError> {
+    fn new(session: &'a Session, disk: &'a Disk, view: &'a View) -> std::result::Result<Self, TestCaseError> {
         let original = disk.contents();
         let bytes = (0..view.size).map(|i| view.at(i).map_or(0, |at| original[at as usize])).collect();
         prop_assert_eq!(session.size(), view.size, "size");
-        Ok(Model { session, disk, view, bytes, original })
+        Ok(Model { session, disk, view, bytes, original, count: 0, answers: Vec::new() })
     }
 
-    fn run(mut self, requests: &[Request]) -> Check {
+    fn run(mut self, requests: &[Request]) -> std::result::Result<Vec<Answered>, TestCaseError> {
         for request in requests {
+            self.answers.push(Answered::Nothing);
             self.step(*request)
                 .map_err(|e| TestCaseError::fail(format!("{request:?} of {requests:#?}: {e}")))?;
         }
         let size = self.view.size;
         prop_assert!(self.read(0, size)? == self.bytes, "the disk at the end");
-        self.check_below()
+        self.check_below()?;
+        Ok(self.answers)
     }
 
     /// What must be on the test disk at the end.
@@ -154,28 +187,26 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
-    fn read(&self, offset: u64, length: u64) -> std::result::Result<Vec<u8>, TestCaseError> {
-        if let Some(result) = self.submit(Io::Read(length as usize), offset) {
-            return result.map_err(|e| TestCaseError::fail(format!("read: {e}")));
-        }
-        let mut buf = vec![0xaa; length as usize];
-        self.session.pread(&mut buf, offset).map_err(|e| TestCaseError::fail(format!("read: {e}")))?;
-        Ok(buf)
+    fn read(&mut self, offset: u64, length: u64) -> std::result::Result<Vec<u8>, TestCaseError> {
+        self.submit(Call::new(Op::Read, offset, length), &[])
+            .map_err(|e| TestCaseError::fail(format!("read: {e}")))
     }
 
-    /// Runs a request without a thread of ours, if the chain takes it.
-    fn submit(&self, io: Io<'_>, offset: u64) -> Option<Result<Vec<u8>>> {
-        let (tell, told) = channel();
-        let done = Completion::new(move |result| {
-            let _ = tell.send(result.map(<[u8]>::to_vec));
-            None
-        });
-        match self.session.submit(io, offset, done) {
-            None => told.recv().ok(),
-            Some(done) => {
-                done.withdraw();
-                None
-            }
+    /// Runs a request as a front end does: where it is, if it does not need a thread. Every third one may not be started.
+    fn submit(&mut self, call: Call, data: &[u8]) -> Result<Vec<u8>> {
+        self.count += 1;
+        let start = !self.count.is_multiple_of(3);
+        let inline = May { start, ..May::default() };
+        let result = submit(self.session, call, data, inline)
+            .ended()
+            .or_else(|| submit(self.session, call, data, May { wait: true, ..inline }).ended());
+        result.expect("no layer needs a thread on a thread")
+    }
+
+    /// Notes what was answered to the request of now.
+    fn answered(&mut self, answer: Answered) {
+        if let Some(last) = self.answers.last_mut() {
+            *last = answer;
         }
     }
 
@@ -210,30 +241,31 @@ impl<'a> Model<'a> {
                 let found = self.read(offset, length)?;
                 let wrong = found.iter().zip(&self.bytes[range]).position(|(a, b)| a != b);
                 prop_assert_eq!(wrong, None, "first wrong byte of the read");
+                self.answered(Answered::Bytes(found));
                 Ok(())
             }
             Op::Write => {
                 let data = vec![request.byte; length as usize];
                 let flags = flags & Flags::FUA;
-                let result = match self.submit(Io::Write(&data, flags), offset) {
-                    Some(result) => result.map(drop),
-                    None => self.session.pwrite(&data, offset, flags),
-                };
+                let call = Call::new(op, offset, length).with_flags(flags);
+                let result = self.submit(call, &data).map(drop);
                 self.changed(request, result, &data)
             }
             Op::Zero => {
                 let flags = flags & (Flags::FUA | Flags::MAY_TRIM | Flags::FAST_ZERO);
-                let result = self.session.zero(length, offset, flags);
+                let call = Call::new(op, offset, length).with_flags(flags);
+                let result = self.submit(call, &[]).map(drop);
                 if result.as_ref().is_err_and(|e| e.is_unsupported()) && flags.contains(Flags::FAST_ZERO) {
+                    self.answered(Answered::Error(Errno::EOPNOTSUPP));
                     return Ok(());
                 }
                 self.changed(request, result, &vec![0; length as usize])
             }
             Op::Trim => {
-                self.session
-                    .trim(length, offset, flags & Flags::FUA)
-                    .map_err(|e| TestCaseError::fail(e.to_string()))?;
+                let call = Call::new(op, offset, length).with_flags(flags & Flags::FUA);
+                self.submit(call, &[]).map_err(|e| TestCaseError::fail(e.to_string()))?;
                 let now = self.read(offset, length)?;
+                self.answered(Answered::Bytes(now.clone()));
                 for (i, (before, now)) in self.bytes[range.clone()].iter().zip(&now).enumerate() {
                     prop_assert!(before == now || *now == 0, "byte {} after the trim is {}", i, now);
                 }
@@ -244,10 +276,13 @@ impl<'a> Model<'a> {
                 self.check_durable(flags, changed)
             }
             Op::Flush => {
-                self.session.flush().map_err(|e| TestCaseError::fail(e.to_string()))?;
+                self.submit(Call::new(op, 0, 0), &[]).map_err(|e| TestCaseError::fail(e.to_string()))?;
                 self.check_durable(Flags::FUA, 0..self.bytes.len())
             }
-            Op::Cache => self.session.cache(length, offset).map_err(|e| TestCaseError::fail(e.to_string())),
+            Op::Cache => self
+                .submit(Call::new(op, offset, length), &[])
+                .map(drop)
+                .map_err(|e| TestCaseError::fail(e.to_string())),
             Op::Extents => self.check_extents(request),
         }
     }
@@ -265,6 +300,7 @@ impl<'a> Model<'a> {
             Err(e) => {
                 prop_assert!(outside, "unexpected error: {}", e);
                 prop_assert_eq!(e.errno(), Errno::ENOSPC);
+                self.answered(Answered::Error(e.errno()));
                 // What the range holds after a failure is not defined.
                 let now = self.read(request.offset, request.length)?;
                 self.bytes[range].copy_from_slice(&now);
@@ -287,12 +323,10 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
-    fn check_extents(&self, request: Request) -> Check {
+    fn check_extents(&mut self, request: Request) -> Check {
         let Request { offset, length, flags, .. } = request;
         let flags = flags & Flags::REQ_ONE;
-        let extents = self
-            .session
-            .extents(length, offset, flags)
+        let extents = extents(self.session, length, offset, flags)
             .map_err(|e| TestCaseError::fail(format!("extents: {e}")))?;
         prop_assert!(!extents.is_empty(), "no extents");
         prop_assert!(flags.is_empty() || extents.len() == 1, "one was asked for");
@@ -304,6 +338,7 @@ impl<'a> Model<'a> {
             let bytes = &self.bytes[extent.offset as usize..at as usize];
             prop_assert!(!extent.zero || bytes.iter().all(|b| *b == 0), "not zero: {:?}", extent);
         }
+        self.answered(Answered::Extents(extents));
         Ok(())
     }
 }

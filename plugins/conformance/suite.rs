@@ -9,13 +9,17 @@ use std::{
     sync::Arc,
 };
 
-use nbdkit_core::{Caps, Chain, Client, Connection, Errno, Flags, Peer, Result, Session, Stop, Support};
+use nbdkit_core::{Caps, Chain, Client, Connection, Errno, Flags, Op, Peer, Result, Session, Stop, Support};
 use tempfile::TempDir;
 
 use super::{ROWS, start};
 
 #[path = "checks.rs"]
 mod checks;
+#[path = "loans.rs"]
+mod loans;
+
+pub(crate) use loans::lend;
 
 /// What becomes of data that a client writes.
 #[derive(Clone, Copy, PartialEq, Eq)]

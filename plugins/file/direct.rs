@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use nbdkit_core::{Errno, Error, Flags, Result};
+use nbdkit_core::{Buffers, Errno, Error, Flags, Memory, Result};
 use rustix::{
     fs::{
         Advice, AtFlags, CWD, Mode, OFlags, StatxFlags, fadvise, fdatasync, fstat, ioctl_blksszget, openat,
@@ -27,10 +27,7 @@ use rustix::{
     io::{Errno as Sys, ReadWriteFlags, pwritev2},
 };
 
-use super::{
-    aligned::{ALIGN, Buffers, is_aligned},
-    ranges::{Entered, Files, Ranges},
-};
+use super::ranges::{Entered, Files, Ranges};
 
 /// Bytes moved with one call, for memory is needed for them.
 const PIECE: u64 = 1 << 20;
@@ -45,7 +42,7 @@ pub(super) struct Direct {
     /// Where the last whole block ends.
     end: u64,
     ranges: Arc<Ranges>,
-    buffers: Arc<Buffers>,
+    buffers: Buffers,
     /// The file system would not do it after all.
     refused: AtomicBool,
     no_dsync: AtomicBool,
@@ -58,7 +55,6 @@ impl Direct {
         (writable, is_device): (bool, bool),
         size: u64,
         files: &Files,
-        buffers: &Arc<Buffers>,
     ) -> Option<Direct> {
         // A new description, for the flags of the one that there is may be somebody else's too.
         let path = PathBuf::from(format!("/proc/self/fd/{}", cached.as_raw_fd()));
@@ -69,7 +65,9 @@ impl Direct {
         let file = File::from(fd);
         let stat = fstat(&file).ok()?;
         let block = if is_device { ioctl_blksszget(&file).ok().map(u64::from) } else { block(&file) };
-        let block = block.filter(|b| b.is_power_of_two() && *b <= ALIGN as u64).unwrap_or(ALIGN as u64);
+        let block = block
+            .filter(|b| b.is_power_of_two() && *b <= Memory::ALIGN as u64)
+            .unwrap_or(Memory::ALIGN as u64);
         let id = if is_device { (true, stat.st_rdev, 0) } else { (false, stat.st_dev, stat.st_ino) };
         // A page is the least that the page cache knows to be changed.
         let unit = block.max(rustix::param::page_size() as u64);
@@ -79,7 +77,7 @@ impl Direct {
             block,
             end: size / block * block,
             ranges: files.ranges(id, unit),
-            buffers: buffers.clone(),
+            buffers: files.buffers().clone(),
             refused: AtomicBool::new(false),
             no_dsync: AtomicBool::new(false),
         })
@@ -124,7 +122,7 @@ impl Direct {
         if self.is_refused() {
             return read_all(&self.cached, buf, offset);
         }
-        if is_aligned(buf) && self.is_whole(offset, buf.len() as u64) {
+        if Memory::is_aligned(buf) && self.is_whole(offset, buf.len() as u64) {
             return match self.file.read_exact_at(buf, offset) {
                 Err(e) if self.refuses(&e) => read_all(&self.cached, buf, offset),
                 Err(e) => Err(shorter(e)),
@@ -145,7 +143,6 @@ impl Direct {
                 Err(e) if self.refuses(&e) => read_all(&self.cached, piece, offset)?,
                 Err(e) => return Err(shorter(e)),
             }
-            self.buffers.give(bounce);
             (buf, offset) = (rest, offset + length);
         }
         Ok(())
@@ -166,7 +163,7 @@ impl Direct {
             let blocks = self.blocks(offset, piece.len() as u64);
             let whole = blocks == (offset..offset + piece.len() as u64);
             let _entered = self.ranges.enter(&blocks, !whole || self.is_refused());
-            if whole && is_aligned(piece) {
+            if whole && Memory::is_aligned(piece) {
                 self.write_blocks(piece, offset, flags)?;
             } else {
                 let mut bounce = self.buffers.take((blocks.end - blocks.start) as usize)?;
@@ -176,7 +173,6 @@ impl Direct {
                 }
                 bounce_blocks[skip as usize..][..piece.len()].copy_from_slice(piece);
                 self.write_blocks(bounce_blocks, blocks.start, flags)?;
-                self.buffers.give(bounce);
             }
             (buf, offset) = (rest, offset + piece.len() as u64);
         }
@@ -241,7 +237,8 @@ impl Direct {
 /// What offsets and lengths of direct I/O have to be multiples of, if the file system tells (since Linux 6.1).
 fn block(file: &File) -> Option<u64> {
     let stat = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
-    let told = stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && stat.stx_dio_mem_align <= ALIGN as u32;
+    let told =
+        stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && stat.stx_dio_mem_align <= Memory::ALIGN as u32;
     told.then(|| stat.stx_dio_offset_align.into())
 }
 

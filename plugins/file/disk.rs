@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use nbdkit_core::{Completion, Errno, Error, Extents, Flags, Handle, Io, Loan, Op, Result, Support};
+use nbdkit_core::{Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request, Result, Support};
 use rustix::{
     fs::{
         Advice, FileType, SeekFrom, fadvise, fdatasync, fstat, fstatfs, ioctl_blksszget, major, minor, seek,
@@ -21,7 +21,6 @@ use rustix::{
 
 use super::{
     Hints,
-    aligned::Buffers,
     direct::{Direct, read_all, write_all},
     ranges::{Entered, Files},
     submit::Submitter,
@@ -70,7 +69,6 @@ impl Disk {
     /// `files` has the writes of all connections.
     pub(super) fn new(file: File, writable: bool, hints: Hints, files: &Files) -> Result<Self> {
         let file = Arc::new(file);
-        let buffers = Arc::<Buffers>::default();
         let stat = fstat(&file).map_err(io::Error::from)?;
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
         let size = if is_device {
@@ -85,11 +83,11 @@ impl Disk {
         let in_memory = !is_device
             && fstatfs(&file).is_ok_and(|fs| IN_MEMORY.contains(&(fs.f_type as u64 & 0xffff_ffff)));
         let direct = (hints.uncached && !in_memory)
-            .then(|| Direct::open(&file, (writable, is_device), size, files, &buffers))
+            .then(|| Direct::open(&file, (writable, is_device), size, files))
             .flatten();
         Ok(Disk {
             direct: direct.map(Arc::new),
-            submitter: Submitter::new(buffers, !hints.no_ring),
+            submitter: files.submitter(!hints.no_ring),
             size,
             writable,
             device,
@@ -129,6 +127,46 @@ impl Disk {
             }
             Err(e) => Err(io::Error::from(e).into()),
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// Fills `buf` from the page cache, if it is all there.
+    fn read_nowait(&self, buf: &mut [u8], offset: u64) -> bool {
+        if self.in_memory {
+            return read_all(&self.file, buf, offset).is_ok();
+        }
+        if self.no_nowait.load(Relaxed) || self.hints.uncached {
+            return false;
+        }
+        let length = buf.len();
+        match preadv2(&self.file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) => n == length,
+            Err(e) => {
+                // Any other error comes again from the read that may wait.
+                if matches!(e, Sys::OPNOTSUPP | Sys::NOSYS) {
+                    self.no_nowait.store(true, Relaxed);
+                }
+                false
+            }
+        }
+    }
+
+    /// Whether a read or a write waits in the ring. Where the kernel would have threads of its own wait, there are more of
+    /// ours; and the page cache takes writes at once.
+    fn waits_in_ring(&self, op: Op) -> bool {
+        match &self.direct {
+            Some(direct) => !direct.is_refused(),
+            None => {
+                op == Op::Read && !self.in_memory && !self.hints.uncached && !self.no_nowait.load(Relaxed)
+            }
+        }
+    }
+
+    /// Starts a read or a write.
+    fn start(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        match &self.direct {
+            Some(direct) => self.submitter.start_direct(direct, request),
+            None => self.submitter.start_read(&self.file, request),
         }
     }
 
@@ -208,24 +246,32 @@ impl Handle for Disk {
         Ok(())
     }
 
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if self.in_memory {
-            return self.pread(buf, offset).map(|()| true);
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_lend() {
+            // With `cache=none` we have to see the requests.
+            let lent = !self.hints.uncached && (request.op() == Op::Read || request.flags().is_empty());
+            let loan = Loan { fd: self.file.as_fd(), offset: request.offset() };
+            return if lent { Outcome::Lent(loan) } else { Outcome::NeedsThread };
         }
-        if self.no_nowait.load(Relaxed) || self.hints.uncached {
-            return Ok(false);
+        if request.may_wait() {
+            return request.run(self);
         }
-        let length = buf.len();
-        match preadv2(&self.file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
-            Ok(n) => Ok(n == length),
-            Err(e) => {
-                // Any other error comes again from the read that may wait.
-                if matches!(e, Sys::OPNOTSUPP | Sys::NOSYS) {
-                    self.no_nowait.store(true, Relaxed);
-                }
-                Ok(false)
-            }
+        let (offset, op, plain) = (request.offset(), request.op(), request.flags().is_empty());
+        if let Data::Read(buf) = request.data()
+            && self.read_nowait(buf, offset)
+        {
+            return Outcome::Done(Ok(()));
         }
+        let inline = match op {
+            Op::Read | Op::Write if self.waits_in_ring(op) => return self.start(request),
+            // Into the page cache.
+            Op::Write => plain && !self.hints.uncached,
+            Op::Trim => plain && self.device.is_none(),
+            Op::Extents => self.in_memory,
+            // Zero may have to write, the others may wait for the device.
+            Op::Read | Op::Flush | Op::Zero | Op::Cache => false,
+        };
+        if inline { request.run(self) } else { Outcome::NeedsThread }
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
@@ -238,23 +284,6 @@ impl Handle for Disk {
             self.flush()?;
         }
         Ok(())
-    }
-
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        match (io, &self.direct) {
-            (_, Some(direct)) if direct.is_refused() => Some(done),
-            (Io::Read(length), Some(direct)) => self.submitter.read_direct(direct, length, offset, done),
-            (Io::Write(data, flags), Some(direct)) => {
-                self.submitter.write_direct(direct, data, offset, flags, done)
-            }
-            // Where the kernel has threads wait, there are more of ours. The page cache takes writes at once.
-            (Io::Read(length), None)
-                if !self.in_memory && !self.hints.uncached && !self.no_nowait.load(Relaxed) =>
-            {
-                self.submitter.read(&self.file, length, offset, done)
-            }
-            _ => Some(done),
-        }
     }
 
     fn flush(&self) -> Result<()> {
@@ -310,26 +339,8 @@ impl Handle for Disk {
             .map_err(|e| io::Error::from(e).into())
     }
 
-    fn may_block(&self, op: Op) -> bool {
-        match op {
-            // A read asks `pread_nowait` first.
-            Op::Read => !self.in_memory,
-            // Into the page cache.
-            Op::Write => self.hints.uncached,
-            Op::Trim => self.device.is_some(),
-            // Zero may have to write, the others may wait for the device.
-            Op::Extents => !self.in_memory,
-            Op::Flush | Op::Zero | Op::Cache => true,
-        }
-    }
-
     fn may_skip_holes(&self) -> bool {
         self.near
-    }
-
-    fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
-        // With `cache=none` we have to see the requests.
-        (!self.hints.uncached).then(|| Loan { fd: self.file.as_fd(), offset, writable: self.writable })
     }
 }
 

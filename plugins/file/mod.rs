@@ -16,7 +16,8 @@ use disk::Disk;
 use ranges::Files;
 use source::Source;
 
-mod aligned;
+#[cfg(test)]
+mod cold_tests;
 mod direct;
 mod disk;
 mod inherit;
@@ -24,8 +25,6 @@ mod ranges;
 mod ring;
 mod source;
 mod submit;
-#[cfg(test)]
-mod cold_tests;
 #[cfg(test)]
 mod tests;
 

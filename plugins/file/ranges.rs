@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use nbdkit_core::Buffers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::{ring::Rings, submit::Submitter};
 
 /// The writes to a file.
 #[derive(Debug)]
@@ -101,7 +104,11 @@ impl Drop for Entered {
 
 /// The files that are open, each with its writes.
 #[derive(Debug, Default)]
-pub(super) struct Files(Mutex<HashMap<FileId, Weak<Ranges>>>);
+pub(super) struct Files {
+    ranges: Mutex<HashMap<FileId, Weak<Ranges>>>,
+    buffers: Buffers,
+    rings: Rings,
+}
 
 /// What a file is known by: whether it is a device, and the numbers that tell it from others of its kind.
 pub(super) type FileId = (bool, u64, u64);
@@ -109,7 +116,7 @@ pub(super) type FileId = (bool, u64, u64);
 impl Files {
     /// The writes to a file, in units of `unit` bytes.
     pub(super) fn ranges(&self, file: FileId, unit: u64) -> Arc<Ranges> {
-        let mut files = self.0.lock();
+        let mut files = self.ranges.lock();
         if let Some(ranges) = files.get(&file).and_then(Weak::upgrade) {
             return ranges;
         }
@@ -117,6 +124,16 @@ impl Files {
         let ranges = Arc::new(Ranges::new(unit));
         files.insert(file, Arc::downgrade(&ranges));
         ranges
+    }
+
+    /// Memory for direct I/O, shared by all connections.
+    pub(super) fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// What starts requests of one more connection.
+    pub(super) fn submitter(&self, allowed: bool) -> Submitter {
+        Submitter::new(self.buffers.clone(), allowed.then(|| self.rings.clone()))
     }
 }
 
@@ -170,6 +187,6 @@ mod tests {
         assert!(!Arc::ptr_eq(&one, &two));
         drop((one, two));
         let _three = files.ranges((true, 1, 1), 512);
-        assert_eq!(files.0.lock().len(), 1);
+        assert_eq!(files.ranges.lock().len(), 1);
     }
 }

@@ -12,22 +12,22 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::{Arc, Weak, mpsc},
     thread::{self, JoinHandle},
 };
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd};
-use nbdkit_core::{Flush, Flusher};
+use nbdkit_core::{Memory, Pending, Wake};
 use parking_lot::Mutex;
 use rustix::{
     event::{EventfdFlags, PollFlags, eventfd},
     io::{Errno, ReadWriteFlags},
 };
 
-use super::aligned::Aligned;
+use super::submit::Then;
 
-/// Transfers under way at most: twice the depth that the fastest of devices need.
-const DEPTH: usize = 128;
+/// Transfers under way at most, of all connections that share a ring.
+const DEPTH: usize = 256;
 /// Largest transfer in bytes: larger ones keep a device busy from a few threads, and need memory.
 pub(super) const LARGEST: usize = 128 << 10;
 
@@ -52,13 +52,45 @@ pub(super) struct Transfer {
     pub(super) way: Way,
     pub(super) file: Arc<File>,
     pub(super) offset: u64,
-    pub(super) buffer: Aligned,
+    pub(super) memory: Memory,
     pub(super) length: usize,
-    pub(super) done: Done,
+    /// Whose request it is.
+    pub(super) pending: Pending,
+    /// What follows, on the ring's thread.
+    pub(super) then: Then,
 }
 
-/// Gets the buffer back, and how many bytes were transferred. It is called on the ring's thread.
-pub(super) type Done = Box<dyn FnOnce(io::Result<usize>, Aligned) -> Flusher + Send>;
+/// The rings of a plugin: one for each CPU at most, shared by the connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rings(Arc<Mutex<Shares>>);
+
+#[derive(Debug, Default)]
+struct Shares {
+    rings: Vec<Weak<Ring>>,
+    next: usize,
+}
+
+impl Rings {
+    /// A ring for one more connection: the next one in turn. None: there can be none.
+    pub(super) fn choose(&self) -> Option<Arc<Ring>> {
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let mut shares = self.0.lock();
+        let index = shares.next % cpus;
+        shares.next += 1;
+        if shares.rings.len() <= index {
+            shares.rings.resize_with(index + 1, Weak::new);
+        }
+        if let Some(ring) = shares.rings[index].upgrade() {
+            return Some(ring);
+        }
+        let ring = Ring::new()
+            .inspect_err(|e| log::debug!("file: no io_uring, so threads wait: {e}"))
+            .ok()
+            .map(Arc::new)?;
+        shares.rings[index] = Arc::downgrade(&ring);
+        Some(ring)
+    }
+}
 
 /// See the module. Dropping it waits for what is under way.
 pub(super) struct Ring {
@@ -104,7 +136,7 @@ impl Ring {
         let thread = thread::Builder::new().name("io_uring".into()).spawn(move || match make() {
             Ok(ring) => {
                 let _ = tell.send(Ok(()));
-                Driver { ring, shared: theirs, flying: Flying::default(), flushers: Vec::new() }.run();
+                Driver { ring, shared: theirs, flying: Flying::default(), wakes: Vec::new() }.run();
             }
             Err(e) => {
                 let _ = tell.send(Err(e));
@@ -132,7 +164,7 @@ impl Place<'_> {
     /// Starts the transfer.
     pub(super) fn start(self, transfer: Transfer) {
         // The kernel will believe it.
-        assert!(transfer.length <= transfer.buffer.len(), "a transfer is longer than its buffer");
+        assert!(transfer.length <= transfer.memory.len(), "a transfer is longer than its buffer");
         let mut state = self.0.state.lock();
         if state.closed {
             // The ring has failed. To drop the transfer is to say so.
@@ -197,8 +229,8 @@ impl Drop for Flying {
     /// There is something left only if the ring failed. The kernel may still use the memory, so it is never given back.
     fn drop(&mut self) {
         for transfer in self.transfers.drain(..).flatten() {
-            std::mem::forget(transfer.buffer);
-            drop(transfer.done);
+            std::mem::forget(transfer.memory);
+            drop(transfer.pending);
         }
     }
 }
@@ -208,8 +240,8 @@ struct Driver {
     ring: IoUring,
     shared: Arc<Shared>,
     flying: Flying,
-    /// To be flushed after this round.
-    flushers: Vec<Arc<dyn Flush>>,
+    /// Front ends to be woken after this round.
+    wakes: Vec<Wake>,
 }
 
 impl Driver {
@@ -226,7 +258,7 @@ impl Driver {
             for transfer in queue {
                 self.end(transfer, Err(io::ErrorKind::BrokenPipe.into()));
             }
-            self.flush();
+            self.wakes.clear();
         }
     }
 
@@ -265,7 +297,7 @@ impl Driver {
             for entry in entries.drain(..) {
                 ended += usize::from(self.note(&entry)?);
             }
-            self.flush();
+            self.wakes.clear();
         }
     }
 
@@ -303,10 +335,10 @@ impl Driver {
         let slot = self.flying.transfers[index].insert(transfer);
         let (fd, length) = (Fd(slot.file.as_raw_fd()), slot.length as u32);
         let entry = match slot.way {
-            Way::Read => opcode::Read::new(fd, slot.buffer.as_mut_ptr(), length).offset(slot.offset).build(),
+            Way::Read => opcode::Read::new(fd, slot.memory.as_mut_ptr(), length).offset(slot.offset).build(),
             Way::Write { durable } => {
                 let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
-                opcode::Write::new(fd, slot.buffer.as_ptr(), length)
+                opcode::Write::new(fd, slot.memory.as_ptr(), length)
                     .offset(slot.offset)
                     .rw_flags(flags.bits().cast_signed())
                     .build()
@@ -326,24 +358,17 @@ impl Driver {
 
     /// Says how a transfer ended.
     fn end(&mut self, transfer: Transfer, result: io::Result<usize>) {
-        let Transfer { buffer, done, .. } = transfer;
-        match catch_unwind(AssertUnwindSafe(|| done(result, buffer))) {
-            Ok(Some(flusher)) => {
-                if !self.flushers.iter().any(|other| Arc::ptr_eq(other, &flusher)) {
-                    self.flushers.push(flusher);
+        let Transfer { memory, pending, then, .. } = transfer;
+        match catch_unwind(AssertUnwindSafe(|| then.end(pending, result, memory))) {
+            Ok(wake) => {
+                if self.wakes.iter().any(|other| wake.is_covered_by(other)) {
+                    wake.forget();
+                } else {
+                    self.wakes.push(wake);
                 }
             }
-            Ok(None) => {}
             // Its request was answered when it was dropped.
             Err(_) => log::error!("file: a completion panicked"),
-        }
-    }
-
-    fn flush(&mut self) {
-        for flusher in self.flushers.drain(..) {
-            if catch_unwind(AssertUnwindSafe(|| flusher.flush())).is_err() {
-                log::error!("file: sending completions panicked");
-            }
         }
     }
 }

@@ -16,7 +16,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nbdkit_core::{
-    Errno, Error, Extents, Flags, Handle, Info, Loan, Op, Open, Plugin, Result, Support, params,
+    Errno, Error, Extents, Flags, Handle, Info, Loan, Op, Open, Outcome, Plugin, Request, Result, Stop,
+    Support, params,
 };
 use parking_lot::Mutex;
 use rustix::fs::MemfdFlags;
@@ -83,7 +84,7 @@ impl Plugin for Memory {
         Ok(())
     }
 
-    fn after_fork(&self) -> anyhow::Result<()> {
+    fn after_fork(&self, _: &Arc<Stop>) -> anyhow::Result<()> {
         // Locks on memory do not survive a fork.
         match &self.disk {
             Some(disk) if disk.mlock => lock::pin(&disk.file, disk.size).with_context(|| {
@@ -257,16 +258,18 @@ impl Handle for Shared {
         Ok(())
     }
 
-    fn may_block(&self, op: Op) -> bool {
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_lend() {
+            return Outcome::Lent(Loan { fd: self.disk.file.as_fd(), offset: request.offset() });
+        }
         // Zeroes that have to be written take longer than a copy.
-        op == Op::Zero && self.disk.mlock
+        if request.op() == Op::Zero && self.disk.mlock && !request.may_wait() {
+            return Outcome::NeedsThread;
+        }
+        request.run(self)
     }
 
     fn may_skip_holes(&self) -> bool {
         true
-    }
-
-    fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
-        Some(Loan { fd: self.disk.file.as_fd(), offset, writable: true })
     }
 }

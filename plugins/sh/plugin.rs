@@ -4,17 +4,12 @@ use std::{
     ffi::{OsStr, OsString},
     io::Write as _,
     os::unix::ffi::OsStrExt,
-    sync::{
-        Arc,
-        atomic::Ordering,
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use nbdkit_core::{
-    Client, Exports, Handle, Info, Interface, Open, Plugin, Result, Stop, ThreadModel,
-};
+use nbdkit_core::{Client, Exports, Handle, Info, Interface, Open, Plugin, Result, Stop, ThreadModel};
 use parking_lot::Mutex;
 
 use super::{
@@ -97,7 +92,9 @@ impl<M: Methods> Scripted<M> {
         let model = answer.as_deref().map(|answer| {
             let model = parse::thread_model(answer);
             if model.is_none() {
-                log::warn!("thread_model: the script printed none that is known, and requests are serialized");
+                log::warn!(
+                    "thread_model: the script printed none that is known, and requests are serialized"
+                );
             }
             model
         });
@@ -183,7 +180,7 @@ impl<M: Methods> Plugin for Scripted<M> {
         self.step(Call::at_start("get_ready"), "get_ready").map(drop)
     }
 
-    fn after_fork_with(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
+    fn after_fork(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
         self.scripts.serve(server)?;
         self.step(self.when_served("after_fork"), "after_fork").map(drop)
     }
@@ -195,12 +192,13 @@ impl<M: Methods> Plugin for Scripted<M> {
         }
     }
 
-    fn preconnect(&self, readonly: bool) -> Result<()> {
-        self.scripts.run(self.when_served("preconnect").boolean(readonly)).map(drop)
-    }
-
-    fn preconnect_from(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
-        self.scripts.run(self.when_served("preconnect").boolean(readonly).client(client)).map(drop)
+    fn preconnect(&self, client: Option<&Arc<Client>>, readonly: bool) -> Result<()> {
+        let call = self.when_served("preconnect").boolean(readonly);
+        let call = match client {
+            Some(client) => call.client(client),
+            None => call,
+        };
+        self.scripts.run(call).map(drop)
     }
 
     fn list_exports(&self, readonly: bool, tls: bool) -> Result<Exports> {

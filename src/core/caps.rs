@@ -1,6 +1,6 @@
 //! What an open layer can do. Asked once per connection when the layer is opened, then kept.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{Errno, Error, Result};
 
@@ -170,6 +170,64 @@ pub struct Caps {
     pub extents: bool,
     /// The disk behaves like a spinning one.
     pub rotational: bool,
+    /// Questions whose answer failed. The field above has the cautious answer, and a layer that answers by itself does not
+    /// inherit the failure; what is left of them at the outermost layer fails the open.
+    pub(crate) failed: Vec<FailedAnswer>,
+}
+
+/// One method for each question that may have failed, named as the one of [`Handle`](crate::Handle).
+macro_rules! inherited {
+    ($($question:ident: $field:ident, $answer:ty;)*) => {
+        impl Caps {
+            $(
+                /// The answer to the question of that name, for the layer above that passes it on.
+                ///
+                /// # Errors
+                /// The question failed here.
+                pub fn $question(&self) -> Result<$answer> {
+                    self.inherit(stringify!($question)).map(|()| self.$field)
+                }
+            )*
+        }
+    };
+}
+
+inherited! {
+    is_rotational: rotational, bool;
+    can_write: write, bool;
+    can_flush: flush, bool;
+    can_trim: trim, bool;
+    can_zero: zero, Support;
+    can_fast_zero: fast_zero, bool;
+    can_fua: fua, Support;
+    can_multi_conn: multi_conn, bool;
+    can_cache: cache, Support;
+    can_extents: extents, bool;
+}
+
+impl Caps {
+    fn inherit(&self, question: &str) -> Result<()> {
+        let failed = self.failed.iter().find(|failed| failed.question == question);
+        failed.map_or(Ok(()), |failed| Err(failed.error()))
+    }
+}
+
+/// A question about capabilities that a layer failed to answer.
+#[derive(Clone, Debug)]
+pub(crate) struct FailedAnswer {
+    pub(crate) question: &'static str,
+    error: Arc<Error>,
+}
+
+impl FailedAnswer {
+    pub(crate) fn new(question: &'static str, error: Error) -> Self {
+        FailedAnswer { question, error: Arc::new(error) }
+    }
+
+    /// The failure, once more.
+    pub(crate) fn error(&self) -> Error {
+        self.error.duplicate()
+    }
 }
 
 #[cfg(test)]

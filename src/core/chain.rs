@@ -165,7 +165,7 @@ impl Chain {
     /// Those of the layers.
     pub fn after_fork(self: &Arc<Self>) -> anyhow::Result<()> {
         debug!(target: CONTROLPATH, "{}: after_fork", self.names[0]);
-        self.plugin.after_fork_with(&self.server)?;
+        self.plugin.after_fork(&self.server)?;
         for level in 1..=self.filters.len() {
             debug!(target: CONTROLPATH, "{}: after_fork", self.names[level]);
             self.filters[level - 1].after_fork(&self.below(level))?;
@@ -337,10 +337,7 @@ impl Below {
         debug!(target: CONTROLPATH, "{name}: preconnect");
         match filter {
             Some(filter) => filter.preconnect(&self.under(), readonly),
-            None => match &self.client {
-                Some(client) => self.chain.plugin.preconnect_from(client, readonly),
-                None => self.chain.plugin.preconnect(readonly),
-            },
+            None => self.chain.plugin.preconnect(self.client.as_ref(), readonly),
         }
     }
 
@@ -402,6 +399,6 @@ impl Below {
             None => self.chain.plugin.open(open)?,
         };
         let counters = self.chain.stats.as_ref().and_then(|stats| stats.layer(self.level - 1)).cloned();
-        Next::new(name.clone(), handle, open.readonly, counters)
+        Next::new((name.clone(), self.level - 1), handle, open.readonly, counters)
     }
 }

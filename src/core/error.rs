@@ -41,6 +41,11 @@ impl Error {
         self
     }
 
+    /// The same error once more, without what caused it.
+    pub(crate) fn duplicate(&self) -> Self {
+        Error { errno: self.errno, message: self.message.clone(), logged: self.logged, source: None }
+    }
+
     /// Keeps the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

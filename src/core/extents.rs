@@ -112,6 +112,18 @@ impl Extents {
         Ok(())
     }
 
+    /// Adds what `found` has of its own range, moved so that its start becomes `start`.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_shifted(&mut self, found: &Extents, start: u64) -> Result<()> {
+        for extent in found.as_slice() {
+            let length = extent.end().min(found.end) - extent.offset;
+            self.add(extent.offset - found.start + start, length, extent.hole, extent.zero)?;
+        }
+        Ok(())
+    }
+
     /// Adds data up to `end`.
     ///
     /// # Errors

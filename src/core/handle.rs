@@ -1,8 +1,6 @@
 //! An open layer: one plugin or filter, for one connection.
 
-use crate::{
-    BlockSize, Completion, Errno, Error, Extents, Flags, Io, Loan, Next, Op, Result, Status, Support,
-};
+use crate::{BlockSize, Call, Errno, Error, Extents, Flags, Next, Outcome, Request, Result, Status, Support};
 
 /// An open layer. Plugins and filters both implement this trait; dropping the handle closes the layer.
 ///
@@ -14,16 +12,22 @@ use crate::{
 /// matching `can_` method said yes and the flags are legal. Offsets and lengths are in bytes. Calls arrive in
 /// parallel as far as the chain's [`ThreadModel`](crate::ThreadModel) allows.
 pub trait Handle: Send + Sync {
-    /// The layer below, for a filter.
+    /// The layer below, for a filter: it is finalized after this one.
     fn next(&self) -> Option<&Next> {
         None
     }
 
     /// Whether there is a layer below. Then nothing is emulated at this one, but at the plugin. To be overridden
-    /// only by a filter that cannot lend out the layer below through [`next`](Self::next): such a one implements
-    /// every method, and its [`finalize`](Self::finalize) finalizes the layer below.
+    /// only by a filter that cannot name the layer below, since it changes: such a one implements every method, and its
+    /// [`finalize`](Self::finalize) finalizes the layer below.
     fn is_filter(&self) -> bool {
-        self.next().is_some()
+        self.below().is_some()
+    }
+
+    /// The layer below, whose answers this one inherits and by which requests come back that were started:
+    /// [`next`](Self::next), unless the layer below is not finalized together with this one.
+    fn below(&self) -> Option<&Next> {
+        self.next()
     }
 
     /// Called once after the layer below was prepared and before any question about capabilities.
@@ -47,7 +51,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any: the open fails.
     fn get_size(&self) -> Result<u64> {
-        match self.next() {
+        match self.below() {
             Some(next) => Ok(next.caps().size),
             None => Err(Error::new(Errno::EINVAL, "the plugin does not tell its size")),
         }
@@ -58,7 +62,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any: the open fails. So do all errors of the `can_` methods.
     fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.next().map_or_else(BlockSize::default, |n| n.caps().block_size))
+        Ok(self.below().map_or_else(BlockSize::default, |n| n.caps().block_size))
     }
 
     /// A line about the export for people, at most 4096 bytes.
@@ -66,47 +70,47 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any: the client gets no description.
     fn export_description(&self) -> Result<Option<String>> {
-        self.next().map_or(Ok(None), Next::export_description)
+        self.below().map_or(Ok(None), Next::export_description)
     }
 
     /// The disk behaves like a spinning one. Default: no.
     fn is_rotational(&self) -> Result<bool> {
-        Ok(self.next().is_some_and(|n| n.caps().rotational))
+        self.below().map_or(Ok(false), |n| n.caps().is_rotational())
     }
 
     /// Data can be changed. Default: no.
     fn can_write(&self) -> Result<bool> {
-        Ok(self.next().is_some_and(|n| n.caps().write))
+        self.below().map_or(Ok(false), |n| n.caps().can_write())
     }
 
     /// [`flush`](Self::flush) works. Default: no.
     fn can_flush(&self) -> Result<bool> {
-        Ok(self.next().is_some_and(|n| n.caps().flush))
+        self.below().map_or(Ok(false), |n| n.caps().can_flush())
     }
 
     /// [`trim`](Self::trim) works. Default: no.
     fn can_trim(&self) -> Result<bool> {
-        Ok(self.next().is_some_and(|n| n.caps().trim))
+        self.below().map_or(Ok(false), |n| n.caps().can_trim())
     }
 
     /// [`zero`](Self::zero) works. Default for a plugin: emulate it by writing.
     fn can_zero(&self) -> Result<Support> {
-        Ok(self.next().map_or(Support::Emulate, |n| n.caps().zero))
+        self.below().map_or(Ok(Support::Emulate), |n| n.caps().can_zero())
     }
 
     /// [`Flags::FAST_ZERO`] is understood. Default for a plugin: yes when zero is emulated, for then it fails
     /// fast.
     fn can_fast_zero(&self) -> Result<bool> {
-        match self.next() {
-            Some(next) => Ok(next.caps().fast_zero),
+        match self.below() {
+            Some(next) => next.caps().can_fast_zero(),
             None => Ok(self.can_zero()? != Support::Native),
         }
     }
 
     /// How [`Flags::FUA`] is handled. Default for a plugin: by a flush, if it has one.
     fn can_fua(&self) -> Result<Support> {
-        match self.next() {
-            Some(next) => Ok(next.caps().fua),
+        match self.below() {
+            Some(next) => next.caps().can_fua(),
             None if self.can_flush()? => Ok(Support::Emulate),
             None => Ok(Support::None),
         }
@@ -114,17 +118,47 @@ pub trait Handle: Send + Sync {
 
     /// Several connections see one disk. Default: no.
     fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.next().is_some_and(|n| n.caps().multi_conn))
+        self.below().map_or(Ok(false), |n| n.caps().can_multi_conn())
     }
 
     /// How [`cache`](Self::cache) is offered. Default: not.
     fn can_cache(&self) -> Result<Support> {
-        Ok(self.next().map_or(Support::None, |n| n.caps().cache))
+        self.below().map_or(Ok(Support::None), |n| n.caps().can_cache())
     }
 
     /// [`extents`](Self::extents) works. Default: no, everything is data.
     fn can_extents(&self) -> Result<bool> {
-        Ok(self.next().is_some_and(|n| n.caps().extents))
+        self.below().map_or(Ok(false), |n| n.caps().can_extents())
+    }
+
+    /// Answers a request: the one way in. Default: it needs a thread, and there the methods below run it, one for each
+    /// kind. So a layer that says nothing here is right, if not as fast as it could be.
+    ///
+    /// A plugin that can answer without waiting does so here ([`Request::run`] calls the methods below at once), or
+    /// [starts](Request::start) the request and completes it later, or lends a file in place of the data.
+    ///
+    /// A filter that implements this has to deal with all kinds of requests: with [`Next::pass`] where data passes
+    /// unchanged and it does not need to know how the request ends, else with [`Next::submit`], [`Next::watch`], [`Next::transform`],
+    /// [`Next::shifted`] and the like. Each serves requests that end at once and those that end later alike. A request that
+    /// comes back as [`Outcome::NeedsThread`] comes again, so what happens before that has no lasting effect, unless
+    /// the request [may wait](Request::may_wait).
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_wait() { request.run(self) } else { Outcome::NeedsThread }
+    }
+
+    /// A request that this layer has [watched](Next::watch) has ended, with `result`, which it may change.
+    fn ended(&self, call: &Call, token: u64, result: &mut Result<()>) {
+        let _ = (call, token, result);
+    }
+
+    /// A read that this layer [transforms](Next::transform) has succeeded: `data` is what the layer below has, and becomes
+    /// what this one has.
+    ///
+    /// # Errors
+    /// Any: the read fails with it.
+    fn transform(&self, call: &Call, token: u64, data: &mut [u8]) -> Result<()> {
+        let _ = (call, token, data);
+        Ok(())
     }
 
     /// Fills `buf` from `offset`.
@@ -132,19 +166,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any: then the content of `buf` is not used.
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.next().ok_or(Errno::EINVAL)?.pread(buf, offset)
-    }
-
-    /// As [`pread`](Self::pread), but only if that needs no wait: `Ok(false)` says that it would, and `buf` may
-    /// have been written to. Default: by [`may_block`](Self::may_block).
-    ///
-    /// # Errors
-    /// As `pread`.
-    fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        if self.may_block(Op::Read) {
-            return Ok(false);
-        }
-        self.pread(buf, offset).map(|()| true)
+        self.below().ok_or(Errno::EINVAL)?.pread(buf, offset)
     }
 
     /// Writes all of `buf` at `offset`. Flags: FUA.
@@ -152,19 +174,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any: then what the range holds is not defined.
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.next().ok_or(Errno::EROFS)?.pwrite(buf, offset, flags)
-    }
-
-    /// Starts a read or a write that need not hold a thread while it waits, and calls `done` on another thread when it
-    /// has ended. The door asks this only under [`ThreadModel::Parallel`](crate::ThreadModel::Parallel). Default: does
-    /// not want it, even for a filter, as for [`loan`](Self::loan); one that only looks on or shifts may pass it on. One
-    /// whose layer below serves several clients must not: who waits for one of them would hold up the others.
-    ///
-    /// If `done` comes back, the request was not taken, and has to be run by [`pread`](Self::pread) or
-    /// [`pwrite`](Self::pwrite).
-    fn submit(&self, io: Io<'_>, offset: u64, done: Completion) -> Option<Completion> {
-        let _ = (io, offset);
-        Some(done)
+        self.below().ok_or(Errno::EROFS)?.pwrite(buf, offset, flags)
     }
 
     /// Makes every write that has completed durable.
@@ -172,7 +182,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any: data may be lost, and the client must hear of it.
     fn flush(&self) -> Result<()> {
-        self.next().ok_or(Errno::EINVAL)?.flush()
+        self.below().ok_or(Errno::EINVAL)?.flush()
     }
 
     /// Discards a range. Flags: FUA.
@@ -180,7 +190,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any.
     fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.next().ok_or(Errno::EINVAL)?.trim(length, offset, flags)
+        self.below().ok_or(Errno::EINVAL)?.trim(length, offset, flags)
     }
 
     /// Makes a range read as zeroes. Flags: MAY_TRIM, FUA, FAST_ZERO.
@@ -189,7 +199,7 @@ pub trait Handle: Send + Sync {
     /// `EOPNOTSUPP` from a plugin: the glue writes zeroes instead, unless FAST_ZERO was given; or any other. A
     /// filter must not return `EOPNOTSUPP` without FAST_ZERO.
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.next().ok_or(Errno::EOPNOTSUPP)?.zero(length, offset, flags)
+        self.below().ok_or(Errno::EOPNOTSUPP)?.zero(length, offset, flags)
     }
 
     /// Adds the extents of a range to `extents`, at least the one that covers `offset`. Flags: REQ_ONE.
@@ -197,7 +207,7 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any.
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.next().ok_or(Errno::EINVAL)?.extents(length, offset, flags, extents)
+        self.below().ok_or(Errno::EINVAL)?.extents(length, offset, flags, extents)
     }
 
     /// The status of a range in a metadata context that
@@ -216,26 +226,13 @@ pub trait Handle: Send + Sync {
     /// # Errors
     /// Any.
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.next().ok_or(Errno::EINVAL)?.cache(length, offset)
+        self.below().ok_or(Errno::EINVAL)?.cache(length, offset)
     }
 
-    /// Whether a request of this kind may sleep for longer than a copy takes. A door runs the others inline, so
-    /// "no" must be right even for hostile requests. Default for a plugin: yes.
-    fn may_block(&self, op: Op) -> bool {
-        self.next().is_none_or(|n| n.may_block(op))
-    }
-
-    /// Whether a door may ask for extents before it reads, and not read what reads as zeroes: it costs next to
+    /// Whether a front end may ask for extents before it reads, and not read what reads as zeroes: it costs next to
     /// nothing to ask (a system call or two, nothing that is far away), and no layer has to see every read. Default:
-    /// no, even for a filter, as for [`loan`](Self::loan); one that does not look at reads may pass the question on.
+    /// no, even for a filter, since a filter may have to see every read; one that does not look at reads may pass the question on.
     fn may_skip_holes(&self) -> bool {
         false
-    }
-
-    /// Lends a range of the disk. Default: no, even for a filter, since a filter that changes data must not
-    /// lend what is below; one that does not may pass the call on.
-    fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        let _ = (offset, length);
-        None
     }
 }

@@ -25,11 +25,12 @@ mod filter;
 mod handle;
 mod loan;
 mod locks;
+mod memory;
 mod next;
 mod plugin;
+mod request;
 mod session;
 mod stop;
-mod submit;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
 pub use chain::{Below, Chain, WriteObserver};
@@ -40,8 +41,11 @@ pub use extents::{Extent, Extents, Status};
 pub use filter::{Filter, NextConfig, NextConfigComplete};
 pub use handle::Handle;
 pub use loan::Loan;
+pub use memory::{Buffers, Memory};
 pub use next::Next;
 pub use plugin::{Info, Interface, Plugin};
+pub use request::{
+    Call, Completed, Completions, Data, Outcome, Payload, Pending, Request, Started, Task, Wake,
+};
 pub use session::{Connection, Session};
 pub use stop::Stop;
-pub use submit::{Completion, Flush, Flusher, Io};

@@ -64,8 +64,8 @@ impl Locks {
         }
     }
 
-    /// Whether a request would have to wait now.
-    pub(crate) fn is_busy(&self, session: &Mutex<()>) -> bool {
-        self.mutex(session).is_some_and(Mutex::is_locked)
+    /// Whether requests need no permit.
+    pub(crate) fn is_free(&self) -> bool {
+        self.model == ThreadModel::Parallel
     }
 }

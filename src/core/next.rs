@@ -9,9 +9,12 @@ use std::sync::Arc;
 use log::{Level, debug, log_enabled};
 
 use crate::{
-    BlockSize, Caps, Completion, Errno, Error, Extents, Flags, Handle, Io, Loan, Op, Result, Status, Support,
+    BlockSize, Call, Caps, Completed, Data, Errno, Error, Extents, Flags, Handle, Op, Outcome, Request,
+    Result, Status, Support,
+    caps::FailedAnswer,
     emulate,
-    stats::{Counters, timed, timed_at_once, timed_later},
+    request::{Frame, FrameKind},
+    stats::Counters,
 };
 
 /// The log target of calls that open, ask and close.
@@ -22,6 +25,8 @@ pub(crate) const DATAPATH: &str = "nbdkit::datapath";
 /// An open layer, seen from above.
 pub struct Next {
     name: Arc<str>,
+    /// Its place in the chain: 0 is the plugin.
+    level: u32,
     handle: Box<dyn Handle>,
     caps: Caps,
     /// No layer below: the plugin.
@@ -32,7 +37,7 @@ pub struct Next {
 impl Next {
     /// Prepares the layer and asks it what it can do.
     pub(crate) fn new(
-        name: Arc<str>,
+        (name, level): (Arc<str>, usize),
         handle: Box<dyn Handle>,
         readonly: bool,
         counters: Option<Arc<Counters>>,
@@ -41,7 +46,7 @@ impl Next {
         handle.prepare()?;
         let caps = ask(&name, &*handle, readonly)?;
         let last = !handle.is_filter();
-        Ok(Next { name, handle, caps, last, counters })
+        Ok(Next { name, level: level as u32, handle, caps, last, counters })
     }
 
     /// What the layer can do.
@@ -75,18 +80,189 @@ impl Next {
         }
     }
 
-    fn check(&self, op: Op, length: u64, offset: u64, flags: Flags, legal: Flags) -> Result<()> {
+    /// Hands a request to the layer, for one that does not have to know how it ends; nothing is lent.
+    pub fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_lend() {
+            return Outcome::NeedsThread;
+        }
+        self.pass(request)
+    }
+
+    /// As [`submit`](Self::submit), for a layer through which data passes unchanged: the layers below may lend a file in its
+    /// place.
+    pub fn pass(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if let Err(e) = self.check(request.call()) {
+            return Outcome::Done(Err(e));
+        }
+        let logged = log_enabled!(target: DATAPATH, Level::Debug);
+        if logged && request.may_wait() {
+            self.log(request, "");
+        }
+        let (inline, call) = (!request.may_wait(), *request.call());
+        let outcome = match &self.counters {
+            None => self.enter(request),
+            Some(counters) => {
+                let began = counters.begin(call.op);
+                request.push(self.level, FrameKind::Count(began));
+                let outcome = self.enter(request);
+                match &outcome {
+                    Outcome::Done(result) => {
+                        request.pop();
+                        counters.end(&call, began, result.as_ref().err(), inline);
+                    }
+                    Outcome::NeedsThread => request.pop(),
+                    Outcome::Started(_) | Outcome::Lent(_) => {}
+                }
+                outcome
+            }
+        };
+        if logged && inline {
+            match &outcome {
+                Outcome::Done(_) => self.log(request, ""),
+                Outcome::Started(_) => self.log(request, " started"),
+                Outcome::Lent(_) => self.log(request, " lent"),
+                Outcome::NeedsThread => {}
+            }
+        }
+        outcome
+    }
+
+    /// As [`pass`](Self::pass), for a `layer` that wants to know how the request ended, but does not look at its
+    /// data: its [`ended`](Handle::ended) is called with `token`, once, unless the request comes back because it
+    /// needs a thread.
+    pub fn watch(&self, layer: &dyn Handle, request: &mut Request<'_>, token: u64) -> Outcome<'_> {
+        request.push(self.level + 1, FrameKind::Watch(token));
+        match self.pass(request) {
+            Outcome::Done(mut result) => {
+                request.pop();
+                layer.ended(request.call(), token, &mut result);
+                Outcome::Done(result)
+            }
+            Outcome::NeedsThread => {
+                request.pop();
+                Outcome::NeedsThread
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// As [`submit`](Self::submit), for a `layer` that changes data that was read: its
+    /// [`transform`](Handle::transform) is called with `token` when the read has succeeded. It cannot be lent for.
+    pub fn transform(&self, layer: &dyn Handle, request: &mut Request<'_>, token: u64) -> Outcome<'_> {
+        let call = *request.call();
+        if request.may_lend() {
+            return Outcome::NeedsThread;
+        }
+        request.push(self.level + 1, FrameKind::Transform(token));
+        match self.pass(request) {
+            Outcome::Done(result) => {
+                request.pop();
+                Outcome::Done(result.and_then(|()| match request.data() {
+                    Data::Read(buf) => layer.transform(&call, token, buf),
+                    _ => Ok(()),
+                }))
+            }
+            Outcome::NeedsThread => {
+                request.pop();
+                Outcome::NeedsThread
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// As [`pass`](Self::pass), for a layer whose disk begins at another place of the one below: the request is for
+    /// `offset` there.
+    pub fn shifted(&self, request: &mut Request<'_>, offset: u64) -> Outcome<'_> {
+        let own = *request.call();
+        let call = Call { offset, ..own };
+        if !matches!(request.data(), Data::Extents(_)) {
+            return request.with_call(call, |request| self.pass(request));
+        }
+        let mut found = Extents::new(call.offset, call.end());
+        let outcome = request.at_once(|request| {
+            request.with_data(call, Data::Extents(&mut found), |request| self.pass(request))
+        });
+        match (outcome, request.data()) {
+            (Outcome::Done(result), Data::Extents(extents)) => {
+                Outcome::Done(result.and_then(|()| extents.add_shifted(&found, own.offset)))
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    /// As [`submit`](Self::submit), for a layer that writes other data than it was given, or passes on other flags.
+    pub fn replaced(&self, request: &mut Request<'_>, call: Call, data: Data<'_>) -> Outcome<'_> {
+        request.with_data(call, data, |request| self.pass(request))
+    }
+
+    /// As [`pass`](Self::pass), with other flags.
+    pub fn flagged(&self, request: &mut Request<'_>, flags: Flags) -> Outcome<'_> {
+        let call = request.call().with_flags(flags);
+        request.with_call(call, |request| self.pass(request))
+    }
+
+    /// As [`submit`](Self::submit), for a layer that has more to do when the answer is there: that is
+    /// [`Outcome::Done`] or [`Outcome::NeedsThread`].
+    pub fn at_once(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_lend() {
+            return Outcome::NeedsThread;
+        }
+        request.at_once(|request| self.pass(request))
+    }
+
+    /// Runs a request of a layer's own in place of the one it has, such as one for a piece of it. It may wait where that
+    /// one may, and is neither started nor lent for: the answer is [`Outcome::Done`] or [`Outcome::NeedsThread`].
+    pub fn piece(&self, call: Call, data: Data<'_>, may_wait: bool) -> Outcome<'_> {
+        let request = Request::new(call, data);
+        self.submit(&mut if may_wait { request.on_thread() } else { request })
+    }
+
+    /// Runs a request of a layer's own, on a thread that may wait.
+    fn run(&self, call: Call, data: Data<'_>) -> Result<()> {
+        let mut request = Request::new(call, data).on_thread();
+        self.submit(&mut request).into_result()
+    }
+
+    /// The handles that have asked for it get to know how a started request ended, the innermost first.
+    pub(crate) fn unwind(&self, completed: &mut Completed) {
+        if completed.task.frames.is_empty() {
+            return;
+        }
+        if let Some(below) = self.handle.below() {
+            below.unwind(completed);
+        }
+        while let Some(Frame { kind, call, .. }) =
+            completed.task.frames.pop_if(|frame| frame.layer == self.level)
+        {
+            match kind {
+                FrameKind::Count(began) => {
+                    if let Some(counters) = &self.counters {
+                        counters.end(&call, began, completed.result.as_ref().err(), false);
+                    }
+                }
+                FrameKind::Watch(token) => self.handle.ended(&call, token, &mut completed.result),
+                FrameKind::Transform(token) => {
+                    if completed.result.is_ok() {
+                        completed.result = self.handle.transform(&call, token, completed.payload.bytes_mut());
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(&self, call: &Call) -> Result<()> {
+        let Call { op, offset, length, flags } = *call;
         if offset.checked_add(length).is_none_or(|end| end > self.caps.size) {
             return Err(self.broken(op, format!("{offset}+{length} is past the size {}", self.caps.size)));
         }
-        let able = match op {
-            Op::Read => true,
-            Op::Write => self.caps.write,
-            Op::Flush => self.caps.flush,
-            Op::Trim => self.caps.trim,
-            Op::Zero => self.caps.zero != Support::None,
-            Op::Cache => self.caps.cache != Support::None,
-            Op::Extents => true,
+        let (able, legal) = match op {
+            Op::Read => (true, Flags::empty()),
+            Op::Write => (self.caps.write, Flags::FUA),
+            Op::Flush => (self.caps.flush, Flags::empty()),
+            Op::Trim => (self.caps.trim, Flags::FUA),
+            Op::Zero => (self.caps.zero != Support::None, Flags::MAY_TRIM | Flags::FUA | Flags::FAST_ZERO),
+            Op::Cache => (self.caps.cache != Support::None, Flags::empty()),
+            Op::Extents => (true, Flags::REQ_ONE),
         };
         if !able {
             return Err(self.broken(op, "the layer does not offer it".into()));
@@ -105,44 +281,137 @@ impl Next {
         Error::new(Errno::EINVAL, format!("{}: bad {op:?} request: {why}", self.name))
     }
 
-    /// Splits FUA off when it is this layer that must emulate it: flags for the layer, and "flush after".
-    fn split_fua(&self, flags: Flags) -> (Flags, bool) {
-        if self.last && flags.contains(Flags::FUA) && self.caps.fua == Support::Emulate {
-            (flags - Flags::FUA, true)
-        } else {
-            (flags, false)
+    #[cold]
+    fn log(&self, request: &mut Request<'_>, how: &str) {
+        let (Call { op, offset, length, flags }, name) = (*request.call(), &self.name);
+        let bit = |flag| i32::from(flags.contains(flag));
+        let range = format_args!("count={length} offset={offset}");
+        match (op, request.data()) {
+            (_, Data::Status(context, _)) => {
+                debug!(target: DATAPATH, "{name}: context_status {context} {range}{how}");
+            }
+            (Op::Read, _) => debug!(target: DATAPATH, "{name}: pread {range}{how}"),
+            (Op::Write, _) => {
+                debug!(target: DATAPATH, "{name}: pwrite {range} fua={}{how}", bit(Flags::FUA));
+            }
+            (Op::Flush, _) => debug!(target: DATAPATH, "{name}: flush{how}"),
+            (Op::Trim, _) => debug!(target: DATAPATH, "{name}: trim {range} fua={}{how}", bit(Flags::FUA)),
+            (Op::Zero, _) => debug!(
+                target: DATAPATH,
+                "{name}: zero {range} may_trim={} fua={} fast={}{how}",
+                bit(Flags::MAY_TRIM),
+                bit(Flags::FUA),
+                bit(Flags::FAST_ZERO)
+            ),
+            (Op::Extents, _) => {
+                debug!(target: DATAPATH, "{name}: extents {range} req_one={}{how}", bit(Flags::REQ_ONE));
+            }
+            (Op::Cache, _) => debug!(target: DATAPATH, "{name}: cache {range}{how}"),
         }
     }
 
-    fn flush_if(&self, wanted: bool) -> Result<()> {
-        if wanted { self.handle.flush() } else { Ok(()) }
+    /// The request was checked: the contract between the layers, and what is emulated at the plugin.
+    fn enter(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let Call { op, offset, length, .. } = *request.call();
+        match op {
+            Op::Extents if !self.caps.extents => {
+                if let Data::Extents(extents) = request.data() {
+                    return Outcome::Done(extents.add_data(offset, length));
+                }
+            }
+            Op::Trim | Op::Zero | Op::Cache if length == 0 => return Outcome::Done(Ok(())),
+            _ => {}
+        }
+        let outcome = if self.last { self.enter_plugin(request) } else { self.handle.submit(request) };
+        let may_wait = request.may_wait();
+        match (outcome, request.data()) {
+            (Outcome::Done(Ok(())), Data::Extents(extents))
+                if extents.as_slice().is_empty() && length > 0 =>
+            {
+                let why = format!("{}: the layer told no extent at {offset}", self.name);
+                Outcome::Done(Err(Error::new(Errno::EIO, why)))
+            }
+            (Outcome::Done(Ok(())), Data::Status(context, list))
+                if list.first().is_none_or(|status| status.length == 0) =>
+            {
+                let why = format!("{}: {context} has no status at {offset}", self.name);
+                Outcome::Done(Err(Error::new(Errno::EIO, why)))
+            }
+            (Outcome::NeedsThread, _) if may_wait => {
+                Outcome::Done(Err(self.broken(op, "the layer wants a thread on a thread".into())))
+            }
+            (outcome, _) => outcome,
+        }
     }
 
-    /// Fills `buf` from `offset`.
+    /// A request for the plugin: what it does not have is made from what it has.
+    fn enter_plugin(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let Call { op, flags, .. } = *request.call();
+        let flush = flags.contains(Flags::FUA) && self.caps.fua == Support::Emulate;
+        let emulated = match op {
+            Op::Zero => self.caps.zero == Support::Emulate,
+            Op::Cache => self.caps.cache == Support::Emulate,
+            _ => false,
+        };
+        if op == Op::Zero && emulated && flags.contains(Flags::FAST_ZERO) {
+            return Outcome::Done(Err(Errno::EOPNOTSUPP.into()));
+        }
+        if flush || emulated {
+            if !request.may_wait() {
+                return Outcome::NeedsThread;
+            }
+            return Outcome::Done(self.emulate(request, emulated, flush));
+        }
+        match self.handle.submit(request) {
+            Outcome::Done(Err(e))
+                if op == Op::Zero && e.is_unsupported() && !flags.contains(Flags::FAST_ZERO) =>
+            {
+                if !request.may_wait() {
+                    return Outcome::NeedsThread;
+                }
+                Outcome::Done(self.emulate(request, true, false))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Zero as writes, cache as reads, FUA as a flush that follows.
+    fn emulate(&self, request: &mut Request<'_>, emulated: bool, flush: bool) -> Result<()> {
+        let Call { op, offset, length, flags } = *request.call();
+        let flags = if flush { flags - Flags::FUA } else { flags };
+        let block = self.caps.block_size;
+        let plugin = |call, data: Data<'_>| {
+            self.handle.submit(&mut Request::new(call, data).on_thread()).into_result()
+        };
+        let zero = || {
+            emulate::zero(length, offset, block, |zeroes, at| {
+                let call = Call::new(Op::Write, at, zeroes.len() as u64).with_flags(flags & Flags::FUA);
+                plugin(call, Data::Write(zeroes))
+            })
+        };
+        match op {
+            Op::Zero if emulated => zero()?,
+            Op::Cache if emulated => emulate::cache(length, offset, block, |buf, at| {
+                plugin(Call::new(Op::Read, at, buf.len() as u64), Data::Read(buf))
+            })?,
+            _ => match request.with_call(Call { flags, ..*request.call() }, |request| {
+                self.handle.submit(request).into_result()
+            }) {
+                Err(e) if op == Op::Zero && e.is_unsupported() && !flags.contains(Flags::FAST_ZERO) => {
+                    zero()?
+                }
+                done => done?,
+            },
+        }
+        if flush { plugin(Call::new(Op::Flush, 0, 0), Data::None) } else { Ok(()) }
+    }
+
+    /// Fills `buf` from `offset`. This and what follows may wait.
     ///
     /// # Errors
     /// Those of the layer; `EINVAL` out of range.
     pub fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.check(Op::Read, buf.len() as u64, offset, Flags::empty(), Flags::empty())?;
-        if log_enabled!(target: DATAPATH, Level::Debug) {
-            debug!(target: DATAPATH, "{}: pread count={} offset={offset}", self.name, buf.len());
-        }
-        timed(self.counters.as_ref(), Op::Read, buf.len() as u64, || self.handle.pread(buf, offset))
-    }
-
-    /// As [`pread`](Self::pread), unless it would have to wait: then `Ok(false)`.
-    ///
-    /// # Errors
-    /// As `pread`.
-    pub fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.check(Op::Read, buf.len() as u64, offset, Flags::empty(), Flags::empty())?;
-        let done = timed_at_once(self.counters.as_ref(), buf.len() as u64, || {
-            self.handle.pread_nowait(buf, offset)
-        })?;
-        if done && log_enabled!(target: DATAPATH, Level::Debug) {
-            debug!(target: DATAPATH, "{}: pread count={} offset={offset}", self.name, buf.len());
-        }
-        Ok(done)
+        self.run(Call::new(Op::Read, offset, buf.len() as u64), Data::Read(buf))
     }
 
     /// Writes all of `buf` at `offset`. Flags: FUA.
@@ -150,44 +419,8 @@ impl Next {
     /// # Errors
     /// Those of the layer; `EINVAL` out of range.
     pub fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        self.check(Op::Write, buf.len() as u64, offset, flags, Flags::FUA)?;
-        if log_enabled!(target: DATAPATH, Level::Debug) {
-            let fua = i32::from(flags.contains(Flags::FUA));
-            debug!(target: DATAPATH, "{}: pwrite count={} offset={offset} fua={fua}", self.name, buf.len());
-        }
-        let (flags, flush) = self.split_fua(flags);
-        timed(self.counters.as_ref(), Op::Write, buf.len() as u64, || {
-            self.handle.pwrite(buf, offset, flags)?;
-            self.flush_if(flush)
-        })
-    }
-
-    /// Starts a read or a write that calls `done` when it has ended, or gives it back; see
-    /// [`Handle::submit`].
-    pub fn submit(&self, io: Io<'_>, offset: u64, mut done: Completion) -> Option<Completion> {
-        let (op, length, flags) = (io.op(), io.length(), io.flags());
-        // What is wrong with it, and a flush that has to follow, is for whoever runs it.
-        if self.check(op, length, offset, flags, Flags::FUA).is_err() || self.split_fua(flags).1 {
-            return Some(done);
-        }
-        if let Some(counters) = &self.counters {
-            done.look(timed_later(counters, op, length));
-        }
-        match self.handle.submit(io, offset, done) {
-            Some(mut done) => {
-                if self.counters.is_some() {
-                    done.unlook();
-                }
-                Some(done)
-            }
-            None => {
-                if log_enabled!(target: DATAPATH, Level::Debug) {
-                    let what = if op == Op::Read { "pread" } else { "pwrite" };
-                    debug!(target: DATAPATH, "{}: {what} count={length} offset={offset} later", self.name);
-                }
-                None
-            }
-        }
+        let call = Call::new(Op::Write, offset, buf.len() as u64).with_flags(flags);
+        self.run(call, Data::Write(buf))
     }
 
     /// Makes every completed write durable.
@@ -195,9 +428,7 @@ impl Next {
     /// # Errors
     /// Those of the layer.
     pub fn flush(&self) -> Result<()> {
-        self.check(Op::Flush, 0, 0, Flags::empty(), Flags::empty())?;
-        debug!(target: DATAPATH, "{}: flush", self.name);
-        timed(self.counters.as_ref(), Op::Flush, 0, || self.handle.flush())
+        self.run(Call::new(Op::Flush, 0, 0), Data::None)
     }
 
     /// Discards a range. Flags: FUA.
@@ -205,18 +436,7 @@ impl Next {
     /// # Errors
     /// Those of the layer; `EINVAL` out of range.
     pub fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check(Op::Trim, length, offset, flags, Flags::FUA)?;
-        if log_enabled!(target: DATAPATH, Level::Debug) {
-            let fua = i32::from(flags.contains(Flags::FUA));
-            debug!(target: DATAPATH, "{}: trim count={length} offset={offset} fua={fua}", self.name);
-        }
-        let (flags, flush) = self.split_fua(flags);
-        timed(self.counters.as_ref(), Op::Trim, length, || {
-            if length > 0 {
-                self.handle.trim(length, offset, flags)?;
-            }
-            self.flush_if(flush)
-        })
+        self.run(Call::new(Op::Trim, offset, length).with_flags(flags), Data::None)
     }
 
     /// Makes a range read as zeroes, by writing them when the plugin cannot. Flags: MAY_TRIM, FUA, FAST_ZERO.
@@ -224,42 +444,7 @@ impl Next {
     /// # Errors
     /// Those of the layer; `EOPNOTSUPP` when FAST_ZERO was given and it would be slow; `EINVAL` out of range.
     pub fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check(Op::Zero, length, offset, flags, Flags::MAY_TRIM | Flags::FUA | Flags::FAST_ZERO)?;
-        if log_enabled!(target: DATAPATH, Level::Debug) {
-            debug!(
-                target: DATAPATH,
-                "{}: zero count={length} offset={offset} may_trim={} fua={} fast={}",
-                self.name,
-                i32::from(flags.contains(Flags::MAY_TRIM)),
-                i32::from(flags.contains(Flags::FUA)),
-                i32::from(flags.contains(Flags::FAST_ZERO))
-            );
-        }
-        if length == 0 {
-            return Ok(());
-        }
-        if !self.last {
-            return timed(self.counters.as_ref(), Op::Zero, length, || {
-                self.handle.zero(length, offset, flags)
-            });
-        }
-        let (flags, flush) = self.split_fua(flags);
-        timed(self.counters.as_ref(), Op::Zero, length, || {
-            let done = match self.caps.zero {
-                Support::Native => self.handle.zero(length, offset, flags),
-                _ => Err(Errno::EOPNOTSUPP.into()),
-            };
-            match done {
-                Err(e) if e.is_unsupported() && !flags.contains(Flags::FAST_ZERO) => {
-                    let block = self.caps.block_size;
-                    emulate::zero(length, offset, block, |zeroes, at| {
-                        self.handle.pwrite(zeroes, at, flags & Flags::FUA)
-                    })?;
-                }
-                done => done?,
-            }
-            self.flush_if(flush)
-        })
+        self.run(Call::new(Op::Zero, offset, length).with_flags(flags), Data::None)
     }
 
     /// Adds the extents of a range, at least one that covers `offset`. Flags: REQ_ONE.
@@ -267,27 +452,10 @@ impl Next {
     /// # Errors
     /// Those of the layer; `EINVAL` out of range; `EIO` when the layer left the answer empty.
     pub fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        self.check(Op::Extents, length, offset, flags, Flags::REQ_ONE)?;
-        if log_enabled!(target: DATAPATH, Level::Debug) {
-            let one = i32::from(flags.contains(Flags::REQ_ONE));
-            debug!(target: DATAPATH, "{}: extents count={length} offset={offset} req_one={one}", self.name);
-        }
-        if !self.caps.extents {
-            return extents.add_data(offset, length);
-        }
-        timed(self.counters.as_ref(), Op::Extents, 0, || {
-            self.handle.extents(length, offset, flags, extents)
-        })?;
-        if extents.as_slice().is_empty() && length > 0 {
-            return Err(Error::new(
-                Errno::EIO,
-                format!("{}: the layer told no extent at {offset}", self.name),
-            ));
-        }
-        Ok(())
+        self.run(Call::new(Op::Extents, offset, length).with_flags(flags), Data::Extents(extents))
     }
 
-    /// The status of a range in a context of the layer's: at least one descriptor.
+    /// The status of a range in a context of the layer's: at least one descriptor. Flags: REQ_ONE.
     ///
     /// # Errors
     /// Those of the layer; `EINVAL` out of range; `EIO` when there is no descriptor.
@@ -298,15 +466,9 @@ impl Next {
         offset: u64,
         flags: Flags,
     ) -> Result<Vec<Status>> {
-        self.check(Op::Extents, length, offset, flags, Flags::REQ_ONE)?;
-        debug!(target: DATAPATH, "{}: context_status {context} count={length} offset={offset}", self.name);
-        let list = self.handle.context_status(context, length, offset, flags)?;
-        if list.first().is_none_or(|status| status.length == 0) {
-            return Err(Error::new(
-                Errno::EIO,
-                format!("{}: {context} has no status at {offset}", self.name),
-            ));
-        }
+        let mut list = Vec::new();
+        let call = Call::new(Op::Extents, offset, length).with_flags(flags);
+        self.run(call, Data::Status(context, &mut list))?;
         Ok(list)
     }
 
@@ -315,36 +477,12 @@ impl Next {
     /// # Errors
     /// Those of the layer; `EINVAL` out of range.
     pub fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.check(Op::Cache, length, offset, Flags::empty(), Flags::empty())?;
-        debug!(target: DATAPATH, "{}: cache count={length} offset={offset}", self.name);
-        timed(self.counters.as_ref(), Op::Cache, length, || {
-            if self.last && self.caps.cache == Support::Emulate {
-                return emulate::cache(length, offset, self.caps.block_size, |buf, at| {
-                    self.handle.pread(buf, at)
-                });
-            }
-            self.handle.cache(length, offset)
-        })
+        self.run(Call::new(Op::Cache, offset, length), Data::None)
     }
 
-    /// Whether a request of this kind may sleep.
-    pub fn may_block(&self, op: Op) -> bool {
-        self.handle.may_block(op)
-    }
-
-    /// Whether a door may ask for extents before it reads, and not read what reads as zeroes.
+    /// Whether a front end may ask for extents before it reads, and not read what reads as zeroes.
     pub fn may_skip_holes(&self) -> bool {
         self.caps.extents && self.handle.may_skip_holes()
-    }
-
-    /// Lends a range, if the layer can.
-    pub fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        let end = offset.checked_add(length)?;
-        if end > self.caps.size {
-            return None;
-        }
-        let loan = self.handle.loan(offset, length)?;
-        Some(Loan { writable: loan.writable && self.caps.write, ..loan })
     }
 }
 
@@ -356,24 +494,35 @@ impl Drop for Next {
 
 /// Asks a layer each question once and applies the rules between the answers.
 fn ask(name: &str, handle: &dyn Handle, readonly: bool) -> Result<Caps> {
+    let mut failed = Vec::new();
     macro_rules! ask {
         ($method:ident) => {{
             debug!(target: CONTROLPATH, "{name}: {}", stringify!($method));
-            handle.$method()?
+            handle.$method()
         }};
+        ($method:ident or $cautious:expr) => {
+            ask!($method).unwrap_or_else(|e| {
+                debug!(target: CONTROLPATH, "{name}: {} failed: {e}", stringify!($method));
+                failed.push(FailedAnswer::new(stringify!($method), e));
+                $cautious
+            })
+        };
     }
-    let size = ask!(get_size);
+    let size = ask!(get_size)?;
     if size > i64::MAX as u64 {
         return Err(Error::new(Errno::EIO, format!("{name}: the size {size} is over 2^63-1")));
     }
-    let block_size: BlockSize = ask!(block_size).validate().map_err(|e| e.context(name))?;
-    let write = !readonly && ask!(can_write);
-    let flush = ask!(can_flush);
-    let trim = write && ask!(can_trim);
-    let zero = if write { ask!(can_zero) } else { Support::None };
-    let fast_zero = zero != Support::None && ask!(can_fast_zero);
-    let fua = if write { ask!(can_fua) } else { Support::None };
-    let fua = if fua == Support::Emulate && !flush { Support::None } else { fua };
+    let block_size: BlockSize = ask!(block_size)?.validate().map_err(|e| e.context(name))?;
+    let write = !readonly && ask!(can_write or false);
+    let flush = ask!(can_flush or false);
+    let trim = write && ask!(can_trim or false);
+    let zero = if write { ask!(can_zero or Support::None) } else { Support::None };
+    let fast_zero = zero != Support::None && ask!(can_fast_zero or false);
+    let fua = if write { ask!(can_fua or Support::None) } else { Support::None };
+    let multi_conn = ask!(can_multi_conn or false);
+    let cache = ask!(can_cache or Support::None);
+    let extents = ask!(can_extents or false);
+    let rotational = ask!(is_rotational or false);
     Ok(Caps {
         size,
         block_size,
@@ -383,9 +532,10 @@ fn ask(name: &str, handle: &dyn Handle, readonly: bool) -> Result<Caps> {
         zero,
         fast_zero,
         fua,
-        multi_conn: ask!(can_multi_conn),
-        cache: ask!(can_cache),
-        extents: ask!(can_extents),
-        rotational: ask!(is_rotational),
+        multi_conn,
+        cache,
+        extents,
+        rotational,
+        failed,
     })
 }

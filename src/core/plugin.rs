@@ -180,42 +180,25 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// The first call in the process that serves: threads may start here.
+    /// The first call in the process that serves: threads may start here. `server` is the flag that shuts it down.
     ///
     /// # Errors
     /// Any: the server ends.
-    fn after_fork(&self) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    /// As [`after_fork`](Self::after_fork), for a plugin that wants the flag that shuts down the server.
-    ///
-    /// # Errors
-    /// As `after_fork`.
-    fn after_fork_with(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
+    fn after_fork(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
         let _ = server;
-        self.after_fork()
+        Ok(())
     }
 
     /// The last call, after the last handle was closed.
     fn cleanup(&self) {}
 
-    /// A client has connected and has said nothing yet.
+    /// A client has connected and has said nothing yet. None: one of the server's own.
     ///
     /// # Errors
     /// Any: the client is rejected.
-    fn preconnect(&self, readonly: bool) -> Result<()> {
-        let _ = readonly;
+    fn preconnect(&self, client: Option<&Arc<Client>>, readonly: bool) -> Result<()> {
+        let _ = (client, readonly);
         Ok(())
-    }
-
-    /// As [`preconnect`](Self::preconnect), for a plugin that wants to know who it is.
-    ///
-    /// # Errors
-    /// As `preconnect`.
-    fn preconnect_from(&self, client: &Arc<Client>, readonly: bool) -> Result<()> {
-        let _ = client;
-        self.preconnect(readonly)
     }
 
     /// The exports there are. Default: the default export alone.

@@ -1,8 +1,8 @@
-//! One open client, the one request dispatcher behind both doors.
+//! One open client: where requests of all front ends enter the chain, and where those that were started leave it.
 //!
-//! A door decodes a request and calls one method here. The method checks what a client can get wrong (range,
-//! flags, read-only), takes the permit that the thread model asks for, and calls the outermost layer. A panic in a
-//! layer fails that request with `EIO`.
+//! A front end decodes a request and calls [`Session::submit`], which checks what a client can get wrong (range, flags,
+//! read-only), takes the permit that the thread model asks for, and calls the outermost layer. A panic in a layer
+//! fails that request with `EIO`.
 
 use std::{
     any::Any,
@@ -14,11 +14,11 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    Caps, Chain, Client, Completion, Errno, Error, Extents, Flags, Io, Loan, Next, Op, Open, Result, Status,
-    Support, ThreadModel, WriteObserver,
+    Call, Caps, Chain, Client, Completed, Data, Errno, Error, Extent, Extents, Flags, Next, Op, Open,
+    Outcome, Payload, Request, Result, Status, Support, Task, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
-    next::DATAPATH,
-    stats::{self, Counters},
+    request::{Frame, FrameKind},
+    stats::Counters,
 };
 
 /// A client that has connected and has not chosen an export, or is between two.
@@ -101,6 +101,10 @@ impl Connection {
         };
         let next = guard("open", || self.chain.whole(Some(&self.client)).open(&open))?;
         let mut caps = next.caps().clone();
+        // No layer has masked it.
+        if let Some(e) = caps.failed.first() {
+            return Err(e.error());
+        }
         if self.chain.thread_model() == ThreadModel::SerializeConnections {
             caps.multi_conn = false;
         }
@@ -173,28 +177,8 @@ impl Session {
         guard("export_description", || self.next.export_description())
     }
 
-    /// Whether a request of this kind may sleep, in a layer or for its permit. A door runs the others inline.
-    pub fn may_block(&self, op: Op) -> bool {
-        self.connection.chain.locks.is_busy(&self.lock) || self.next.may_block(op)
-    }
-
     fn permit(&self) -> Permit<'_> {
         self.connection.chain.locks.request(&self.lock)
-    }
-
-    /// Runs a request in the chain under its permit, turns a panic into `EIO` and logs a failure.
-    fn run<T>(
-        &self,
-        op: Op,
-        length: u64,
-        what: &'static str,
-        request: impl FnOnce(&Next) -> Result<T>,
-    ) -> Result<T> {
-        let result = stats::timed(self.counters.as_ref(), op, length, || {
-            let _permit = self.permit();
-            guard(what, || request(&self.next))
-        });
-        result.inspect_err(|e| self.log(what, e))
     }
 
     #[cold]
@@ -204,75 +188,174 @@ impl Session {
         }
     }
 
-    /// Tells other doors that a range has changed. To be called by a door that has written to what the chain
-    /// [lent](Self::loan).
-    pub fn written(&self, offset: u64, length: u64) {
+    /// Tells other front ends that a range has changed.
+    fn written(&self, call: &Call) {
         let chain = &self.connection.chain;
-        if chain.observer_count.load(Ordering::Acquire) > 0 {
-            chain.notify(self.observer.as_ref(), self, offset, length);
+        if changes_data(call.op) && chain.observer_count.load(Ordering::Acquire) > 0 {
+            chain.notify(self.observer.as_ref(), self, call.offset, call.length);
         }
     }
 
-    fn in_range(&self, length: u64, offset: u64) -> bool {
-        length > 0 && offset.checked_add(length).is_some_and(|end| end <= self.caps.size)
-    }
-
-    /// Checks a request that does not write.
-    fn check(&self, op: Op, length: u64, offset: u64) -> Result<()> {
-        if self.in_range(length, offset) {
-            Ok(())
-        } else {
-            Err(self.refuse(Errno::EINVAL, op, length, offset))
+    /// Checks what a client can get wrong.
+    fn check(&self, call: &Call) -> Result<()> {
+        let Call { op, offset, length, flags } = *call;
+        let fail = |errno, message| Err(Error::new(errno, message));
+        if changes_data(op) && !self.caps.write {
+            return fail(Errno::EPERM, "the export is read-only");
         }
-    }
-
-    /// Checks a request that writes; `out_of_range` is the errno for that.
-    fn check_write(&self, op: Op, length: u64, offset: u64, flags: Flags, out_of_range: Errno) -> Result<()> {
-        if !self.caps.write {
-            return Err(Error::new(Errno::EPERM, "the export is read-only"));
-        }
-        if !self.in_range(length, offset) {
-            return Err(self.refuse(out_of_range, op, length, offset));
+        let in_range = match op {
+            Op::Flush => true,
+            _ => length > 0 && offset.checked_add(length).is_some_and(|end| end <= self.caps.size),
+        };
+        if !in_range {
+            return Err(self.out_of_range(call));
         }
         if flags.contains(Flags::FUA) && self.caps.fua == Support::None {
-            return Err(Error::new(Errno::EINVAL, "the export does not offer FUA"));
+            return fail(Errno::EINVAL, "the export does not offer FUA");
         }
-        Ok(())
+        match op {
+            Op::Flush if !self.caps.flush => fail(Errno::EINVAL, "the export does not offer flush"),
+            Op::Trim if !self.caps.trim => fail(Errno::EINVAL, "the export does not offer trim"),
+            Op::Zero if flags.contains(Flags::FAST_ZERO) && !self.caps.fast_zero => {
+                fail(Errno::EINVAL, "the export does not offer fast zero")
+            }
+            Op::Zero if self.caps.zero == Support::None => {
+                fail(Errno::EINVAL, "the export does not offer zero")
+            }
+            Op::Cache if self.caps.cache == Support::None => {
+                fail(Errno::EINVAL, "the export does not offer cache")
+            }
+            _ => Ok(()),
+        }
     }
 
     #[cold]
-    fn refuse(&self, errno: Errno, op: Op, length: u64, offset: u64) -> Error {
+    fn out_of_range(&self, call: &Call) -> Error {
+        let Call { op, offset, length, .. } = *call;
+        let errno = if matches!(op, Op::Write | Op::Zero) { Errno::ENOSPC } else { Errno::EINVAL };
+        let size = self.caps.size;
         Error::new(
             errno,
-            format!(
-                "{op:?} of {length} bytes at {offset} is not within the export's {} bytes",
-                self.caps.size
-            ),
+            format!("{op:?} of {length} bytes at {offset} is not within the export's {size} bytes"),
         )
     }
 
-    /// Fills `buf` from `offset`.
+    /// Answers a request of the client's: the one way in for a front end.
+    ///
+    /// The errors are: `EPERM`, a change of a read-only export; `ENOSPC`, a write or zero that is empty or out of range;
+    /// `EINVAL`, the same for the others, and what is not offered; `EOPNOTSUPP` only with FAST_ZERO; those of the layers,
+    /// which were logged. Of a request that was [started](Outcome::Started) or [lent](Outcome::Lent) for, the front end
+    /// tells the end with [`finish`](Self::finish) or [`finish_lent`](Self::finish_lent).
+    pub fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let call = *request.call();
+        if let Err(e) = self.check(&call) {
+            return Outcome::Done(Err(e));
+        }
+        let locks = &self.connection.chain.locks;
+        let permit = if request.may_wait() {
+            locks.request(&self.lock)
+        } else {
+            let long = matches!(call.op, Op::Trim | Op::Zero | Op::Cache) && call.length > INLINE_RANGE;
+            match locks.request_nowait(&self.lock) {
+                Some(permit) if !long => permit,
+                _ => return Outcome::NeedsThread,
+            }
+        };
+        if !locks.is_free() {
+            // A permit is not for one thread to take and for another to give back.
+            request.forbid_start_and_loan();
+        }
+        request.begin();
+        let began = self.counters.as_ref().and_then(|counters| counters.begin(call.op));
+        if self.counters.is_some() {
+            request.push(SESSION, FrameKind::Count(began));
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.next.pass(request)));
+        let result = match outcome {
+            // Whatever else is said: who has taken it, or drops it, answers.
+            _ if request.is_taken() => return Outcome::Started(request.taken()),
+            Ok(Outcome::Done(result)) => result,
+            Ok(outcome) => return outcome,
+            Err(panic) => Err(panicked(&call, &*panic)),
+        };
+        if let Some(counters) = &self.counters {
+            counters.end(&call, began, result.as_ref().err(), !request.may_wait());
+        }
+        // Other front ends that are told of a write may have to wait for requests of their own.
+        drop(permit);
+        Outcome::Done(self.ended(&call, result))
+    }
+
+    /// A request has ended: says so to those who have to know.
+    fn ended(&self, call: &Call, result: Result<()>) -> Result<()> {
+        if let Err(e) = &result
+            && !(e.is_unsupported() && call.flags.contains(Flags::FAST_ZERO))
+        {
+            self.log(call_name(call), e);
+        }
+        self.written(call);
+        result
+    }
+
+    /// Takes a started request back through the layers. To be called by the front end, on a thread of its own, before it
+    /// answers.
+    pub fn finish(&self, completed: &mut Completed) {
+        let call = completed.task.call;
+        let unwound = catch_unwind(AssertUnwindSafe(|| self.next.unwind(completed)));
+        if let Err(panic) = unwound {
+            completed.result = Err(panicked(&call, &*panic));
+        }
+        let counted = completed.task.frames.pop_if(|frame| frame.layer == SESSION);
+        if let (Some(counters), Some(Frame { kind: FrameKind::Count(began), .. })) = (&self.counters, counted)
+        {
+            counters.end(&call, began, completed.result.as_ref().err(), false);
+        }
+        completed.task.frames.clear();
+        let result = std::mem::replace(&mut completed.result, Ok(()));
+        completed.result = self.ended(&call, result);
+    }
+
+    /// Tells the layers how a request ended that was [lent](Outcome::Lent) for: the front end has moved the data.
+    ///
+    /// # Errors
+    /// `result`, as the layers have changed it.
+    pub fn finish_lent(&self, task: Box<Task>, result: Result<()>) -> (Box<Task>, Result<()>) {
+        let mut completed = Completed { task, result, payload: Payload::None };
+        self.finish(&mut completed);
+        (completed.task, completed.result)
+    }
+
+    /// Runs a request on this thread, which may wait.
+    fn run_with(&self, call: Call, data: Data<'_>) -> Result<()> {
+        self.submit(&mut Request::new(call, data).on_thread()).into_result()
+    }
+
+    /// Runs a request that answers without data on this thread, which may wait: a write of `payload`, a flush, trim,
+    /// zero or cache.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn run(&self, call: Call, payload: &[u8]) -> Result<()> {
+        self.run_with(call, if call.op == Op::Write { Data::Write(payload) } else { Data::None })
+    }
+
+    /// Fills `buf` from `offset`. This and what follows may wait; errors are those of [`submit`](Self::submit).
     ///
     /// # Errors
     /// `EINVAL` out of range or empty; those of the layers.
     pub fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.check(Op::Read, buf.len() as u64, offset)?;
-        self.run(Op::Read, buf.len() as u64, "pread", |next| next.pread(buf, offset))
+        self.run_with(Call::new(Op::Read, offset, buf.len() as u64), Data::Read(buf))
     }
 
-    /// As [`pread`](Self::pread), but only if that needs no wait: `Ok(false)` says that it would, and `buf` may
-    /// have been written to.
+    /// As [`pread`](Self::pread), if that needs no wait; else `Ok(false)`, and `buf` may have been written to.
     ///
     /// # Errors
     /// As `pread`.
     pub fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
-        self.check(Op::Read, buf.len() as u64, offset)?;
-        let Some(permit) = self.connection.chain.locks.request_nowait(&self.lock) else { return Ok(false) };
-        let result = stats::timed_at_once(self.counters.as_ref(), buf.len() as u64, || {
-            guard("pread", || self.next.pread_nowait(buf, offset))
-        });
-        drop(permit);
-        result.inspect_err(|e| self.log("pread", e))
+        match self.submit(&mut Request::read(buf, offset)) {
+            Outcome::Done(result) => result.map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Writes all of `buf` at `offset`. Flags: FUA.
@@ -280,44 +363,8 @@ impl Session {
     /// # Errors
     /// `EPERM` read-only; `ENOSPC` out of range or empty; those of the layers.
     pub fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        let length = buf.len() as u64;
-        self.check_write(Op::Write, length, offset, flags, Errno::ENOSPC)?;
-        let result = self.run(Op::Write, length, "pwrite", |next| next.pwrite(buf, offset, flags));
-        self.written(offset, length);
-        result
-    }
-
-    /// Starts a read or a write, if the chain can do so without a thread that waits for it, and calls `done` on another
-    /// thread when it has ended. If `done` comes back, the request was not taken, for whatever reason, and is to be run.
-    pub fn submit(self: &Arc<Self>, io: Io<'_>, offset: u64, mut done: Completion) -> Option<Completion> {
-        let (op, length) = (io.op(), io.length());
-        let checked = match io {
-            Io::Read(_) => self.check(op, length, offset),
-            Io::Write(_, flags) => self.check_write(op, length, offset, flags, Errno::ENOSPC),
-        };
-        // A permit is not for one thread to take and for another to give back.
-        if checked.is_err() || self.connection.chain.thread_model() != ThreadModel::Parallel {
-            return Some(done);
-        }
-        let count = self.counters.as_ref().map(|counters| stats::timed_later(counters, op, length));
-        let session = self.clone();
-        done.look(move |failure| {
-            if let Some(count) = count {
-                count(failure);
-            }
-            if let Some(e) = failure {
-                session.log(if op == Op::Read { "pread" } else { "pwrite" }, e);
-            }
-            if op == Op::Write {
-                session.written(offset, length);
-            }
-        });
-        // After a panic the completion has been dropped, which was an answer too.
-        let mut back = guard("submit", || Ok(self.next.submit(io, offset, done)))
-            .inspect_err(|e| self.log("submit", e))
-            .ok()??;
-        back.unlook();
-        Some(back)
+        let call = Call::new(Op::Write, offset, buf.len() as u64).with_flags(flags);
+        self.run_with(call, Data::Write(buf))
     }
 
     /// Makes every completed write durable.
@@ -325,10 +372,7 @@ impl Session {
     /// # Errors
     /// `EINVAL` when the chain cannot; those of the layers.
     pub fn flush(&self) -> Result<()> {
-        if !self.caps.flush {
-            return Err(Error::new(Errno::EINVAL, "the export does not offer flush"));
-        }
-        self.run(Op::Flush, 0, "flush", Next::flush)
+        self.run_with(Call::new(Op::Flush, 0, 0), Data::None)
     }
 
     /// Discards a range. Flags: FUA.
@@ -336,13 +380,7 @@ impl Session {
     /// # Errors
     /// `EPERM` read-only; `EINVAL` out of range, empty or not offered; those of the layers.
     pub fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check_write(Op::Trim, length, offset, flags, Errno::EINVAL)?;
-        if !self.caps.trim {
-            return Err(Error::new(Errno::EINVAL, "the export does not offer trim"));
-        }
-        let result = self.run(Op::Trim, length, "trim", |next| next.trim(length, offset, flags));
-        self.written(offset, length);
-        result
+        self.run_with(Call::new(Op::Trim, offset, length).with_flags(flags), Data::None)
     }
 
     /// Makes a range read as zeroes. Flags: MAY_TRIM, FUA, FAST_ZERO.
@@ -351,24 +389,15 @@ impl Session {
     /// `EPERM` read-only; `ENOSPC` out of range or empty; `EOPNOTSUPP` only with FAST_ZERO; those of the
     /// layers.
     pub fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.check_write(Op::Zero, length, offset, flags, Errno::ENOSPC)?;
-        if flags.contains(Flags::FAST_ZERO) && !self.caps.fast_zero {
-            return Err(Error::new(Errno::EINVAL, "the export does not offer fast zero"));
-        }
-        if self.caps.zero == Support::None {
-            return Err(Error::new(Errno::EINVAL, "the export does not offer zero"));
-        }
-        let result = stats::timed(self.counters.as_ref(), Op::Zero, length, || {
-            let _permit = self.permit();
-            guard("zero", || self.next.zero(length, offset, flags))
-        });
-        if let Err(e) = &result
-            && !(e.is_unsupported() && flags.contains(Flags::FAST_ZERO))
-        {
-            self.log("zero", e);
-        }
-        self.written(offset, length);
-        result
+        self.run_with(Call::new(Op::Zero, offset, length).with_flags(flags), Data::None)
+    }
+
+    /// Reads a range ahead.
+    ///
+    /// # Errors
+    /// `EINVAL` out of range, empty or not offered; those of the layers.
+    pub fn cache(&self, length: u64, offset: u64) -> Result<()> {
+        self.run_with(Call::new(Op::Cache, offset, length), Data::None)
     }
 
     /// The extents of a range, clipped to it: at least one, ascending, contiguous from `offset`; they may end
@@ -376,17 +405,37 @@ impl Session {
     ///
     /// # Errors
     /// `EINVAL` out of range or empty; those of the layers.
-    pub fn extents(&self, length: u64, offset: u64, flags: Flags) -> Result<Vec<crate::Extent>> {
-        self.check(Op::Extents, length, offset)?;
-        let mut extents = Extents::new(offset, offset + length);
-        self.run(Op::Extents, 0, "extents", |next| next.extents(length, offset, flags, &mut extents))?;
-        let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
-        let mut list = extents.into_list();
-        list.truncate(one);
-        if let Some(last) = list.last_mut() {
-            last.length = last.length.min(offset + length - last.offset);
+    pub fn extents(&self, length: u64, offset: u64, flags: Flags) -> Result<Vec<Extent>> {
+        self.ask_extents(length, offset, flags, true).unwrap_or(Err(Errno::EIO.into()))
+    }
+
+    /// As [`extents`](Self::extents), if that needs no wait; else None.
+    pub fn extents_nowait(&self, length: u64, offset: u64, flags: Flags) -> Option<Result<Vec<Extent>>> {
+        self.ask_extents(length, offset, flags, false)
+    }
+
+    fn ask_extents(&self, length: u64, offset: u64, flags: Flags, wait: bool) -> Option<Result<Vec<Extent>>> {
+        let mut extents = Extents::new(offset, offset.saturating_add(length));
+        let call = Call::new(Op::Extents, offset, length).with_flags(flags);
+        let asked = self.ask(call, Data::Extents(&mut extents), wait)?;
+        Some(asked.map(|()| {
+            let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
+            let mut list = extents.into_list();
+            list.truncate(one);
+            if let Some(last) = list.last_mut() {
+                last.length = last.length.min(offset + length - last.offset);
+            }
+            list
+        }))
+    }
+
+    fn ask(&self, call: Call, data: Data<'_>, wait: bool) -> Option<Result<()>> {
+        let request = Request::new(call, data);
+        let mut request = if wait { request.on_thread() } else { request };
+        match self.submit(&mut request) {
+            Outcome::Done(result) => Some(result),
+            _ => None,
         }
-        Ok(list)
     }
 
     /// The status of a range in a context that [`Connection::meta_contexts`] has named, clipped to the range: at
@@ -401,10 +450,9 @@ impl Session {
         offset: u64,
         flags: Flags,
     ) -> Result<Vec<Status>> {
-        self.check(Op::Extents, length, offset)?;
-        let mut list = self.run(Op::Extents, 0, "context_status", |next| {
-            next.context_status(context, length, offset, flags)
-        })?;
+        let mut list = Vec::new();
+        let call = Call::new(Op::Extents, offset, length).with_flags(flags);
+        self.run_with(call, Data::Status(context, &mut list))?;
         list.truncate(if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX });
         let mut left = length;
         list.retain_mut(|status| {
@@ -423,42 +471,34 @@ impl Session {
     /// The extents of a range that is about to be read, as far as they can be had: ascending, contiguous from
     /// `offset`. The last one may pass the end of the range. This is no request of the client, so it is not counted,
     /// and what fails here will fail again in the read. None: it failed; or, unless it may `wait`, it is not its turn.
-    pub fn holes(&self, length: u64, offset: u64, wait: bool) -> Option<Vec<crate::Extent>> {
+    pub fn holes(&self, length: u64, offset: u64, wait: bool) -> Option<Vec<Extent>> {
         let mut extents = Extents::new(offset, offset.checked_add(length)?);
         let _permit =
             if wait { self.permit() } else { self.connection.chain.locks.request_nowait(&self.lock)? };
         guard("extents", || self.next.extents(length, offset, Flags::empty(), &mut extents)).ok()?;
         Some(extents.into_list())
     }
+}
 
-    /// Reads a range ahead.
-    ///
-    /// # Errors
-    /// `EINVAL` out of range, empty or not offered; those of the layers.
-    pub fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.check(Op::Cache, length, offset)?;
-        if self.caps.cache == Support::None {
-            return Err(Error::new(Errno::EINVAL, "the export does not offer cache"));
-        }
-        self.run(Op::Cache, length, "cache", |next| next.cache(length, offset))
-    }
+/// Longer ranges are not trimmed, zeroed or cached where they were received, even if that cannot wait, in bytes.
+const INLINE_RANGE: u64 = 1 << 20;
+/// The frames of the session itself.
+const SESSION: u32 = u32::MAX;
 
-    /// Logs the failure of what a door did itself, with what the chain [lent](Self::loan).
-    pub fn failed(&self, what: &str, e: &Error) {
-        self.log(what, e);
-    }
+/// Whether requests of this kind may change data, so that they are worth running for a client who is gone.
+fn changes_data(op: Op) -> bool {
+    matches!(op, Op::Write | Op::Trim | Op::Zero)
+}
 
-    /// Whether requests are counted or told of in the log. Then a door lets the chain see them all.
-    pub fn is_watched(&self) -> bool {
-        self.counters.is_some() || log::log_enabled!(target: DATAPATH, log::Level::Debug)
-    }
-
-    /// Lends a range of the disk, if the chain can and the thread model lets requests by without a permit.
-    pub fn loan(&self, offset: u64, length: u64) -> Option<Loan<'_>> {
-        if self.connection.chain.thread_model() != ThreadModel::Parallel {
-            return None;
-        }
-        self.next.loan(offset, length)
+fn call_name(call: &Call) -> &'static str {
+    match call.op {
+        Op::Read => "pread",
+        Op::Write => "pwrite",
+        Op::Flush => "flush",
+        Op::Trim => "trim",
+        Op::Zero => "zero",
+        Op::Cache => "cache",
+        Op::Extents => "extents",
     }
 }
 
@@ -470,11 +510,15 @@ impl Drop for Session {
 
 /// Calls into the layers; a panic there becomes `EIO`, logged with its message.
 fn guard<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(what, &*panic)))
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked_in(what, &*panic)))
+}
+
+fn panicked(call: &Call, panic: &(dyn Any + Send)) -> Error {
+    panicked_in(call_name(call), panic)
 }
 
 #[cold]
-fn panicked(what: &str, panic: &(dyn Any + Send)) -> Error {
+fn panicked_in(what: &str, panic: &(dyn Any + Send)) -> Error {
     let message = panic
         .downcast_ref::<&str>()
         .copied()

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Op, Result};
+use crate::{Call, Error, Op};
 
 /// Every kind of request, in the order of their counters.
 pub const OPS: [Op; 7] = [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents];
@@ -139,6 +139,24 @@ impl Counters {
         &self.shard().ops[op as usize]
     }
 
+    /// A request begins. Returns the time if it is to be timed.
+    pub(crate) fn begin(&self, op: Op) -> Option<Instant> {
+        self.counter(op).begin()
+    }
+
+    /// A request has ended that began at `began`; `inline` says that it did not wait.
+    pub(crate) fn end(&self, call: &Call, began: Option<Instant>, failure: Option<&Error>, inline: bool) {
+        let bytes = match call.op {
+            Op::Extents => 0,
+            _ => call.length,
+        };
+        let shard = self.shard();
+        shard.ops[call.op as usize].end(began, bytes, failure);
+        if inline && call.op == Op::Read && failure.is_none() {
+            shard.at_once.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for shard in &self.shards {
@@ -154,53 +172,6 @@ impl Counters {
         }
         totals
     }
-}
-
-/// Runs a request, and counts it if there are counters.
-pub(crate) fn timed<T>(
-    counters: Option<&Arc<Counters>>,
-    op: Op,
-    bytes: u64,
-    request: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    let Some(counters) = counters else { return request() };
-    let counter = counters.counter(op);
-    let started = counter.begin();
-    let result = request();
-    counter.end(started, bytes, result.as_ref().err());
-    result
-}
-
-/// As [`timed`], for a request that begins now: to be called when it has ended.
-pub(crate) fn timed_later(
-    counters: &Arc<Counters>,
-    op: Op,
-    bytes: u64,
-) -> impl FnOnce(Option<&Error>) + Send + 'static {
-    let counters = counters.clone();
-    let started = counters.counter(op).begin();
-    move |failure| counters.counter(op).end(started, bytes, failure)
-}
-
-/// As [`timed`], for a read that may find that it would have to wait: then it is not one yet.
-pub(crate) fn timed_at_once(
-    counters: Option<&Arc<Counters>>,
-    bytes: u64,
-    request: impl FnOnce() -> Result<bool>,
-) -> Result<bool> {
-    let Some(counters) = counters else { return request() };
-    let counter = counters.counter(Op::Read);
-    let started = counter.begin();
-    let result = request();
-    match &result {
-        Ok(false) => {}
-        Ok(true) => {
-            counter.end(started, bytes, None);
-            counters.shard().at_once.fetch_add(1, Ordering::Relaxed);
-        }
-        Err(e) => counter.end(started, bytes, Some(e)),
-    }
-    result
 }
 
 /// What was counted in one place.
@@ -346,18 +317,21 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        timed(Some(&counters), Op::Write, 3, || Ok(())).unwrap();
+                        let call = Call::new(Op::Write, 0, 3);
+                        counters.end(&call, counters.begin(call.op), None, false);
                     }
                 });
             }
         });
         let before = counters.totals();
         assert_eq!((before.of(Op::Write).count, before.of(Op::Write).bytes), (4000, 12_000));
-        let failure = |errno: Errno| timed(Some(&counters), Op::Zero, 5, || Err::<(), _>(Error::from(errno)));
-        failure(Errno::EIO).unwrap_err();
-        failure(Errno::EOPNOTSUPP).unwrap_err();
-        assert!(!timed_at_once(Some(&counters), 7, || Ok(false)).unwrap());
-        assert!(timed_at_once(Some(&counters), 7, || Ok(true)).unwrap());
+        let count = |op, bytes, errno: Option<Errno>, inline| {
+            let (call, failure) = (Call::new(op, 0, bytes), errno.map(Error::from));
+            counters.end(&call, counters.begin(op), failure.as_ref(), inline);
+        };
+        count(Op::Zero, 5, Some(Errno::EIO), false);
+        count(Op::Zero, 5, Some(Errno::EOPNOTSUPP), false);
+        count(Op::Read, 7, None, true);
         let after = counters.totals().since(&before);
         let zero = after.of(Op::Zero);
         assert_eq!((zero.count, zero.errors, zero.bytes), (2, 1, 0));

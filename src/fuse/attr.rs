@@ -6,10 +6,10 @@ use std::{
 };
 
 use fuser::{FileAttr, FileType, INodeNo};
-use nbdkit_core::{Flags, Session};
+use nbdkit_core::Session;
 use parking_lot::Mutex;
 
-use crate::options::Options;
+use crate::{export_file::first_extent, options::Options};
 
 /// How long the kernel may keep attributes and names: the size never changes, and the kernel itself asks again after
 /// it has written.
@@ -116,49 +116,47 @@ impl Attributes {
         self.changed.store(true, Ordering::Release);
     }
 
-    /// Whether [`get`](Self::get) has to ask the chain for extents.
-    pub(crate) fn asks_chain(&self, session: &Session) -> bool {
-        session.caps().extents
-            && !self.slow.load(Ordering::Relaxed)
-            && (self.changed.load(Ordering::Relaxed) || self.allocated.is_locked())
-    }
-
-    /// The attributes.
-    pub(crate) fn get(&self, ino: INodeNo, session: &Session) -> FileAttr {
+    /// The attributes. None: the chain has to be asked, and this may not wait for it.
+    pub(crate) fn get(&self, ino: INodeNo, session: &Session, may_wait: bool) -> Option<FileAttr> {
         let modified = self.owner.mounted + Duration::from_nanos(self.modified.load(Ordering::Relaxed));
-        let sizes = (self.length, self.allocated(session));
-        self.owner.attr(ino, FileType::RegularFile, self.perm, modified, sizes)
+        let sizes = (self.length, self.allocated(session, may_wait)?);
+        Some(self.owner.attr(ino, FileType::RegularFile, self.perm, modified, sizes))
     }
 
     /// Bytes that are not holes. Never too few: tar takes a file without any for an empty one.
-    fn allocated(&self, session: &Session) -> u64 {
+    fn allocated(&self, session: &Session, may_wait: bool) -> Option<u64> {
         if !session.caps().extents || self.slow.load(Ordering::Relaxed) {
-            return self.length;
+            return Some(self.length);
         }
-        let mut allocated = self.allocated.lock();
+        let mut allocated = if may_wait { self.allocated.lock() } else { self.allocated.try_lock()? };
         if self.changed.swap(false, Ordering::Acquire) {
             let started = Instant::now();
-            *allocated = self.count(session, started + PATIENCE);
+            match self.count(session, started + PATIENCE, may_wait) {
+                Some(count) => *allocated = count,
+                None => {
+                    self.changed.store(true, Ordering::Relaxed);
+                    return None;
+                }
+            }
             self.slow.store(started.elapsed() > 5 * PATIENCE, Ordering::Relaxed);
         }
-        *allocated
+        Some(*allocated)
     }
 
     /// Adds up the extents that are no holes, until `deadline`.
-    fn count(&self, session: &Session, deadline: Instant) -> u64 {
+    fn count(&self, session: &Session, deadline: Instant, may_wait: bool) -> Option<u64> {
         let end = self.start + self.length;
         let (mut at, mut holes) = (self.start, 0);
         for _ in 0..EXTENTS {
             if at >= end || Instant::now() > deadline {
                 break;
             }
-            let Ok(extents) = session.extents(end - at, at, Flags::REQ_ONE) else { break };
-            let Some(extent) = extents.first() else { break };
+            let Ok(extent) = first_extent(session, at..end, may_wait)? else { break };
             if extent.hole && extent.zero {
                 holes += extent.length;
             }
             at = extent.end();
         }
-        self.length - holes
+        Some(self.length - holes)
     }
 }

@@ -44,8 +44,9 @@ impl Write {
     }
 }
 
-/// A registered write.
+/// A registered write, until this is dropped.
 pub(crate) struct Ticket {
+    coherence: Arc<Coherence>,
     number: u64,
     /// Another write that it may have to wait for was under way.
     met: bool,
@@ -53,8 +54,14 @@ pub(crate) struct Ticket {
 
 type Answer = Box<dyn FnOnce() + Send>;
 
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.coherence.state.lock().writes.retain(|(number, _)| *number != self.number);
+    }
+}
+
 struct Job {
-    ticket: u64,
+    ticket: Ticket,
     stale: Vec<Stale>,
     answer: Option<Answer>,
 }
@@ -99,25 +106,25 @@ impl Coherence {
     }
 
     /// Registers a write before it is made.
-    pub(crate) fn begin(&self, write: Write) -> Ticket {
+    pub(crate) fn begin(self: &Arc<Self>, write: Write) -> Ticket {
         let mut state = self.state.lock();
         let met = state.writes.iter().any(|(_, other)| other.meets(&write));
         let number = state.next;
         state.next += 1;
         state.writes.push((number, write));
-        Ticket { number, met }
+        Ticket { coherence: self.clone(), number, met }
     }
 
     /// The write was made: drops the pages and calls `answer`. With `at_once` the answer does not wait for that.
     pub(crate) fn end(
         self: &Arc<Self>,
-        ticket: &Ticket,
+        ticket: Ticket,
         stale: Vec<Stale>,
         at_once: bool,
         answer: impl FnOnce() + Send + 'static,
     ) {
         if stale.is_empty() {
-            self.forget(ticket.number);
+            drop(ticket);
             return answer();
         }
         let answer = if ticket.met || at_once {
@@ -127,7 +134,7 @@ impl Coherence {
             Some(Box::new(answer) as Answer)
         };
         let mut state = self.state.lock();
-        state.jobs.push_back(Job { ticket: ticket.number, stale, answer });
+        state.jobs.push_back(Job { ticket, stale, answer });
         if !state.running {
             let this = self.clone();
             match thread::Builder::new().name("coherence".into()).spawn(move || this.work()) {
@@ -135,19 +142,17 @@ impl Coherence {
                 Err(e) => {
                     log::error!("the kernel's cache is not told of a write, since no thread can be had: {e}");
                     let jobs = std::mem::take(&mut state.jobs);
-                    state.writes.clear();
                     drop(state);
-                    jobs.into_iter().filter_map(|job| job.answer).for_each(|answer| answer());
+                    for Job { ticket, answer, .. } in jobs {
+                        drop(ticket);
+                        answer.into_iter().for_each(|answer| answer());
+                    }
                     return;
                 }
             }
         }
         drop(state);
         self.wake.notify_one();
-    }
-
-    fn forget(&self, number: u64) {
-        self.state.lock().writes.retain(|(n, _)| *n != number);
     }
 
     /// Lets the thread end once nothing is left to do.
@@ -173,7 +178,7 @@ impl Coherence {
             for stale in &job.stale {
                 self.drop_pages(stale);
             }
-            self.forget(job.ticket);
+            drop(job.ticket);
             if let Some(answer) = job.answer {
                 answer();
             }
@@ -211,12 +216,12 @@ mod tests {
         assert!(!first.met && second.met);
         for (number, ticket, stale) in [(2, second, stale.clone()), (1, first, stale)] {
             let tell = tell.clone();
-            coherence.end(&ticket, stale, false, move || tell.send(number).unwrap());
+            coherence.end(ticket, stale, false, move || tell.send(number).unwrap());
         }
         assert_eq!((told.recv(), told.recv()), (Ok(2), Ok(1)));
         let third = coherence.begin(write(2, 0..1));
         assert!(!third.met, "the others are over");
-        coherence.end(&third, Vec::new(), false, move || tell.send(3).unwrap());
+        coherence.end(third, Vec::new(), false, move || tell.send(3).unwrap());
         assert_eq!(told.recv(), Ok(3));
         coherence.close();
     }

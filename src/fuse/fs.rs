@@ -10,26 +10,24 @@ use std::{
 };
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::debug;
-use nbdkit_core::{Flags, Op};
 use rustix::fs::OFlags;
 
 use crate::{
-    answer::{Answer, Reply, Watch},
     attr::TTL,
-    buffer,
-    door::{Door, is_synchronous},
-    later,
+    export_file::{ExportFile, is_synchronous},
     mount::Ended,
     passthrough,
-    pool::Pool,
+    reply::Answer,
+    requests::Requests,
     stats,
+    transfer::Write,
     tree::{NAME_MAX, Node, PARTITIONS},
     volume::Volume,
 };
@@ -58,28 +56,18 @@ pub enum Cache {
 
 /// See the module.
 pub(crate) struct Fs {
-    /// Dropped before the pool is, which waits for its requests.
+    /// Dropped before those are that wait for their end.
     _ended: Ended,
     volume: Arc<Volume>,
-    pool: Pool,
-    /// All requests run on the one thread that receives them.
-    serial: bool,
-    watch: Option<Watch>,
+    requests: Requests,
     cache: Cache,
     /// The kernel has passthrough.
     passthrough: bool,
 }
 
 impl Fs {
-    pub(crate) fn new(
-        ended: Ended,
-        volume: Arc<Volume>,
-        pool: Pool,
-        serial: bool,
-        watch: Option<Watch>,
-        cache: Cache,
-    ) -> Self {
-        Fs { _ended: ended, volume, pool, serial, watch, cache, passthrough: false }
+    pub(crate) fn new(ended: Ended, volume: Arc<Volume>, requests: Requests, cache: Cache) -> Self {
+        Fs { _ended: ended, volume, requests, cache, passthrough: false }
     }
 
     /// Why the tree cannot be changed.
@@ -87,72 +75,37 @@ impl Fs {
         if self.volume.style.writable { Errno::EPERM } else { Errno::EROFS }
     }
 
-    /// Runs a request: on a thread of the pool if it `may_block`, else here. With a time limit, `job` may find that
-    /// there is nobody left to answer; one that has not started by then does not start.
-    fn run<R: Reply>(
-        &self,
-        may_block: bool,
-        what: &'static str,
-        reply: R,
-        job: impl FnOnce(Answer<R>) + Send + 'static,
-    ) {
-        if !may_block {
-            return job(Answer::Own(reply));
-        }
-        match &self.watch {
-            None if self.serial => job(Answer::Own(reply)),
-            None => self.pool.run(move || job(Answer::Own(reply))),
-            Some(watch) => {
-                let answer = watch.over(reply, what);
-                self.pool.run(move || {
-                    if answer.is_open() {
-                        job(answer);
-                    }
-                });
-            }
-        }
-    }
-
-    /// Runs a request that may block and whose reply others may have too.
-    fn run_shared<R: Reply>(&self, answer: Answer<R>, job: impl FnOnce(Answer<R>) + Send + 'static) {
-        if self.serial && self.watch.is_none() {
-            return job(answer);
-        }
-        self.pool.run(move || {
-            if answer.is_open() {
-                job(answer);
-            }
-        });
-    }
-
     fn reply_attr(&self, ino: INodeNo, reply: ReplyAttr) {
-        let door = match self.volume.door(ino) {
-            Ok(door) => door.clone(),
+        let file = match self.volume.file(ino) {
+            Ok(file) => file.clone(),
             Err(_) if ino == INodeNo::ROOT => {
                 return reply.attr(&TTL, &self.volume.style.owner.directory(self.volume.style.writable));
             }
             Err(e) => return reply.error(e),
         };
-        let may_block = door.attributes.asks_chain(&door.session) && door.session.may_block(Op::Extents);
-        self.run(may_block, "getattr", reply, move |answer| {
-            let attr = door.attr();
-            if let Some(reply) = answer.take() {
-                reply.attr(&ttl(&door), &attr);
-            }
+        let ttl = ttl(&file);
+        let ask = move |may_wait| file.attr(may_wait);
+        self.requests.ask("getattr", reply, ask, move |answer, attr| {
+            answer.give(Ok(attr), |reply, attr| reply.attr(&ttl, &attr));
         });
     }
 
     fn flush_to(&self, ino: INodeNo, reply: ReplyEmpty) {
-        let doors: Vec<Arc<Door>> = match self.volume.door(ino) {
-            Ok(door) => vec![door.clone()],
+        let mut files: Vec<Arc<ExportFile>> = match self.volume.file(ino) {
+            Ok(file) => vec![file.clone()],
             // The directory: everything that is open.
             Err(_) => self.volume.opened().cloned().collect(),
         };
-        let may_block = doors.iter().any(|door| door.session.may_block(Op::Flush));
-        self.run(may_block, "flush", reply, move |answer| {
-            let flushed = doors.iter().map(|door| door.flush()).fold(Ok(()), Result::and);
-            done(answer, flushed);
-        });
+        let mut flushed = Ok(());
+        let ask = move |may_wait| {
+            while let Some(file) = files.last() {
+                flushed = file.flush(may_wait)?.and(flushed);
+                files.pop();
+            }
+            Some(flushed)
+        };
+        self.requests
+            .ask("flush", reply, ask, |answer, flushed| answer.give(flushed, |reply, ()| reply.ok()));
     }
 
     /// Whether a request comes from this very process.
@@ -162,71 +115,8 @@ impl Fs {
 }
 
 /// How long the kernel may keep what it knows of a file: partitions may come and go.
-fn ttl(door: &Door) -> Duration {
-    if door.ino.0 >= PARTITIONS { Duration::ZERO } else { TTL }
-}
-
-fn done(answer: Answer<ReplyEmpty>, result: Result<(), Errno>) {
-    match (answer, result) {
-        (answer, Err(e)) => answer.fail(e),
-        (answer, Ok(())) => {
-            if let Some(reply) = answer.take() {
-                reply.ok();
-            }
-        }
-    }
-}
-
-fn read_to(answer: Answer<ReplyData>, door: &Door, offset: u64, length: usize) {
-    buffer::with(length, |buffer| match door.read(buffer, offset) {
-        Ok(()) => {
-            if let Some(reply) = answer.take() {
-                reply.data(buffer);
-            }
-        }
-        Err(e) => answer.fail(e),
-    });
-}
-
-/// A write request but for its data.
-pub(crate) struct Write {
-    pub(crate) offset: u64,
-    pub(crate) synchronous: bool,
-    /// The kernel writes pages that it kept.
-    from_cache: bool,
-}
-
-fn write_to(answer: Answer<ReplyWrite>, volume: &Volume, door: &Door, data: &[u8], write: &Write) {
-    let length = data.len() as u64;
-    let pending = volume.begin_write(door, write.offset, length);
-    let result = door.write(data, write.offset, write.synchronous);
-    let reply = move || match (answer, result) {
-        (answer, Err(e)) => answer.fail(e),
-        (answer, Ok(())) => {
-            if let Some(reply) = answer.take() {
-                reply.written(length as u32);
-            }
-        }
-    };
-    match pending {
-        None => reply(),
-        Some(pending) => volume.end_write(&pending, write.from_cache, reply),
-    }
-}
-
-fn zero_to(
-    answer: Answer<ReplyEmpty>,
-    volume: &Volume,
-    door: &Door,
-    (offset, length): (u64, u64),
-    flags: Flags,
-) {
-    let pending = volume.begin_write(door, offset, length);
-    let result = door.zero(length, offset, flags);
-    match pending {
-        None => done(answer, result),
-        Some(pending) => volume.end_write(&pending, false, move || done(answer, result)),
-    }
+fn ttl(file: &ExportFile) -> Duration {
+    if file.ino.0 >= PARTITIONS { Duration::ZERO } else { TTL }
 }
 
 impl Filesystem for Fs {
@@ -257,26 +147,21 @@ impl Filesystem for Fs {
             log::error!("the plugin looks for {} in the mount itself: mount elsewhere", name.display());
             return reply.error(Errno::EDEADLK);
         }
-        let may_block = !at_hand
-            || self.volume.tree.export(name).is_some_and(|index| {
-                self.volume.door(self.volume.tree.inode(index)).is_ok_and(|door| {
-                    door.attributes.asks_chain(&door.session) && door.session.may_block(Op::Extents)
-                })
-            });
         let (volume, name) = (self.volume.clone(), name.to_owned());
-        let job = move |answer: Answer<ReplyEntry>| match volume.look_up(&name) {
-            Ok(door) => {
-                let attr = door.attr();
-                if let Some(reply) = answer.take() {
-                    reply.entry(&ttl(&door), &attr, Generation(0));
-                }
-            }
-            Err(e) => answer.fail(e),
+        let ask = move |may_wait| match volume.look_up(&name) {
+            Ok(file) => file.attr(may_wait).map(|attr| Ok((ttl(&file), attr))),
+            Err(e) => Some(Err(e)),
         };
-        // Opening an export never runs here: it may itself make requests that this thread has to answer.
-        match &self.watch {
-            None if !at_hand => self.pool.run(move || job(Answer::Own(reply))),
-            _ => self.run(may_block, "lookup", reply, job),
+        let answer = |answer: Answer<ReplyEntry>, found| {
+            answer.give(found, |reply, (ttl, attr): (Duration, FileAttr)| {
+                reply.entry(&ttl, &attr, Generation(0));
+            });
+        };
+        if at_hand {
+            self.requests.ask("lookup", reply, ask, answer);
+        } else {
+            // To open an export may itself make requests that this thread has to answer.
+            self.requests.ask_on_thread("lookup", reply, ask, answer);
         }
     }
 
@@ -308,7 +193,7 @@ impl Filesystem for Fs {
         // An open with O_TRUNC arrives as size 0 without a file handle. A disk ignores it, so that copying an image
         // onto the file works; any other change of the size is refused.
         let truncating_open = size == Some(0) && fh.is_none();
-        let own = self.volume.door(ino).map(|door| door.size()).unwrap_or_default();
+        let own = self.volume.file(ino).map(|file| file.size()).unwrap_or_default();
         if size.is_some_and(|size| size != own) && !truncating_open {
             return reply.error(self.fixed());
         }
@@ -317,16 +202,16 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let door = match self.volume.door(ino) {
-            Ok(door) => door,
+        let file = match self.volume.file(ino) {
+            Ok(file) => file,
             Err(e) => return reply.error(e),
         };
-        if flags.acc_mode() != OpenAccMode::O_RDONLY && !door.is_writable() {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY && !file.is_writable() {
             return reply.error(Errno::EROFS);
         }
         let reply = match self.passthrough {
             false => reply,
-            true => match door.passthrough.open(&door.session, reply) {
+            true => match file.passthrough.open(&file.session, reply) {
                 Ok(()) => return,
                 Err(reply) => reply,
             },
@@ -337,7 +222,7 @@ impl Filesystem for Fs {
         } else {
             FopenFlags::FOPEN_KEEP_CACHE
         };
-        door.note_opened();
+        file.note_opened();
         reply.opened(FileHandle(0), cache);
     }
 
@@ -352,36 +237,15 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let door = match self.volume.door(ino) {
-            Ok(door) => door,
+        let file = match self.volume.file(ino) {
+            Ok(file) => file,
             Err(e) => return reply.error(e),
         };
-        let length = door.room(offset, size as usize);
+        let length = file.room(offset, size as usize);
         if length == 0 {
             return reply.data(&[]);
         }
-        let reply = if self.serial {
-            Some(reply)
-        } else {
-            buffer::with(length, |buffer| match door.read_nowait(buffer, offset) {
-                Ok(true) => {
-                    reply.data(buffer);
-                    None
-                }
-                Ok(false) => Some(reply),
-                Err(e) => {
-                    reply.error(e);
-                    None
-                }
-            })
-        };
-        if let Some(reply) = reply {
-            let answer = later::share(reply, "read", self.watch.as_ref());
-            if self.serial || !later::read(&self.pool, &answer, &door, offset, length) {
-                let door = door.clone();
-                self.run_shared(answer, move |answer| read_to(answer, &door, offset, length));
-            }
-        }
+        self.requests.read(&file, offset, length, reply);
     }
 
     fn write(
@@ -396,28 +260,21 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let door = match self.volume.door(ino) {
-            Ok(door) => door,
+        let file = match self.volume.file(ino) {
+            Ok(file) => file,
             Err(e) => return reply.error(e),
         };
-        let data = &data[..door.room(offset, data.len())];
+        let data = &data[..file.room(offset, data.len())];
         if data.is_empty() {
             return reply.error(Errno::ENOSPC);
         }
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = Write { offset, synchronous: is_synchronous(flags.0) && !from_cache, from_cache };
-        let may_block = door.write_may_block(write.synchronous);
-        if !may_block || self.serial && self.watch.is_none() {
-            return write_to(Answer::Own(reply), &self.volume, &door, data, &write);
-        }
-        let answer = later::share(reply, "write", self.watch.as_ref());
-        // Of a write to a disk with partitions other files are told before it is answered.
-        let alone = !self.serial && !self.volume.style.partitions;
-        if alone && later::write(&self.pool, &answer, &door, data, &write) {
-            return;
-        }
-        let (volume, door, data) = (self.volume.clone(), door.clone(), data.to_vec());
-        self.run_shared(answer, move |answer| write_to(answer, &volume, &door, &data, &write));
+        let write = Write {
+            synchronous: is_synchronous(flags.0) && !from_cache,
+            from_cache,
+            pending: self.volume.begin_write(&file, offset, data.len() as u64),
+        };
+        self.requests.write(&file, offset, data, write, reply);
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -443,19 +300,27 @@ impl Filesystem for Fs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let door = match self.volume.door(ino) {
-            Ok(door) => door.clone(),
+        let file = match self.volume.file(ino) {
+            Ok(file) => file.clone(),
             Err(e) => return reply.error(e),
         };
-        let (length, flags) = match door.plan_fallocate(offset, length, mode) {
+        let (length, mut flags) = match file.plan_fallocate(offset, length, mode) {
             Ok(Some(plan)) => plan,
             Ok(None) => return reply.ok(),
             Err(e) => return reply.error(e),
         };
         let volume = self.volume.clone();
-        let may_block = door.session.may_block(Op::Zero);
-        self.run(may_block, "zero", reply, move |answer| {
-            zero_to(answer, &volume, &door, (offset, length), flags);
+        let mut pending = volume.begin_write(&file, offset, length);
+        let ask = move |may_wait| {
+            let zeroed = file.zero(length, offset, &mut flags, may_wait)?;
+            Some((zeroed, pending.take()))
+        };
+        self.requests.ask("zero", reply, ask, move |answer, (zeroed, pending)| {
+            let answer = move || answer.give(zeroed, |reply, ()| reply.ok());
+            match pending {
+                None => answer(),
+                Some(pending) => volume.end_write(pending, false, answer),
+            }
         });
     }
 
@@ -468,19 +333,12 @@ impl Filesystem for Fs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let door = match self.volume.door(ino) {
-            Ok(door) => door.clone(),
+        let file = match self.volume.file(ino) {
+            Ok(file) => file.clone(),
             Err(e) => return reply.error(e),
         };
-        let may_block = door.session.may_block(Op::Extents);
-        self.run(may_block, "extents", reply, move |answer| match door.seek(offset, whence) {
-            Ok(at) => {
-                if let Some(reply) = answer.take() {
-                    reply.offset(at);
-                }
-            }
-            Err(e) => answer.fail(e),
-        });
+        let ask = move |may_wait| file.seek(offset, whence, may_wait);
+        self.requests.ask("extents", reply, ask, |answer, at| answer.give(at, ReplyLseek::offset));
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -497,23 +355,26 @@ impl Filesystem for Fs {
         }
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let volume = self.volume.clone();
-        self.run(self.volume.style.partitions, "readdir", reply, move |answer| {
-            let files = volume.entries();
-            let Some(mut reply) = answer.take() else { return };
-            let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, OsStr::new(name)));
-            let files = files.iter().map(|file| (file.ino, FileType::RegularFile, file.name.as_os_str()));
-            for (i, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(from) {
-                if reply.add(ino, i as u64 + 1, kind, name) {
-                    break;
+        // Those of partitions have to be read from the disk.
+        let waits = volume.style.partitions;
+        let ask = move |may_wait| (may_wait || !waits).then(|| volume.entries());
+        self.requests.ask("readdir", reply, ask, move |answer, files| {
+            answer.give(Ok(files), |mut reply, files| {
+                let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, OsStr::new(name)));
+                let files = files.iter().map(|file| (file.ino, FileType::RegularFile, file.name.as_os_str()));
+                for (i, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(from) {
+                    if reply.add(ino, i as u64 + 1, kind, name) {
+                        break;
+                    }
                 }
-            }
-            reply.ok();
+                reply.ok();
+            });
         });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u32 = 4096;
-        let size = self.volume.opened().fold(0_u64, |all, door| all.saturating_add(door.size()));
+        let size = self.volume.opened().fold(0_u64, |all, file| all.saturating_add(file.size()));
         let files = self.volume.tree.names().len() as u64 + u64::from(!self.volume.tree.is_bare());
         reply.statfs(size.div_ceil(BLOCK.into()), 0, 0, files, 0, BLOCK, NAME_MAX, BLOCK);
     }

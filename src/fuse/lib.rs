@@ -1,20 +1,19 @@
-//! The FUSE door: exports as files.
+//! The FUSE front end: exports as files.
 //!
 //! A mount is one connection to the chain. The kernel's requests are decoded by fuser, checked against the shape of
 //! the mount and run through the same [`Session`](nbdkit_core::Session) as those of NBD clients. Requests
-//! that need no wait run on the thread that received them; the others go to a pool.
+//! that need no wait run on the thread that received them; the others are started by the chain, or run on threads of their
+//! own.
 #![forbid(unsafe_code)]
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-mod answer;
 mod attr;
 mod buffer;
 mod coherence;
-mod device;
-mod door;
+mod export_file;
 mod fs;
-mod later;
+mod kernel_mount;
 mod mount;
 mod mountinfo;
 mod mountpoint;
@@ -22,16 +21,20 @@ mod observer;
 mod options;
 mod partitions;
 mod passthrough;
-mod pool;
+mod receivers;
+mod reply;
+mod request_timeout;
+mod requests;
 pub mod stats;
+mod transfer;
 mod tree;
 mod volume;
 
 #[cfg(test)]
 mod tests;
 
-pub use device::{How, unmount};
 pub use fs::Cache;
+pub use kernel_mount::{UnmountMode, unmount};
 pub use mount::Mount;
 pub use mountinfo::{MountEntry, mounts};
 pub use mountpoint::{check_mountpoint, is_stale, resolve};

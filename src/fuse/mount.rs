@@ -19,15 +19,16 @@ use rustix::io::Errno;
 
 use crate::{
     Config,
-    answer::Watch,
     attr::Owner,
-    device::{self, Attachment, How},
-    door::Door,
+    export_file::ExportFile,
     fs::Fs,
+    kernel_mount::{self, KernelMount, UnmountMode},
     mountpoint,
     observer::Observer,
     options::Options,
-    pool::Pool,
+    receivers::Receivers,
+    request_timeout::RequestTimeout,
+    requests::Requests,
     tree::{self, Tree},
     volume::{Style, Volume},
 };
@@ -57,14 +58,14 @@ struct Serving {
     volume: Arc<Volume>,
     /// The sessions hold it too; the chain, weakly.
     _observer: Arc<dyn WriteObserver>,
-    attachment: Attachment,
+    kernel_mount: KernelMount,
     life: Arc<Life>,
     thread: JoinHandle<io::Result<()>>,
 }
 
 impl std::fmt::Debug for Serving {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}", self.attachment)
+        write!(f, "{:?}", self.kernel_mount)
     }
 }
 
@@ -144,31 +145,32 @@ impl Mount {
         options.readonly = readonly;
         if alone {
             // What is wrong with it is said now.
-            let door = volume.open(0)?;
-            mountpoint::refuse_own_image(&door.session, &mountpoint)?;
-            options.readonly |= !door.is_writable();
+            let file = volume.open(0)?;
+            mountpoint::refuse_own_image(&file.session, &mountpoint)?;
+            options.readonly |= !file.is_writable();
         }
         chain.observe(&observer);
 
         let threads = if config.threads == 0 { DEFAULT_THREADS } else { config.threads };
-        let watch = config.timeout.map(Watch::new).transpose().context("cannot start a thread")?;
+        let timeout = config.timeout.map(RequestTimeout::new).transpose().context("cannot start a thread")?;
         let mut settings = fuser::Config::default();
         settings.acl = options.acl;
-        settings.n_threads = Some(receivers().min(threads));
+        let receivers = receivers().min(threads);
+        settings.n_threads = Some(receivers);
         settings.clone_fd = true; // each thread then waits for requests of its own
 
         let source = options.fsname.clone().unwrap_or_else(|| format!("nbdkit:{}", chain.plugin_name()));
-        let (fd, attachment) = device::attach(&mountpoint, &options, &source)?;
-        let fs = Fs::new(
-            Ended(life.clone()),
-            volume.clone(),
-            Pool::new(threads),
-            threads == 1,
-            watch,
-            config.cache,
-        );
-        let served = fuser::Session::from_fd(fs, fd, settings.acl, settings)
-            .context("the kernel and the mount do not agree")
+        let (fd, kernel_mount) = kernel_mount::attach(&mountpoint, &options, &source)?;
+        let served = fd
+            .try_clone()
+            .context("cannot have a second descriptor for the mount")
+            .and_then(|device| {
+                let receivers = Receivers::new(receivers, device);
+                let requests = Requests::new(volume.clone(), threads, receivers, timeout);
+                let fs = Fs::new(Ended(life.clone()), volume.clone(), requests, config.cache);
+                fuser::Session::from_fd(fs, fd, settings.acl, settings)
+                    .context("the kernel and the mount do not agree")
+            })
             .and_then(|session| {
                 volume.coherence.connect(session.notifier());
                 let life = life.clone();
@@ -186,14 +188,14 @@ impl Mount {
         let thread = match served {
             Ok(thread) => thread,
             Err(e) => {
-                if let Err(e) = attachment.unmount(How::Lazy) {
-                    warn!("cannot unmount {}: {e}", attachment.target().display());
+                if let Err(e) = kernel_mount.unmount(UnmountMode::Lazy) {
+                    warn!("cannot unmount {}: {e}", kernel_mount.target().display());
                 }
                 return Err(e);
             }
         };
-        let device = attachment.device().map(String::from);
-        let serving = Serving { volume, _observer: observer, attachment, life, thread };
+        let device = kernel_mount.device().map(String::from);
+        let serving = Serving { volume, _observer: observer, kernel_mount, life, thread };
         serving.life.mounted.store(true, Ordering::Release);
         let mut mount = Mount { file, device, serving: Some(serving) };
         mount.check_answers()?;
@@ -203,11 +205,11 @@ impl Mount {
     /// Makes one request, so that a mount that cannot serve is noticed here.
     fn check_answers(&mut self) -> anyhow::Result<()> {
         let Some(serving) = &self.serving else { return Ok(()) };
-        if let Err(e) = rustix::fs::statfs(serving.attachment.target()) {
+        if let Err(e) = rustix::fs::statfs(serving.kernel_mount.target()) {
             let why = self.finish().err().unwrap_or_else(|| anyhow!(io::Error::from(e)));
             return Err(why.context("the mount does not answer"));
         }
-        serving.attachment.raise_read_ahead(READ_AHEAD_KIB);
+        serving.kernel_mount.raise_read_ahead(READ_AHEAD_KIB);
         Ok(())
     }
 
@@ -231,7 +233,7 @@ impl Mount {
     /// # Errors
     /// Those of the chain: the export is opened if it is not.
     pub fn is_readonly(&self) -> anyhow::Result<bool> {
-        self.first(|door| !door.is_writable())
+        self.first(|file| !file.is_writable())
     }
 
     /// The smallest block in bytes that requests to the first export have to consist of, 1 when any will do.
@@ -239,10 +241,10 @@ impl Mount {
     /// # Errors
     /// Those of the chain: the export is opened if it is not.
     pub fn block_size(&self) -> anyhow::Result<u32> {
-        self.first(|door| door.session.caps().block_size.minimum.max(1))
+        self.first(|file| file.session.caps().block_size.minimum.max(1))
     }
 
-    fn first<T>(&self, tell: impl FnOnce(&Door) -> T) -> anyhow::Result<T> {
+    fn first<T>(&self, tell: impl FnOnce(&ExportFile) -> T) -> anyhow::Result<T> {
         let serving = self.serving.as_ref().context("the mount has ended")?;
         Ok(tell(&*serving.volume.open(0)?))
     }
@@ -268,10 +270,10 @@ impl Mount {
     fn finish(&mut self) -> anyhow::Result<()> {
         let Some(serving) = self.serving.take() else { return Ok(()) };
         let released = serving.unmount()?;
-        let Serving { volume, _observer, attachment, life, thread } = serving;
+        let Serving { volume, _observer, kernel_mount, life, thread } = serving;
         if !released {
             // Its threads wait for a kernel that only lets go when the process ends.
-            bail!("{} is still in use: its users get errors from now on", attachment.target().display());
+            bail!("{} is still in use: its users get errors from now on", kernel_mount.target().display());
         }
         if !life.drained.wait_for(GRACE) {
             life.client.gone.raise();
@@ -280,13 +282,13 @@ impl Mount {
             }
         }
         let ran = thread.join().map_err(|_| anyhow!("the thread of the mount panicked"))?;
-        drop(attachment);
+        drop(kernel_mount);
         life.client.gone.raise();
         let mut flushed = Ok(());
-        for door in volume.opened() {
-            let caps = door.session.caps();
+        for file in volume.opened() {
+            let caps = file.session.caps();
             if caps.write && caps.flush {
-                flushed = flushed.and(door.session.flush());
+                flushed = flushed.and(file.session.flush());
             }
         }
         volume.coherence.close();
@@ -310,7 +312,7 @@ impl Serving {
         if life.ended.is_raised() {
             return Ok(true);
         }
-        let target = self.attachment.target().display();
+        let target = self.kernel_mount.target().display();
         let deadline = Instant::now() + GRACE;
         loop {
             match self.unmount_idle() {
@@ -325,8 +327,9 @@ impl Serving {
                 }
                 Err(_) => {
                     warn!("{target} is in use: it is unmounted all the same, its users get errors");
-                    let how = if self.attachment.can_abort() { How::Lazy } else { How::Force };
-                    self.attachment.unmount(how).with_context(|| format!("cannot unmount {target}"))?;
+                    let how =
+                        if self.kernel_mount.can_abort() { UnmountMode::Lazy } else { UnmountMode::Force };
+                    self.kernel_mount.unmount(how).with_context(|| format!("cannot unmount {target}"))?;
                     break;
                 }
             }
@@ -336,7 +339,7 @@ impl Serving {
         }
         // Somebody has the file open, or sees the mount in another name space.
         life.client.gone.raise();
-        if let Err(e) = self.attachment.abort() {
+        if let Err(e) = self.kernel_mount.abort() {
             debug!("cannot abort the connection to the kernel: {e}");
             return Ok(life.ended.is_raised());
         }
@@ -352,7 +355,7 @@ impl Serving {
                     self.life.client.gone.raise();
                 }
             });
-            let result = self.attachment.unmount(How::Idle);
+            let result = self.kernel_mount.unmount(UnmountMode::Idle);
             returned.raise();
             result
         })
@@ -400,7 +403,7 @@ fn choose(
     Ok((Tree::directory(names), exports))
 }
 
-/// Threads that receive requests: those that need no wait run there.
+/// Threads that receive requests, and run those that need no wait: one for each CPU, and one that stands by.
 fn receivers() -> usize {
-    thread::available_parallelism().map_or(2, usize::from).max(2)
+    thread::available_parallelism().map_or(2, usize::from) + 1
 }

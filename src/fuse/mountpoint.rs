@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use nbdkit_core::Session;
 use rustix::{fs::Access, io::Errno};
 
-use crate::{device, mountinfo};
+use crate::{kernel_mount, mountinfo, passthrough};
 
 /// A mountpoint that passed the checks.
 #[derive(Clone, Debug)]
@@ -85,17 +85,17 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn check_fuse() -> anyhow::Result<()> {
-    let device = Path::new(device::PATH);
+    let device = Path::new(kernel_mount::PATH);
     match rustix::fs::access(device, Access::READ_OK | Access::WRITE_OK) {
         Ok(()) => {}
-        Err(Errno::NOENT) => bail!("{} is missing: run modprobe fuse as root", device::PATH),
+        Err(Errno::NOENT) => bail!("{} is missing: run modprobe fuse as root", kernel_mount::PATH),
         Err(e) => {
             return Err(std::io::Error::from(e)).with_context(|| {
-                format!("cannot open {}: ask for access to it, or run as root", device::PATH)
+                format!("cannot open {}: ask for access to it, or run as root", kernel_mount::PATH)
             });
         }
     }
-    if !rustix::process::geteuid().is_root() && device::find_helper().is_none() {
+    if !rustix::process::geteuid().is_root() && kernel_mount::find_helper().is_none() {
         bail!("only root can mount without fusermount3: install the package fuse3, or run as root");
     }
     Ok(())
@@ -103,7 +103,7 @@ fn check_fuse() -> anyhow::Result<()> {
 
 /// A mount must not cover the disk image that is served: the server would find the mount in its place.
 pub(crate) fn refuse_own_image(session: &Session, mountpoint: &Mountpoint) -> anyhow::Result<()> {
-    let Some(loan) = session.loan(0, session.size()) else { return Ok(()) };
+    let Some((loan, _)) = passthrough::whole_disk(session) else { return Ok(()) };
     let shown = mountpoint.path.display();
     let Ok(stat) = rustix::fs::fstat(loan.fd) else { return Ok(()) };
     if (stat.st_dev, stat.st_ino) == (mountpoint.metadata.dev(), mountpoint.metadata.ino()) {

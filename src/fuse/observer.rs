@@ -1,4 +1,4 @@
-//! Hears of writes that come in by the other door.
+//! Hears of writes that come in by the other front end.
 
 use std::{ffi::OsStr, sync::Weak};
 

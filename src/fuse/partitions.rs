@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use nbdkit_common::{TableError, read_table};
 use nbdkit_core::{Error, Session};
 
-use crate::door::Door;
+use crate::export_file::ExportFile;
 
 /// More are not shown: every one costs an inode.
 const MAX: usize = 4096;
@@ -25,7 +25,7 @@ pub(crate) struct Place {
 #[derive(Default)]
 pub(crate) struct Table {
     /// The partitions as files, by ascending number.
-    pub(crate) doors: Vec<(Place, Arc<Door>)>,
+    pub(crate) files: Vec<(Place, Arc<ExportFile>)>,
     /// What the table was read from. A write to it makes the table stale.
     areas: Vec<Range<u64>>,
     fresh: bool,
@@ -44,29 +44,29 @@ impl Table {
         }
     }
 
-    /// Takes over what was read, with `door` making a file of a place that is new. Held locked from before the
+    /// Takes over what was read, with `open` making a file of a place that is new. Held locked from before the
     /// table is read, so that no write is missed.
     pub(crate) fn update(
         &mut self,
         size: u64,
         (places, areas): (Vec<Place>, Vec<Range<u64>>),
-        door: impl Fn(Place) -> Arc<Door>,
-    ) -> Vec<Arc<Door>> {
+        open: impl Fn(Place) -> Arc<ExportFile>,
+    ) -> Vec<Arc<ExportFile>> {
         // The usual places, where a table may appear that is not there yet: the first 34 sectors and the last 33, of
         // 4096 bytes at most.
         self.areas = vec![0..34 * 4096, size.saturating_sub(33 * 4096)..size];
         self.areas.extend(areas);
         self.fresh = true;
-        let old = std::mem::take(&mut self.doors);
+        let old = std::mem::take(&mut self.files);
         let (kept, gone): (Vec<_>, Vec<_>) = old.into_iter().partition(|(place, _)| places.contains(place));
-        self.doors = places
+        self.files = places
             .into_iter()
             .map(|place| {
                 let known = kept.iter().find(|(known, _)| *known == place);
-                (place, known.map_or_else(|| door(place), |(_, door)| door.clone()))
+                (place, known.map_or_else(|| open(place), |(_, file)| file.clone()))
             })
             .collect();
-        gone.into_iter().map(|(_, door)| door).collect()
+        gone.into_iter().map(|(_, file)| file).collect()
     }
 }
 

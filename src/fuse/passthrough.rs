@@ -4,9 +4,12 @@
 //! promise, and so would let anyone grow the disk image; nor does it keep writers that it serves itself and readers
 //! that we serve apart.
 
+use std::sync::Arc;
+
 use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
 use log::debug;
-use nbdkit_core::Session;
+use nbdkit_core::{Call, Data, Loan, Op, Request, Session};
+use nbdkit_dispatch::Started;
 use parking_lot::Mutex;
 
 /// Layers of file systems below ours that the kernel allows at most: the image may lie on an overlay.
@@ -58,7 +61,7 @@ impl Passthrough {
         let Passthrough::On(state) = self else { return Err(reply) };
         let mut state = state.lock();
         if matches!(*state, State::Untried) {
-            *state = match session.loan(0, session.size()).map(|loan| reply.open_backing(loan.fd)) {
+            *state = match unwatched(session).map(|loan| reply.open_backing(loan.fd)) {
                 Some(Ok(id)) => {
                     debug!("passthrough: on");
                     State::Ready(id)
@@ -80,6 +83,21 @@ impl Passthrough {
     }
 }
 
+/// The file that holds the whole disk, if the chain lends one, and whether a layer has to see the requests all the same.
+pub(crate) fn whole_disk(session: &Session) -> Option<(Loan<'_>, bool)> {
+    let mut requests = Started::<()>::new(Arc::default());
+    let read = Request::new(Call::new(Op::Read, 0, session.size()), Data::None);
+    let (loan, lent) = requests.borrow(session, read)?;
+    let watched = lent.is_watched();
+    requests.return_unused(lent);
+    Some((loan, watched))
+}
+
+/// The same, if no layer has to see the requests.
+fn unwatched(session: &Session) -> Option<Loan<'_>> {
+    whole_disk(session).and_then(|(loan, watched)| (!watched).then_some(loan))
+}
+
 /// Why the kernel may not have the file; None: it may.
 fn reason_against(wanted: bool, session: &Session) -> Option<String> {
     if !wanted {
@@ -91,7 +109,7 @@ fn reason_against(wanted: bool, session: &Session) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("only root may".into());
     }
-    let Some(loan) = session.loan(0, session.size()) else {
+    let Some(loan) = unwatched(session) else {
         return Some("the chain has to see the requests".into());
     };
     if loan.offset != 0 {

@@ -17,13 +17,15 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Extents, Flags, Handle, Info, Loan, Op, Open, Peer, Plugin, Result, Session, Stop,
-    Support, ThreadModel,
+    Call, Chain, Client, Data, Extents, Filter, Flags, Handle, Info, Loan, Op, Open, Outcome, Peer, Pending,
+    Plugin, Request, Result, Session, Stop, Support, ThreadModel,
 };
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::{Config, Mount, check_mountpoint};
+
+mod started;
 
 const SIZE: usize = 1 << 20;
 
@@ -42,7 +44,11 @@ struct Disk {
     /// A file to lend, with other data in it than `data`.
     lent: Option<File>,
     /// Reads wait here until the sender is dropped.
-    gate: Option<Mutex<mpsc::Receiver<()>>>,
+    gate: Mutex<Option<mpsc::Receiver<()>>>,
+    /// Reads that ran on a thread that receives.
+    received: AtomicUsize,
+    /// Reads and writes are started, and wait there to be completed. What is written is in `data` from the start.
+    starts: Option<Mutex<mpsc::Sender<(Pending, Call)>>>,
 }
 
 impl Disk {
@@ -98,14 +104,33 @@ impl Handle for MemoryHandle {
     fn can_extents(&self) -> Result<bool> {
         Ok(true)
     }
-    fn may_block(&self, _op: Op) -> bool {
-        self.0.blocking
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let call = *request.call();
+        if request.may_lend() {
+            return match &self.0.lent {
+                Some(file) => Outcome::Lent(Loan { fd: file.as_fd(), offset: call.offset }),
+                None => Outcome::NeedsThread,
+            };
+        }
+        if let (Some(starts), Op::Read | Op::Write) = (&self.0.starts, call.op)
+            && let Some((pending, started)) = request.start()
+        {
+            if let Data::Write(data) = request.data() {
+                let at = call.offset as usize;
+                self.0.data.lock()[at..at + data.len()].copy_from_slice(data);
+            }
+            starts.lock().send((pending, call)).unwrap();
+            return Outcome::Started(started);
+        }
+        if self.0.blocking && !request.may_wait() { Outcome::NeedsThread } else { request.run(self) }
     }
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.count(|| {
-            if let Some(gate) = &self.0.gate {
+            let receives = std::thread::current().name().is_some_and(|name| name.starts_with("fuser-"));
+            self.0.received.fetch_add(usize::from(receives), Ordering::SeqCst);
+            if let Some(gate) = &*self.0.gate.lock() {
                 // An error says that the sender is gone: the gate is open.
-                let _ = gate.lock().recv();
+                let _ = gate.recv();
             }
             let at = offset as usize;
             buf.copy_from_slice(&self.0.data.lock()[at..at + buf.len()]);
@@ -128,9 +153,6 @@ impl Handle for MemoryHandle {
         let at = offset as usize;
         self.0.data.lock()[at..at + length as usize].fill(0);
         Ok(())
-    }
-    fn loan(&self, offset: u64, _length: u64) -> Option<Loan<'_>> {
-        self.0.lent.as_ref().map(|file| Loan { fd: file.as_fd(), offset, writable: true })
     }
     fn extents(&self, length: u64, offset: u64, _flags: Flags, extents: &mut Extents) -> Result<()> {
         let data = self.0.data.lock();
@@ -181,7 +203,11 @@ fn deadline() -> impl Drop {
 }
 
 fn chain(disk: &Arc<Disk>) -> Arc<Chain> {
-    let mut chain = Chain::new(Box::new(Memory(disk.clone())), Vec::new());
+    chain_of(disk, Vec::new())
+}
+
+fn chain_of(disk: &Arc<Disk>, filters: Vec<Box<dyn Filter>>) -> Arc<Chain> {
+    let mut chain = Chain::new(Box::new(Memory(disk.clone())), filters);
     chain.config_complete().unwrap();
     chain.get_ready().unwrap();
     let chain = Arc::new(chain);
@@ -200,10 +226,14 @@ struct Mounted {
 
 impl Mounted {
     fn with(disk: &Arc<Disk>, change: impl FnOnce(&mut Config)) -> Self {
+        Self::over(chain(disk), change)
+    }
+
+    fn over(chain: Arc<Chain>, change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { mountpoint: dir.path().to_owned(), ..Config::default() };
         change(&mut config);
-        let (chain, stop) = (chain(disk), Arc::new(Stop::new()));
+        let stop = Arc::new(Stop::new());
         let mount = Mount::new(chain.clone(), config, stop.clone()).unwrap();
         let file = mount.file().to_owned();
         Mounted { chain, stop, mount: Some(mount), file, dir }
@@ -215,6 +245,11 @@ impl Mounted {
 
     fn open(&self) -> File {
         OpenOptions::new().read(true).write(true).open(&self.file).unwrap()
+    }
+
+    fn open_direct(&self) -> File {
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        OpenOptions::new().read(true).write(true).custom_flags(direct).open(&self.file).unwrap()
     }
 
     /// As the server does it on SIGTERM.
@@ -422,22 +457,11 @@ fn thread_models_hold() {
     assert_eq!(most_at_once(Disk { blocking: true, ..Disk::new() }, 1), 1, "one thread");
 }
 
-#[test]
-fn blocking_requests_run_side_by_side() {
-    if !usable() {
-        return;
-    }
-    let _deadline = deadline();
-    let (open, gate) = mpsc::channel();
-    let disk = Arc::new(Disk { blocking: true, gate: Some(Mutex::new(gate)), ..Disk::new() });
-    let m = Mounted::new(&disk);
+/// As many reads as there may be wait in the disk, and others are served meanwhile.
+fn blocking_reads_run_side_by_side(disk: &Disk, m: &Mounted, open: mpsc::Sender<()>) {
     std::thread::scope(|scope| {
         for i in 0..16 {
-            let file = OpenOptions::new()
-                .read(true)
-                .custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32)
-                .open(&m.file)
-                .unwrap();
+            let file = m.open_direct();
             scope.spawn(move || file.read_exact_at(&mut [0; 512], i * 512).unwrap());
         }
         // None of them can end before all have arrived.
@@ -446,8 +470,43 @@ fn blocking_requests_run_side_by_side() {
         }
         // Others are served meanwhile.
         assert_eq!(fs::metadata(&m.file).unwrap().len(), SIZE as u64);
+        drop(m.open());
         drop(open);
     });
+}
+
+#[test]
+fn blocking_requests_run_side_by_side() {
+    if !usable() {
+        return;
+    }
+    let _deadline = deadline();
+    let (open, gate) = mpsc::channel();
+    let disk = Arc::new(Disk { blocking: true, gate: Mutex::new(Some(gate)), ..Disk::new() });
+    let m = Mounted::new(&disk);
+    blocking_reads_run_side_by_side(&disk, &m, open);
+    m.end();
+}
+
+#[test]
+fn quick_requests_run_where_they_are_received_and_then_block_nobody() {
+    if !usable() {
+        return;
+    }
+    let _deadline = deadline();
+    let disk = Arc::new(Disk { blocking: true, ..Disk::new() });
+    let m = Mounted::new(&disk);
+    let file = m.open_direct();
+    for at in (0..).map(|i| i % 256 * 4096) {
+        file.read_exact_at(&mut [0; 4096], at).unwrap();
+        if disk.received.load(Ordering::SeqCst) > 100 {
+            break;
+        }
+    }
+    let (open, gate) = mpsc::channel();
+    *disk.gate.lock() = Some(gate);
+    blocking_reads_run_side_by_side(&disk, &m, open);
+    drop(file);
     m.end();
 }
 
@@ -507,21 +566,21 @@ fn a_mount_over_its_own_image_is_refused() {
     assert!(refusal(file.path().parent().unwrap()).contains("lies in"));
 }
 
-/// A client of the same chain that comes in by another door.
-fn other_door(chain: &Arc<Chain>) -> Session {
+/// A client of the same chain that comes in by another front end.
+fn other_front_end(chain: &Arc<Chain>) -> Session {
     let client = Arc::new(Client::new(1, Peer::Other, Arc::new(Stop::new())));
     let connection = Arc::new(chain.connect(client, false).unwrap());
     connection.open("".as_ref(), false).unwrap()
 }
 
 #[test]
-fn a_write_by_another_door_is_seen_at_once() {
+fn a_write_by_another_front_end_is_seen_at_once() {
     if !usable() {
         return;
     }
     let (_deadline, disk) = (deadline(), Arc::new(Disk::new()));
     let m = Mounted::new(&disk);
-    let (file, other) = (m.open(), other_door(&m.chain));
+    let (file, other) = (m.open(), other_front_end(&m.chain));
     let mut buf = [1; 8];
     file.read_exact_at(&mut buf, 5000).unwrap();
     assert_eq!(buf, [0; 8]);
@@ -534,6 +593,32 @@ fn a_write_by_another_door_is_seen_at_once() {
     file.write_all_at(b"from us!", 5000).unwrap();
     other.pread(&mut buf, 5000).unwrap();
     assert_eq!(&buf, b"from us!");
+    drop((file, other));
+    m.end();
+}
+
+#[test]
+fn under_a_serial_model_front_ends_do_not_wait_for_each_other() {
+    if !usable() {
+        return;
+    }
+    let model = Some(ThreadModel::SerializeAllRequests);
+    let (_deadline, disk) = (deadline(), Arc::new(Disk { model, blocking: true, ..Disk::new() }));
+    let m = Mounted::new(&disk);
+    let (file, other, done) = (m.open(), other_front_end(&m.chain), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        // The kernel drops the page after each write, and waits for the reads that are about to fill it.
+        let (done, file) = (&done, &file);
+        for _ in 0..2 {
+            scope.spawn(move || {
+                while done.load(Ordering::SeqCst) == 0 {
+                    file.read_exact_at(&mut [0], 0).unwrap();
+                }
+            });
+        }
+        (0..2000).for_each(|_| other.pwrite(b"x", 0, Flags::empty()).unwrap());
+        done.store(1, Ordering::SeqCst);
+    });
     drop((file, other));
     m.end();
 }
@@ -587,12 +672,12 @@ fn a_mount_without_a_server_is_named() {
     let _deadline = deadline();
     let dir = tempfile::tempdir().unwrap();
     let mountpoint = crate::mountpoint::check(dir.path()).unwrap();
-    let (fd, attachment) =
-        crate::device::attach(&mountpoint, &crate::options::Options::default(), "x").unwrap();
+    let (fd, kernel_mount) =
+        crate::kernel_mount::attach(&mountpoint, &crate::options::Options::default(), "x").unwrap();
     drop(fd);
     let e = check_mountpoint(dir.path()).unwrap_err().to_string();
     assert!(e.contains("Transport endpoint") && e.contains("fusermount3 -u /"), "{e}");
-    attachment.unmount(crate::device::How::Idle).unwrap();
+    kernel_mount.unmount(crate::kernel_mount::UnmountMode::Idle).unwrap();
     assert!(unmounted(dir.path()));
 }
 
@@ -624,7 +709,7 @@ fn a_stopped_server_does_not_mount() {
     let (_deadline, disk) =
         (deadline(), Arc::new(Disk { model: Some(ThreadModel::SerializeConnections), ..Disk::new() }));
     let chain = chain(&disk);
-    let other = other_door(&chain);
+    let other = other_front_end(&chain);
     let stop = Arc::new(Stop::new());
     stop.raise();
     let dir = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     attr::Owner,
     coherence::{Coherence, Stale, Write},
-    door::{self, Door},
+    export_file::{self, ExportFile},
     partitions::{self, Place, Table},
     passthrough::Passthrough,
     tree::{self, Node, PARTITIONS, Tree},
@@ -32,7 +32,7 @@ struct Disk {
 }
 
 struct Opened {
-    whole: Arc<Door>,
+    whole: Arc<ExportFile>,
     table: Mutex<Table>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct Volume {
     default: Option<OsString>,
     connection: Arc<Connection>,
     /// The partitions there are now, by inode number.
-    partitions: RwLock<HashMap<INodeNo, Arc<Door>>>,
+    partitions: RwLock<HashMap<INodeNo, Arc<ExportFile>>>,
     next_partition: AtomicU64,
     /// Exports that the chain is opening.
     opening: AtomicUsize,
@@ -66,19 +66,19 @@ pub(crate) struct Volume {
 }
 
 /// A file, without a count of references to whole exports: those stay open as long as the mount.
-pub(crate) enum DoorRef<'a> {
-    Whole(&'a Arc<Door>),
-    Partition(Arc<Door>),
+pub(crate) enum FileRef<'a> {
+    Whole(&'a Arc<ExportFile>),
+    Partition(Arc<ExportFile>),
 }
 
-impl std::ops::Deref for DoorRef<'_> {
-    type Target = Arc<Door>;
+impl std::ops::Deref for FileRef<'_> {
+    type Target = Arc<ExportFile>;
 
     #[inline]
-    fn deref(&self) -> &Arc<Door> {
+    fn deref(&self) -> &Arc<ExportFile> {
         match self {
-            DoorRef::Whole(door) => door,
-            DoorRef::Partition(door) => door,
+            FileRef::Whole(file) => file,
+            FileRef::Partition(file) => file,
         }
     }
 }
@@ -132,24 +132,24 @@ impl Volume {
 
     /// The file with this inode number, if it is open.
     #[inline]
-    pub(crate) fn door(&self, ino: INodeNo) -> Result<DoorRef<'_>, Errno> {
+    pub(crate) fn file(&self, ino: INodeNo) -> Result<FileRef<'_>, Errno> {
         match self.tree.node(ino) {
-            Some(Node::Export(index)) => self.whole(index).map(DoorRef::Whole).ok_or(Errno::ENOENT),
+            Some(Node::Export(index)) => self.whole(index).map(FileRef::Whole).ok_or(Errno::ENOENT),
             Some(Node::Directory) => Err(Errno::EISDIR),
             // The table says something else by now.
             Some(Node::Partition) => {
-                self.partitions.read().get(&ino).cloned().map(DoorRef::Partition).ok_or(Errno::ESTALE)
+                self.partitions.read().get(&ino).cloned().map(FileRef::Partition).ok_or(Errno::ESTALE)
             }
             None => Err(Errno::ENOENT),
         }
     }
 
-    fn whole(&self, index: usize) -> Option<&Arc<Door>> {
+    fn whole(&self, index: usize) -> Option<&Arc<ExportFile>> {
         self.disks.get(index)?.opened.get().map(|opened| &opened.whole)
     }
 
     /// The files that are open and are whole exports.
-    pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<Door>> {
+    pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<ExportFile>> {
         self.disks.iter().filter_map(|disk| disk.opened.get()).map(|opened| &opened.whole)
     }
 
@@ -157,7 +157,7 @@ impl Volume {
     ///
     /// # Errors
     /// Those of the chain.
-    pub(crate) fn open(&self, index: usize) -> anyhow::Result<Arc<Door>> {
+    pub(crate) fn open(&self, index: usize) -> anyhow::Result<Arc<ExportFile>> {
         Ok(self.open_disk(index)?.whole.clone())
     }
 
@@ -183,7 +183,8 @@ impl Volume {
         }
         let passthrough = Passthrough::decide(self.style.passthrough, &session);
         let (size, place) = (session.size(), (self.tree.inode(index), index));
-        let whole = Arc::new(Door::new(place, Arc::new(session), 0..size, self.style.owner, passthrough));
+        let whole =
+            Arc::new(ExportFile::new(place, Arc::new(session), 0..size, self.style.owner, passthrough));
         Ok(disk.opened.get_or_init(|| Opened { whole, table: Mutex::default() }))
     }
 
@@ -191,7 +192,7 @@ impl Volume {
     ///
     /// # Errors
     /// `ENOENT` when there is none; those of the chain, which were logged.
-    pub(crate) fn look_up(&self, name: &OsStr) -> Result<Arc<Door>, Errno> {
+    pub(crate) fn look_up(&self, name: &OsStr) -> Result<Arc<ExportFile>, Errno> {
         let open = |index| self.open_disk(index).map_err(|e| self.refused(index, &e));
         if let Some(index) = self.tree.export(name) {
             return open(index).map(|opened| opened.whole.clone());
@@ -202,14 +203,14 @@ impl Volume {
         let (disk, number) = tree::split_partition_name(name).ok_or(Errno::ENOENT)?;
         let opened = open(self.tree.export(disk).ok_or(Errno::ENOENT)?)?;
         let table = self.table(opened);
-        let found = table.doors.iter().find(|(place, _)| place.number == number);
-        found.map(|(_, door)| door.clone()).ok_or(Errno::ENOENT)
+        let found = table.files.iter().find(|(place, _)| place.number == number);
+        found.map(|(_, file)| file.clone()).ok_or(Errno::ENOENT)
     }
 
     fn refused(&self, index: usize, e: &anyhow::Error) -> Errno {
         let name = self.tree.names().get(index).map(|name| name.display().to_string()).unwrap_or_default();
         log::error!("{name}: {e:#}");
-        e.downcast_ref::<nbdkit_core::Error>().map_or(Errno::EIO, door::errno)
+        e.downcast_ref::<nbdkit_core::Error>().map_or(Errno::EIO, export_file::errno)
     }
 
     /// Whether the chain is opening an export.
@@ -233,17 +234,17 @@ impl Volume {
             let read = partitions::read(&whole.session);
             let gone = table.update(whole.size(), read, |place| self.partition(whole, place));
             let mut partitions = self.partitions.write();
-            gone.iter().for_each(|door| drop(partitions.remove(&door.ino)));
-            partitions.extend(table.doors.iter().map(|(_, door)| (door.ino, door.clone())));
+            gone.iter().for_each(|file| drop(partitions.remove(&file.ino)));
+            partitions.extend(table.files.iter().map(|(_, file)| (file.ino, file.clone())));
         }
         table
     }
 
-    fn partition(&self, whole: &Door, place: Place) -> Arc<Door> {
+    fn partition(&self, whole: &ExportFile, place: Place) -> Arc<ExportFile> {
         let ino = INodeNo(self.next_partition.fetch_add(1, Ordering::Relaxed));
         let range = place.start..place.start + place.length;
         let session = whole.session.clone();
-        Arc::new(Door::new((ino, whole.disk), session, range, self.style.owner, Passthrough::Off))
+        Arc::new(ExportFile::new((ino, whole.disk), session, range, self.style.owner, Passthrough::Off))
     }
 
     /// The entries of the directory. With partitions, that opens the exports; one that cannot be opened has none.
@@ -255,58 +256,63 @@ impl Volume {
                 continue;
             }
             let Ok(opened) = self.open_disk(index).map_err(|e| self.refused(index, &e)) else { continue };
-            for (place, door) in &self.table(opened).doors {
+            for (place, file) in &self.table(opened).files {
                 let name = tree::partition_name(name, place.number);
                 if self.tree.export(&name).is_none() {
-                    entries.push(Entry { ino: door.ino, name });
+                    entries.push(Entry { ino: file.ino, name });
                 }
             }
         }
         entries
     }
 
-    /// Registers a write through `door`, if other files show the same bytes.
-    pub(crate) fn begin_write(&self, door: &Door, offset: u64, length: u64) -> Option<Pending> {
+    /// Registers a write through `file`, if other files show the same bytes.
+    pub(crate) fn begin_write(&self, file: &ExportFile, offset: u64, length: u64) -> Option<PendingWrite> {
         if !self.style.partitions {
             return None;
         }
-        let write = Write { disk: door.disk, file: door.ino, range: door.on_disk(offset, length) };
-        Some(Pending { ticket: self.coherence.begin(write.clone()), write })
+        let write = Write { disk: file.disk, file: file.ino, range: file.on_disk(offset, length) };
+        Some(PendingWrite { ticket: self.coherence.begin(write.clone()), write })
     }
 
     /// The write was made, or has failed half-way: brings the other files up to date, then calls `answer`. With
     /// `at_once`, `answer` does not wait for that: a write that the kernel makes of its pages must not.
-    pub(crate) fn end_write(&self, pending: &Pending, at_once: bool, answer: impl FnOnce() + Send + 'static) {
-        let Write { disk, file, range } = &pending.write;
-        let stale = self.changed(*disk, range, Some(*file));
-        self.coherence.end(&pending.ticket, stale, at_once, answer);
+    pub(crate) fn end_write(
+        &self,
+        pending: PendingWrite,
+        at_once: bool,
+        answer: impl FnOnce() + Send + 'static,
+    ) {
+        let Write { disk, file, range } = pending.write;
+        let stale = self.changed(disk, &range, Some(file));
+        self.coherence.end(pending.ticket, stale, at_once, answer);
     }
 
     /// Notes a change of a disk. Returns the pages that the kernel may have of it, but for those of `but`.
     fn changed(&self, disk: usize, range: &Range<u64>, but: Option<INodeNo>) -> Vec<Stale> {
         let Some(opened) = self.disks.get(disk).and_then(|disk| disk.opened.get()) else { return Vec::new() };
         let mut stale = Vec::new();
-        let mut note = |door: &Door| {
-            if Some(door.ino) == but {
+        let mut note = |file: &ExportFile| {
+            if Some(file.ino) == but {
                 return;
             }
-            if let Some((range, cached)) = door.shows(range) {
-                door.attributes.touch();
+            if let Some((range, cached)) = file.shows(range) {
+                file.attributes.touch();
                 if cached {
-                    stale.push(Stale { file: door.ino, range });
+                    stale.push(Stale { file: file.ino, range });
                 }
             }
         };
         note(&opened.whole);
         if self.style.partitions {
             let mut table = opened.table.lock();
-            table.doors.iter().for_each(|(_, door)| note(door));
+            table.files.iter().for_each(|(_, file)| note(file));
             table.written(range);
         }
         stale
     }
 
-    /// Keeps the kernel's cache true when somebody writes through the other door. Waits for requests of the kernel
+    /// Keeps the kernel's cache true when somebody writes by another front end. Waits for requests of the kernel
     /// that hold the pages in question; those are answered by other threads.
     pub(crate) fn written_elsewhere(&self, export: &OsStr, offset: u64, length: u64) {
         let export = if export.is_empty() { self.default.as_deref() } else { Some(export) };
@@ -320,7 +326,7 @@ impl Volume {
 }
 
 /// A write that other files have to be told of.
-pub(crate) struct Pending {
+pub(crate) struct PendingWrite {
     write: Write,
     ticket: crate::coherence::Ticket,
 }

@@ -177,8 +177,8 @@ impl Plugin for Cc {
         self.plugin.as_mut().map_or(Ok(()), |plugin| plugin.get_ready())
     }
 
-    fn after_fork_with(&self, server: &Arc<Stop>) -> Result<()> {
-        self.plugin()?.after_fork_with(server)
+    fn after_fork(&self, server: &Arc<Stop>) -> Result<()> {
+        self.plugin()?.after_fork(server)
     }
 
     fn cleanup(&self) {
@@ -187,12 +187,8 @@ impl Plugin for Cc {
         }
     }
 
-    fn preconnect(&self, readonly: bool) -> nbdkit_core::Result<()> {
-        self.plugin()?.preconnect(readonly)
-    }
-
-    fn preconnect_from(&self, client: &Arc<Client>, readonly: bool) -> nbdkit_core::Result<()> {
-        self.plugin()?.preconnect_from(client, readonly)
+    fn preconnect(&self, client: Option<&Arc<Client>>, readonly: bool) -> nbdkit_core::Result<()> {
+        self.plugin()?.preconnect(client, readonly)
     }
 
     fn list_exports(&self, readonly: bool, tls: bool) -> nbdkit_core::Result<Exports> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use nbdkit_abi as abi;
-use nbdkit_core::{BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Op, Result, Support, emulate};
+use nbdkit_core::{BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Result, Support, emulate};
 
 use crate::{
     context::{Outcome, Scope, call},
@@ -296,11 +296,6 @@ impl Handle for FilterHandle {
             // SAFETY: the library is loaded, and the handle and the layer below are open.
             self.request("cache", |next, err| unsafe { callback(next, self.handle, count, at, 0, err) })
         })
-    }
-
-    fn may_block(&self, op: Op) -> bool {
-        let _ = op;
-        true
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nbdkit_abi as abi;
-use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, ThreadModel};
+use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, Stop, ThreadModel};
 use parking_lot::Mutex;
 
 use crate::{
@@ -180,14 +180,6 @@ impl CPlugin {
             None => Err(outcome.failure(&format!("{}: thread_model", self.loaded.name))),
         }
     }
-
-    fn preconnect_with(&self, client: Option<&Arc<Client>>, readonly: bool) -> nbdkit_core::Result<()> {
-        let Some(callback) = self.loaded.table.preconnect else { return Ok(()) };
-        let scope = Scope { client, ..Scope::default() };
-        // SAFETY: the library is loaded.
-        let outcome = call(scope, || unsafe { callback(readonly.into()) });
-        self.loaded.check("preconnect", outcome, |r| r == -1).map(drop)
-    }
 }
 
 impl Plugin for CPlugin {
@@ -262,7 +254,7 @@ impl Plugin for CPlugin {
         Ok(())
     }
 
-    fn after_fork(&self) -> Result<()> {
+    fn after_fork(&self, _: &Arc<Stop>) -> Result<()> {
         self.step("after_fork", self.loaded.table.after_fork)
     }
 
@@ -273,12 +265,12 @@ impl Plugin for CPlugin {
         }
     }
 
-    fn preconnect(&self, readonly: bool) -> nbdkit_core::Result<()> {
-        self.preconnect_with(None, readonly)
-    }
-
-    fn preconnect_from(&self, client: &Arc<Client>, readonly: bool) -> nbdkit_core::Result<()> {
-        self.preconnect_with(Some(client), readonly)
+    fn preconnect(&self, client: Option<&Arc<Client>>, readonly: bool) -> nbdkit_core::Result<()> {
+        let Some(callback) = self.loaded.table.preconnect else { return Ok(()) };
+        let scope = Scope { client, ..Scope::default() };
+        // SAFETY: the library is loaded.
+        let outcome = call(scope, || unsafe { callback(readonly.into()) });
+        self.loaded.check("preconnect", outcome, |r| r == -1).map(drop)
     }
 
     fn list_exports(&self, readonly: bool, tls: bool) -> nbdkit_core::Result<Exports> {

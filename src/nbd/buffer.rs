@@ -3,30 +3,8 @@
 //! How much is needed is the client's choice, so a failed allocation is an error of its request and never ends the
 //! server.
 
-use nbdkit_core::{Errno, Error, Result};
-use zerocopy::FromZeros as _;
-
-use crate::idle::give_back;
-
-/// Grows `data` to at least `size` initialised bytes; what it holds stays.
-///
-/// # Errors
-/// `ENOMEM`.
-pub(crate) fn grow(data: &mut Vec<u8>, size: usize) -> Result<()> {
-    if data.is_empty() {
-        // The kernel's pages are zero: these cost nothing until they are used, however many a client asks for.
-        *data = u8::new_vec_zeroed(size).map_err(|_| no_memory(size))?;
-    } else if size > data.len() {
-        data.try_reserve_exact(size - data.len()).map_err(|_| no_memory(size))?;
-        data.resize(size, 0);
-    }
-    Ok(())
-}
-
-#[cold]
-fn no_memory(size: usize) -> Error {
-    Error::new(Errno::ENOMEM, format!("there is no memory for a buffer of {size} bytes"))
-}
+use nbdkit_core::Result;
+use nbdkit_dispatch::{buffer::grow, reclaim::give_back};
 
 /// A buffer that stays initialised: the chain reads straight into it, and nothing is zeroed twice.
 #[derive(Debug, Default)]
@@ -142,6 +120,8 @@ impl Buffer {
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::Errno;
+
     use super::*;
 
     #[test]

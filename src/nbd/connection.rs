@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use nbdkit_core::{Chain, Client};
+use nbdkit_dispatch::Awake;
 
 use crate::{
     Config,
     handshake::{self, Wire},
     oldstyle,
-    spin::Busy,
     stream::Stream,
     transmission,
 };
@@ -20,7 +20,7 @@ pub(crate) fn run(
     client: &Arc<Client>,
     stream: &Arc<dyn Stream>,
     name: &str,
-    busy: Busy,
+    awake: Awake,
 ) {
     log::debug!("connected: {:?}", client.peer);
     close_on_request(client, stream);
@@ -29,7 +29,7 @@ pub(crate) fn run(
         Ok(None) => "the client left the negotiation".to_owned(),
         Err(e) => format!("the negotiation failed: {e:#}"),
         Ok(Some(requests)) => {
-            transmission::run(wire.stream(), client, requests, config.threads, name, busy).to_string()
+            transmission::run(wire.stream(), client, requests, config.threads, name, awake).to_string()
         }
     };
     client.gone.raise();

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::bail;
 use nbdkit_core::Certificate;
+use nbdkit_dispatch::reclaim::give_back;
 use openssl::{
     ssl::{ErrorCode, Ssl, SslStream},
     x509::X509VerifyResult,
@@ -20,7 +21,6 @@ use parking_lot::Mutex;
 
 use crate::{
     certificate,
-    idle::give_back,
     stream::{Interest, Ready, Stream},
     tls::Credentials,
 };
@@ -32,8 +32,8 @@ const OUTPUT: usize = 128 << 10;
 /// Most data in a record.
 const RECORD: usize = 16 << 10;
 
-const READ: Interest = Interest { read: true, write: false, hangup: false };
-const WRITE: Interest = Interest { read: false, write: true, hangup: false };
+const READ: Interest<'static> = Interest { read: true, write: false, hangup: false, wake: None };
+const WRITE: Interest<'static> = Interest { read: false, write: true, hangup: false, wake: None };
 
 /// What lies between OpenSSL and the socket, in memory.
 struct Wire {
@@ -121,7 +121,7 @@ struct State {
 /// What a handshake needs next.
 pub(crate) enum Progress {
     Done,
-    Wants(Interest),
+    Wants(Interest<'static>),
 }
 
 impl Encrypted {
@@ -288,7 +288,7 @@ impl Stream for Encrypted {
         }
     }
 
-    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
+    fn wait(&self, interest: Interest<'_>, timeout: Option<Duration>) -> io::Result<Ready> {
         let at_hand = interest.read && self.state.lock().has_input();
         let timeout = if at_hand { Some(Duration::ZERO) } else { timeout };
         let ready = self.below.wait(interest, timeout)?;

@@ -15,9 +15,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{Caps, Connection, Errno, Error, Session, Support};
 
+use nbdkit_dispatch::buffer::grow;
+
 use crate::{
     Config, Tls,
-    buffer::grow,
     proto::{
         BASE_ALLOCATION, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies, export_flag, handshake_flag,
         info, option, option_reply, rep,
@@ -111,7 +112,7 @@ impl Wire {
     }
 
     /// Waits, within the deadline.
-    fn wait(&self, stream: &dyn Stream, interest: Interest) -> anyhow::Result<()> {
+    fn wait(&self, stream: &dyn Stream, interest: Interest<'_>) -> anyhow::Result<()> {
         stream.wait(interest, self.check_time()?)?;
         Ok(())
     }
@@ -119,7 +120,7 @@ impl Wire {
     /// Calls `transfer` until it does not have to wait.
     fn when_ready(
         &self,
-        interest: Interest,
+        interest: Interest<'_>,
         mut transfer: impl FnMut() -> io::Result<usize>,
     ) -> anyhow::Result<usize> {
         loop {

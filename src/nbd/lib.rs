@@ -6,9 +6,8 @@
 //!
 //! * [`proto`] knows the bytes and does no I/O,
 //! * `handshake` and `oldstyle` end with an open session,
-//! * `transmission` is the loop, `requests` and `sparse` the work, `pool` and `output` what it shares with its workers,
-//! * `idle` gives memory back,
-//! * `splice` moves large data past us, `resident` tells when,
+//! * `transmission` is the loop, `requests` and `sparse` the work, `output` and `reply_coalescing` the way out,
+//! * `splice` moves large data past us, `cachestat` tells when,
 //! * `tls` has the server's credentials, `priority` what is spoken, `encrypted` the stream, `certificate` clients' names,
 //!   `libssl` the libraries,
 //! * `server` holds the connections, [`listen`] makes the sockets.
@@ -18,29 +17,24 @@
 pub mod listen;
 pub mod proto;
 
-mod batch;
 mod buffer;
+mod cachestat;
 #[cfg(feature = "tls")]
 mod certificate;
 mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;
 mod handshake;
-mod idle;
-mod later;
 #[cfg(openssl_on_demand)]
 mod libssl;
 mod oldstyle;
 mod output;
-mod pace;
-mod pool;
 #[cfg(feature = "tls")]
 mod priority;
+mod reply_coalescing;
 mod requests;
-mod resident;
 mod server;
 mod sparse;
-mod spin;
 mod splice;
 mod stream;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use nbdkit_core::{Completion, Errno, Error, Extent, Flags, Io, Op, Result, Session, Status, Support};
+use nbdkit_core::{Call, Errno, Error, Extent, Flags, Op, Result, Session, Status, Support};
 
 use crate::{
     buffer::Buffer,
@@ -12,8 +12,6 @@ use crate::{
 
 /// Most block status descriptors in one reply: an answer may be shorter than the question.
 const MAX_DESCRIPTORS: usize = 1 << 16;
-/// Longer ranges are not trimmed, zeroed or cached on the connection's thread, even if that cannot block.
-const INLINE_RANGE: u64 = 1 << 20;
 /// How exactly the place is found from where on a read fails, in bytes.
 const UNIT: usize = 512;
 
@@ -108,31 +106,29 @@ impl Requests {
         request.length > 0 && end.is_some_and(|end| end <= self.session.size())
     }
 
-    /// Whether a request, READ excepted, may take longer than a copy.
-    pub(crate) fn may_block(&self, request: &Request) -> bool {
-        let session = &self.session;
-        let caps = session.caps();
-        let long = request.length > INLINE_RANGE;
-        let blocks = match request.command {
-            cmd::READ => session.may_block(Op::Read),
-            cmd::WRITE => session.may_block(Op::Write),
-            cmd::FLUSH => session.may_block(Op::Flush),
-            cmd::TRIM => long || session.may_block(Op::Trim),
-            cmd::WRITE_ZEROES => {
-                long || session.may_block(Op::Zero)
-                    || (caps.zero != Support::Native && session.may_block(Op::Write))
-            }
-            cmd::CACHE => {
-                long || session.may_block(Op::Cache)
-                    || (caps.cache != Support::Native && session.may_block(Op::Read))
-            }
-            cmd::BLOCK_STATUS => {
-                self.contexts.iter().any(|c| caps.extents || c.name != BASE_ALLOCATION)
-                    && session.may_block(Op::Extents)
-            }
-            _ => false,
+    /// The request as the chain knows it.
+    pub(crate) fn call(&self, request: &Request) -> Call {
+        let (op, mut flags) = match request.command {
+            cmd::READ => (Op::Read, Flags::empty()),
+            cmd::WRITE => (Op::Write, fua(request)),
+            cmd::FLUSH => (Op::Flush, Flags::empty()),
+            cmd::TRIM => (Op::Trim, fua(request)),
+            cmd::WRITE_ZEROES => (Op::Zero, fua(request)),
+            cmd::CACHE => (Op::Cache, Flags::empty()),
+            _ => (Op::Extents, Flags::empty()),
         };
-        blocks || (request.has(cmd_flag::FUA) && caps.write && session.may_block(Op::Flush))
+        if op == Op::Zero {
+            flags.set(Flags::MAY_TRIM, !request.has(cmd_flag::NO_HOLE));
+            flags.set(Flags::FAST_ZERO, request.has(cmd_flag::FAST_ZERO));
+        }
+        Call::new(op, request.offset, request.length).with_flags(flags)
+    }
+
+    /// A request has succeeded: what was known of holes may have changed.
+    pub(crate) fn succeeded(&self, request: &Request) {
+        if matches!(request.command, cmd::TRIM | cmd::WRITE_ZEROES) {
+            self.map.freed(request.offset, request.length);
+        }
     }
 
     /// Whether the holes of a READ are worth a question.
@@ -143,36 +139,13 @@ impl Requests {
             && !self.map.is_data(request.offset, request.length)
     }
 
-    /// Runs a READ that passed [`check`](Self::check) if that needs no wait; false: nothing was appended.
+    /// Runs a READ that [may have holes](Self::may_have_holes) if that needs no wait; false: nothing was appended.
     pub(crate) fn read_now(&self, request: &Request, out: &mut Buffer) -> bool {
-        if self.may_have_holes(request) {
-            let parts = self.map.parts(&self.session, request.offset, request.length, false);
-            match parts.as_deref() {
-                None => return false,
-                Some([Part { hole: false, .. }]) => {}
-                Some(parts) => return self.read_parts_now(request, parts, out),
-            }
-        }
-        let mark = out.mark();
-        let read = (|| {
-            out.put(self.replies.data(request).as_slice())?;
-            self.session.pread_nowait(out.space(request.length as usize)?, request.offset)
-        })();
-        match read {
-            Ok(true) => true,
-            Ok(false) => {
-                out.rewind(mark);
-                false
-            }
-            Err(e) => {
-                out.rewind(mark);
-                self.fail(request, &e, None, out);
-                true
-            }
-        }
+        let parts = self.map.parts(&self.session, request.offset, request.length, false);
+        parts.is_some_and(|parts| self.read_parts_now(request, &parts, out))
     }
 
-    /// As [`read_now`](Self::read_now), without the holes. An error is left to the worker, who meets it again.
+    /// Reads the parts that are no holes. An error is left to the thread that then runs the request, and meets it again.
     fn read_parts_now(&self, request: &Request, parts: &[Part], out: &mut Buffer) -> bool {
         let mark = out.mark();
         let end = request.offset + request.length;
@@ -187,35 +160,27 @@ impl Requests {
         done
     }
 
-    /// Starts a READ or a WRITE that passed [`check`](Self::check), if the chain can without a worker; else `done` comes
-    /// back. `payload` is the data of a WRITE.
-    pub(crate) fn submit(&self, request: &Request, payload: &[u8], done: Completion) -> Option<Completion> {
-        let io = match request.command {
-            cmd::READ if !self.may_have_holes(request) => Io::Read(request.length as usize),
-            cmd::WRITE => Io::Write(payload, fua(request)),
-            _ => return Some(done),
-        };
-        self.session.submit(io, request.offset, done)
-    }
-
-    /// Appends the reply of a request that was [submitted](Self::submit); `result` is the data of a READ.
+    /// Appends the reply of a request that was started; `result` is the data of a READ.
     pub(crate) fn reply(&self, request: &Request, result: Result<&[u8]>, out: &mut Buffer) {
-        let mark = out.mark();
-        let put = result.and_then(|data| match request.command {
-            cmd::READ => {
-                out.put(self.replies.data(request).as_slice())?;
-                out.put(data)
+        if request.command != cmd::READ {
+            if result.is_ok() {
+                self.succeeded(request);
             }
-            _ => out.put(self.replies.done(request).as_slice()),
-        });
-        let Err(e) = put else { return };
-        out.rewind(mark);
-        let mut good = 0;
-        if request.command == cmd::READ {
-            let whole = Part { offset: request.offset, length: request.length, hole: false };
-            good = self.salvage(request, &whole, mark, out);
+            return self.done(request, result.map(drop), out);
         }
-        self.fail(request, &e, (good > 0).then_some(request.offset + good), out);
+        let mark = out.mark();
+        let put = result.and_then(|data| {
+            if data.len() as u64 != request.length {
+                return Err(Error::new(Errno::EIO, "a layer read another length than it was asked for"));
+            }
+            out.put(self.replies.data(request).as_slice())?;
+            out.put(data)
+        });
+        if let Err(e) = put {
+            let whole = Part { offset: request.offset, length: request.length, hole: false };
+            let good = self.salvage(request, &whole, mark, out);
+            self.fail(request, &e, (good > 0).then_some(request.offset + good), out);
+        }
     }
 
     /// Reads in parts, without the holes. What was read before an error counts.
@@ -333,34 +298,38 @@ impl Requests {
             return self.read(request, out);
         }
         let mark = out.mark();
-        if let Err(e) = self.call(request, payload, out) {
+        if let Err(e) = self.call_chain(request, payload, out) {
             out.rewind(mark);
             self.fail(request, &e, None, out);
         }
     }
 
-    fn call(&self, request: &Request, payload: &[u8], out: &mut Buffer) -> Result<()> {
-        let Request { offset, length, .. } = *request;
-        let fua = fua(request);
-        match request.command {
-            cmd::BLOCK_STATUS => return self.block_status(request, out),
-            cmd::WRITE => self.session.pwrite(payload, offset, fua)?,
-            cmd::FLUSH => self.session.flush()?,
-            cmd::TRIM => {
-                self.session.trim(length, offset, fua)?;
-                self.map.freed(offset, length);
-            }
-            cmd::CACHE => self.session.cache(length, offset)?,
-            cmd::WRITE_ZEROES => {
-                let mut flags = fua;
-                flags.set(Flags::MAY_TRIM, !request.has(cmd_flag::NO_HOLE));
-                flags.set(Flags::FAST_ZERO, request.has(cmd_flag::FAST_ZERO));
-                self.session.zero(length, offset, flags)?;
-                self.map.freed(offset, length);
-            }
-            _ => return Err(Errno::EINVAL.into()),
+    fn call_chain(&self, request: &Request, payload: &[u8], out: &mut Buffer) -> Result<()> {
+        if request.command == cmd::BLOCK_STATUS {
+            return self.block_status(request, out);
         }
+        let call = self.call(request);
+        self.session.run(call, payload)?;
+        self.succeeded(request);
         out.put(self.replies.done(request).as_slice())
+    }
+
+    /// Runs a BLOCK_STATUS if that needs no wait; false: nothing was appended.
+    pub(crate) fn block_status_now(&self, request: &Request, out: &mut Buffer) -> bool {
+        let [context] = &*self.contexts else { return false };
+        if context.name != BASE_ALLOCATION {
+            return false;
+        }
+        let one = if request.has(cmd_flag::REQ_ONE) { Flags::REQ_ONE } else { Flags::empty() };
+        let Some(found) = self.session.extents_nowait(request.length, request.offset, one) else {
+            return false;
+        };
+        let mark = out.mark();
+        if let Err(e) = found.and_then(|list| self.put_status(request, context, &statuses(list), true, out)) {
+            out.rewind(mark);
+            self.fail(request, &e, None, out);
+        }
+        true
     }
 
     fn block_status(&self, request: &Request, out: &mut Buffer) -> Result<()> {
@@ -369,20 +338,30 @@ impl Requests {
         let Request { offset, length, .. } = *request;
         for (i, context) in self.contexts.iter().enumerate() {
             let list = if context.name == BASE_ALLOCATION {
-                let status = |e: Extent| Status { length: e.length, flags: e.kind() };
-                self.session.extents(length, offset, flags)?.into_iter().map(status).collect()
+                statuses(self.session.extents(length, offset, flags)?)
             } else {
                 self.session.context_status(&context.name, length, offset, flags)?
             };
-            let list = &list[..list.len().min(MAX_DESCRIPTORS)];
-            if list.is_empty() {
-                return Err(Error::new(Errno::EIO, "the chain told no extent"));
-            }
-            let last = i + 1 == self.contexts.len();
-            out.put(self.replies.block_status(request, context.id, list.len(), last).as_slice())?;
-            for status in list {
-                out.put(self.replies.descriptor(status.length, status.flags).as_slice())?;
-            }
+            self.put_status(request, context, &list, i + 1 == self.contexts.len(), out)?;
+        }
+        Ok(())
+    }
+
+    fn put_status(
+        &self,
+        request: &Request,
+        context: &Context,
+        list: &[Status],
+        last: bool,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let list = &list[..list.len().min(MAX_DESCRIPTORS)];
+        if list.is_empty() {
+            return Err(Error::new(Errno::EIO, "the chain told no extent"));
+        }
+        out.put(self.replies.block_status(request, context.id, list.len(), last).as_slice())?;
+        for status in list {
+            out.put(self.replies.descriptor(status.length, status.flags).as_slice())?;
         }
         Ok(())
     }
@@ -408,6 +387,10 @@ impl Requests {
             request.length
         );
     }
+}
+
+fn statuses(list: Vec<Extent>) -> Vec<Status> {
+    list.into_iter().map(|e| Status { length: e.length, flags: e.kind() }).collect()
 }
 
 /// FUA, if the request asks for it.

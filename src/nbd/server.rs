@@ -16,9 +16,10 @@ use rustix::{
     io::Errno,
 };
 
+use nbdkit_dispatch::Awake;
+
 use crate::{
     Aside, Config, Listener, connection, listen,
-    spin::Busy,
     stream::{Pipes, Socket, Stream},
 };
 
@@ -34,7 +35,7 @@ pub(crate) struct Server {
     chain: Arc<Chain>,
     config: Config,
     stop: Arc<Stop>,
-    busy: Busy,
+    awake: Awake,
     roll: Arc<Roll>,
 }
 
@@ -62,7 +63,7 @@ struct Live {
 
 impl Server {
     pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> Arc<Self> {
-        Arc::new(Server { chain, config, stop, busy: Busy::default(), roll: Arc::default() })
+        Arc::new(Server { chain, config, stop, awake: Awake::default(), roll: Arc::default() })
     }
 
     /// Takes clients until the server stops.
@@ -165,8 +166,8 @@ impl Server {
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
             let _ended = ended;
             let server = server; // goes before the connection is off the list
-            let Server { chain, config, busy, .. } = &*server;
-            connection::run(chain, config, &client, &stream, &name, busy.clone());
+            let Server { chain, config, awake, .. } = &*server;
+            connection::run(chain, config, &client, &stream, &name, awake.clone());
         });
         if let Err(e) = thread {
             log::error!("cannot start a thread for connection {number}: {e}");

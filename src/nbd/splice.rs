@@ -20,7 +20,7 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
-use crate::{buffer::Buffer, resident::is_resident};
+use crate::{buffer::Buffer, cachestat::is_resident};
 
 /// Below this a copy is cheaper than two more system calls, in bytes.
 pub(crate) const WORTH_SPLICING: usize = 64 << 10;

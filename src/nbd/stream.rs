@@ -21,11 +21,13 @@ use rustix::{
 
 /// What to wait for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Interest {
+pub(crate) struct Interest<'a> {
     pub(crate) read: bool,
     pub(crate) write: bool,
     /// That the client stops sending.
     pub(crate) hangup: bool,
+    /// That somebody else has something to say: this is readable.
+    pub(crate) wake: Option<BorrowedFd<'a>>,
 }
 
 /// What has come. All false: the time is over.
@@ -35,6 +37,8 @@ pub(crate) struct Ready {
     pub(crate) write: bool,
     /// The client is gone, or will not send any more.
     pub(crate) hangup: bool,
+    /// `wake` is readable.
+    pub(crate) woken: bool,
 }
 
 /// A connection. `wait` says whether a call may block; if not, it fails with `WouldBlock` instead.
@@ -57,7 +61,7 @@ pub(crate) trait Stream: Send + Sync {
     fn send(&self, buf: &[u8], wait: bool) -> io::Result<usize>;
 
     /// Waits until something can be done. A broken connection always ends the wait.
-    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready>;
+    fn wait(&self, interest: Interest<'_>, timeout: Option<Duration>) -> io::Result<Ready>;
 
     /// Nothing more is received: who waits for input sees the end of the stream.
     fn close_input(&self);
@@ -146,15 +150,20 @@ impl Stream for Socket {
         }
     }
 
-    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
+    fn wait(&self, interest: Interest<'_>, timeout: Option<Duration>) -> io::Result<Ready> {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, interest.read);
         flags.set(PollFlags::RDHUP, interest.hangup);
         flags.set(PollFlags::OUT, interest.write);
-        let mut fds = [PollFd::new(&self.fd, flags)];
-        poll_for(&mut fds, timeout)?;
+        let mut fds = [PollFd::new(&self.fd, flags), PollFd::new(&self.fd, PollFlags::empty())];
+        if let Some(wake) = interest.wake {
+            fds[1] = PollFd::from_borrowed_fd(wake, PollFlags::IN);
+        }
+        let count = if interest.wake.is_some() { 2 } else { 1 };
+        poll_for(&mut fds[..count], timeout)?;
         let got = fds[0].revents();
         Ok(Ready {
+            woken: count == 2 && !fds[1].revents().is_empty(),
             read: got.intersects(PollFlags::IN),
             write: got.intersects(PollFlags::OUT),
             hangup: got.intersects(GONE),
@@ -237,7 +246,7 @@ impl Stream for Pipes {
         }
     }
 
-    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
+    fn wait(&self, interest: Interest<'_>, timeout: Option<Duration>) -> io::Result<Ready> {
         let nothing = PollFlags::empty();
         let input = if interest.read { PollFlags::IN } else { nothing };
         let mut fds = vec![PollFd::new(&self.closed, PollFlags::IN)];
@@ -248,6 +257,9 @@ impl Stream for Pipes {
             fds.push(PollFd::new(&self.input, input));
             fds.push(PollFd::new(&self.no_input, input));
         }
+        if let Some(wake) = interest.wake {
+            fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
+        }
         poll_for(&mut fds, timeout)?;
         let got = |fd: BorrowedFd<'_>| {
             fds.iter()
@@ -256,6 +268,7 @@ impl Stream for Pipes {
         };
         let (input, output) = (got(self.input.as_fd()), got(self.output.as_fd()));
         Ok(Ready {
+            woken: interest.wake.is_some_and(|wake| !got(wake).is_empty()),
             read: input.intersects(PollFlags::IN | PollFlags::HUP) || !got(self.no_input.as_fd()).is_empty(),
             write: output.intersects(PollFlags::OUT),
             hangup: (input | output).intersects(GONE) || !got(self.closed.as_fd()).is_empty(),

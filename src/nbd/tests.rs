@@ -13,14 +13,15 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Errno, Flags, Handle, Info, Op, Open, Plugin, Result, Status, Stop, ThreadModel,
+    Chain, Client, Errno, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result, Status, Stop,
+    ThreadModel,
 };
 use parking_lot::Mutex;
 
 use crate::{Config, proto::cmd, serve_one};
 
 mod large;
-mod lead;
+mod leader;
 
 const SIZE: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -118,8 +119,11 @@ impl Handle for OpenDisk {
         Ok(std::iter::once(first).chain(more).collect())
     }
 
-    fn may_block(&self, op: Op) -> bool {
-        op == Op::Read && !matches!(self.before, Before::Nothing)
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.op() == Op::Read && !matches!(self.before, Before::Nothing) && !request.may_wait() {
+            return Outcome::NeedsThread;
+        }
+        request.run(self)
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

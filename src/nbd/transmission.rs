@@ -7,27 +7,29 @@
 
 use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
 
-use nbdkit_core::{Client, Completion, Errno, Error, ThreadModel};
+use nbdkit_core::{Client, Completed, Data, Error, ThreadModel};
+use nbdkit_dispatch::{
+    Awake, BusyPoll, CompletionQueue, Executor, InlinePolicy, Offered, Started,
+    buffer::{Payloads, grow},
+    leader_follower::{self, Lead},
+    reclaim::IDLE,
+};
 
 use crate::{
-    batch::Batch,
-    buffer::{Buffer, grow},
-    idle::{IDLE, give_back},
-    later::Later,
-    output::{Flushed, Outbox},
-    pace::Pace,
-    pool::{Job, Pool, Worker},
-    proto::{MAX_PAYLOAD, Replies, Request, cmd, cmd_flag},
-    requests::{Requests, changes_data},
-    spin::{Busy, Spin},
+    buffer::Buffer,
+    output::Outbox,
+    proto::{Replies, Request, cmd, cmd_flag},
+    reply_coalescing::ReplyCoalescing,
+    requests::Requests,
     splice::Pipe,
     stream::{Interest, Stream},
 };
 
-mod large;
-mod lead;
+mod receive;
+mod runner;
+mod splice_path;
 
-use lead::Stage;
+use runner::{Job, Shared};
 
 /// Bytes received at once.
 const INPUT: usize = 256 << 10;
@@ -76,44 +78,6 @@ impl From<io::Error> for End {
     }
 }
 
-/// What the connection's thread shares with its workers.
-struct Shared {
-    requests: Requests,
-    outbox: Arc<Outbox>,
-    pool: Arc<Pool>,
-    later: Arc<Later>,
-    pace: Pace,
-}
-
-impl Shared {
-    fn client(&self) -> &Client {
-        self.requests.session.client()
-    }
-
-    /// Runs a request that may block, unless nobody waits for it any more, and appends its reply.
-    fn execute(&self, job: &Job, out: &mut Buffer) {
-        if changes_data(job.request.command) || !self.client().gone.is_raised() {
-            self.pace.measure(|| self.requests.run(&job.request, &job.payload, out));
-        } else if !self.outbox.is_dead() {
-            // Nobody waits for the data; a client of a server that stops waits for a reply.
-            let gone = Error::new(Errno::ESHUTDOWN, "the client or the server stops");
-            self.requests.fail(&job.request, &gone, None, out);
-        }
-    }
-
-    fn worker(self: &Arc<Self>) -> Worker {
-        let shared = self.clone();
-        Box::new(move || {
-            let mut out = Buffer::default();
-            shared.pool.work(|job| {
-                shared.execute(job, &mut out);
-                shared.outbox.send(&mut out);
-            });
-            out.give_back();
-        })
-    }
-}
-
 /// Answers the requests of one client until it or the server ends that. All are answered or given up on return, and
 /// the session is closed.
 pub(crate) fn run(
@@ -122,24 +86,22 @@ pub(crate) fn run(
     requests: Requests,
     threads: usize,
     name: &str,
-    busy: Busy,
+    awake: Awake,
 ) -> End {
     let serial = threads <= 1 || requests.session.chain().thread_model() != ThreadModel::Parallel;
     let extended = requests.replies == Replies::Extended;
-    let outbox = Arc::new(Outbox::new(stream.clone()));
-    let pool = Arc::new(Pool::new(if serial { 1 } else { threads }));
     let shared = Arc::new(Shared {
         requests,
-        later: Arc::new(Later::new(outbox.clone(), pool.clone())),
-        outbox,
-        pool,
-        pace: Pace::new(serial),
+        outbox: Arc::new(Outbox::new(stream.clone())),
+        executor: Executor::new(if serial { 1 } else { threads }),
+        payloads: Payloads::default(),
+        policy: InlinePolicy::new(serial),
     });
     let mut input = Vec::new();
     if grow(&mut input, INPUT).is_err() {
         return End::Io(io::ErrorKind::OutOfMemory.into());
     }
-    let spin = Spin::new(busy);
+    let busy_poll = BusyPoll::new(awake);
     let reader = Reader {
         shared,
         stream: &**stream,
@@ -155,23 +117,25 @@ pub(crate) fn run(
         out: Buffer::default(),
         pending: false,
         stalled: false,
-        batch: Batch::new(spin.cpus()),
-        spin,
+        coalescing: ReplyCoalescing::new(busy_poll.cpus()),
+        busy_poll,
         pipe: None,
         no_pipe: false,
         ahead: None,
         reply: Buffer::default(),
+        started: Started::new(Arc::<CompletionQueue>::default()),
+        completed: Vec::new(),
     };
     stream.set_patience(IDLE);
-    Stage::new(reader).run()
+    leader_follower::run(reader)
 }
 
-/// What the thread needs that listens to the client.
+/// What the thread needs that leads a connection.
 struct Reader<'a> {
     shared: Arc<Shared>,
     stream: &'a dyn Stream,
     client: &'a Client,
-    /// For workers.
+    /// For threads that run requests.
     name: &'a str,
     /// Requests keep their order.
     serial: bool,
@@ -190,22 +154,35 @@ struct Reader<'a> {
     pending: bool,
     /// Waiting for the client to take more was in vain.
     stalled: bool,
-    batch: Batch,
-    spin: Spin,
+    coalescing: ReplyCoalescing,
+    busy_poll: BusyPoll,
     /// For large data; empty between two requests.
     pipe: Option<Pipe>,
     /// There cannot be one.
     no_pipe: bool,
-    /// To be run by this thread, though it may block.
+    /// To be run by this thread, though it may wait.
     ahead: Option<Job>,
     /// For the replies of those; empty.
     reply: Buffer,
+    /// Requests that were started, as they came.
+    started: Started<Request>,
+    /// For completions that are taken from the queue; empty.
+    completed: Vec<Completed>,
 }
 
-impl Reader<'_> {
-    /// Listens until there is a request that this thread is to run though it may block, to be
-    /// [answered](Self::answer).
-    fn run(&mut self) -> Result<Job, End> {
+impl Lead for Reader<'_> {
+    type Runner = Shared;
+    type End = End;
+
+    fn runner(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn lead(&mut self) -> Result<Job, End> {
         loop {
             while let Some(request) = self.next_request()? {
                 self.handle(&request)?;
@@ -213,16 +190,20 @@ impl Reader<'_> {
                     return Ok(job);
                 }
                 self.answered()?;
+                self.answer_completed()?;
             }
             self.receive()?;
         }
     }
 
-    fn answered(&mut self) -> Result<(), End> {
-        if self.batch.add() || self.out.len() >= FLUSH { self.relieve() } else { Ok(()) }
+    fn hand_over(&mut self, job: Job) -> Result<(), End> {
+        self.execute(job)
     }
 
-    /// Takes the reply to a request that this thread has run.
+    fn take_reply(&mut self) -> Buffer {
+        std::mem::take(&mut self.reply)
+    }
+
     fn answer(&mut self, mut reply: Buffer) -> Result<(), End> {
         if self.out.is_empty() && !self.pending {
             std::mem::swap(&mut self.out, &mut reply);
@@ -232,6 +213,64 @@ impl Reader<'_> {
         reply.clear();
         self.reply = reply;
         self.answered()
+    }
+
+    fn taken_over(&mut self) {
+        self.shared.policy.forget();
+    }
+
+    fn finish(&mut self, end: &End) {
+        self.finish_all(end);
+    }
+
+    fn lost() -> End {
+        End::Eof
+    }
+}
+
+/// What became of a request that was offered to the chain.
+enum Way {
+    /// It was answered, or will be by its completion.
+    Taken,
+    /// It needs a thread.
+    Thread,
+}
+
+impl Reader<'_> {
+    fn answered(&mut self) -> Result<(), End> {
+        if self.coalescing.add() || self.out.len() >= FLUSH { self.relieve() } else { Ok(()) }
+    }
+
+    /// Answers the started requests that have ended.
+    fn answer_completed(&mut self) -> Result<(), End> {
+        if self.started.queue().is_empty() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let mut ready = std::mem::take(&mut self.completed);
+        self.started.queue().take(&mut ready);
+        let mut result = Ok(());
+        for mut completed in ready.drain(..) {
+            shared.requests.session.finish(&mut completed);
+            if let Some(request) = self.started.take(&completed) {
+                let ended = std::mem::replace(&mut completed.result, Ok(()));
+                let ended = ended.map(|()| completed.payload.bytes());
+                shared.requests.reply(&request, ended, &mut self.out);
+            }
+            completed.payload = nbdkit_core::Payload::None;
+            self.started.recycle(completed);
+            if result.is_ok() {
+                result = self.answered();
+            }
+        }
+        self.completed = ready;
+        result
+    }
+
+    /// Offers a request with memory of the caller's: it is answered at once or started, or needs a thread.
+    fn offer(&mut self, request: &Request, data: Data<'_>) -> Offered<Request> {
+        let Reader { shared, started, serial, .. } = self;
+        offer(started, *serial, &shared.requests, request, data)
     }
 
     /// Decodes the next request, if its header is complete.
@@ -263,18 +302,14 @@ impl Reader<'_> {
             return self.write(request);
         }
         self.at_once = INPUT;
-        let inline = self.may_overtake();
         let mut request = *request;
-        if inline && request.command == cmd::READ {
-            if self.splice_read(&mut request)? || self.shared.requests.read_now(&request, &mut self.out) {
+        if self.may_overtake() {
+            if request.command == cmd::READ && self.splice_read(&mut request)? {
                 return Ok(());
             }
-        } else if inline && !self.shared.requests.may_block(&request) {
-            self.shared.requests.run(&request, &[], &mut self.out);
-            return Ok(());
-        }
-        if self.start_without_worker(&request, 0..0) {
-            return Ok(());
+            if let Way::Taken = self.try_now(&request)? {
+                return Ok(());
+            }
         }
         if self.may_be_quick() {
             return self.run_quick(&request, 0..0);
@@ -282,14 +317,66 @@ impl Reader<'_> {
         self.give(Job { request, payload: Vec::new() })
     }
 
-    /// Has a request run that may block: by this thread if those before it were quick, or by a worker.
+    /// Offers a request without data of the client's to the chain.
+    fn try_now(&mut self, request: &Request) -> Result<Way, End> {
+        let shared = self.shared.clone();
+        let requests = &shared.requests;
+        match request.command {
+            cmd::READ if requests.may_have_holes(request) => {
+                Ok(if requests.read_now(request, &mut self.out) { Way::Taken } else { Way::Thread })
+            }
+            cmd::READ => {
+                let mark = self.out.mark();
+                let length = request.length as usize;
+                let Reader { started, serial, out, .. } = self;
+                let offered = out
+                    .put(requests.replies.data(request).as_slice())
+                    .and_then(|()| out.space(length))
+                    .map(|buf| offer(started, *serial, requests, request, Data::Read(buf)));
+                match offered {
+                    Ok(Offered::Done(Ok(()), _)) => return Ok(Way::Taken),
+                    Ok(Offered::Done(Err(e), _)) | Err(e) => {
+                        out.rewind(mark);
+                        requests.fail(request, &e, None, out);
+                        Ok(Way::Taken)
+                    }
+                    Ok(Offered::Started) => {
+                        out.rewind(mark);
+                        Ok(Way::Taken)
+                    }
+                    Ok(Offered::NeedsThread(_)) => {
+                        out.rewind(mark);
+                        Ok(Way::Thread)
+                    }
+                }
+            }
+            cmd::BLOCK_STATUS => {
+                Ok(if requests.block_status_now(request, &mut self.out) { Way::Taken } else { Way::Thread })
+            }
+            _ => Ok(self.conclude(request, Data::None)),
+        }
+    }
+
+    /// Offers a request whose reply has no data.
+    fn conclude(&mut self, request: &Request, data: Data<'_>) -> Way {
+        match self.offer(request, data) {
+            Offered::Done(result, _) => {
+                self.shared.requests.done(request, result, &mut self.out);
+                Way::Taken
+            }
+            Offered::Started => Way::Taken,
+            Offered::NeedsThread(_) => Way::Thread,
+        }
+    }
+
+    /// Has a request run that may wait: by this thread if those before it were quick, or by another one.
     fn give(&mut self, job: Job) -> Result<(), End> {
         let plain = matches!(job.request.command, cmd::READ | cmd::WRITE) && !job.request.has(cmd_flag::FUA);
-        if plain && !self.serial && self.shared.pace.is_quick() {
+        if plain && !self.serial && self.shared.policy.is_quick() {
             self.ahead = Some(job);
             return Ok(());
         }
-        self.submit(job)
+        self.execute(job)
     }
 
     /// Answers a request that is not run, and forgets the payload that comes behind it. Replies may overtake each
@@ -304,23 +391,25 @@ impl Reader<'_> {
 
     fn write(&mut self, request: &Request) -> Result<(), End> {
         let length = request.length as usize;
-        let inline = self.may_overtake() && !self.shared.requests.may_block(request);
+        let overtakes = self.may_overtake();
         if length > LARGE && self.end - self.start < length {
-            if inline && self.splice_write(request)? {
+            if overtakes && self.splice_write(request)? {
                 return Ok(());
             }
-            let mut payload = match self.shared.pool.payload(length) {
+            let mut payload = match self.shared.payloads.take(length) {
                 Ok(payload) => payload,
                 Err(e) => return self.refuse(request, &e),
             };
             self.receive_into(&mut payload)?;
             self.at_once = INPUT_AFTER_LARGE;
-            if inline && !self.parallel(length) {
-                self.shared.requests.run(request, &payload, &mut self.out);
-                self.shared.pool.recycle(payload);
+            if overtakes
+                && !self.parallel(length)
+                && let Way::Taken = self.conclude(request, Data::Write(&payload))
+            {
+                self.shared.payloads.recycle(payload);
                 return Ok(());
             }
-            return self.submit(Job { request: *request, payload });
+            return self.execute(Job { request: *request, payload });
         }
         self.at_once = INPUT;
         while self.end - self.start < length {
@@ -328,17 +417,22 @@ impl Reader<'_> {
         }
         let payload = self.start..self.start + length;
         self.start += length;
-        if inline {
-            self.shared.requests.run(request, &self.input[payload], &mut self.out);
-            return Ok(());
-        }
-        if self.start_without_worker(request, payload.clone()) {
-            return Ok(());
+        if overtakes {
+            let Reader { shared, started, serial, input, out, .. } = self;
+            let data = Data::Write(&input[payload.clone()]);
+            match offer(started, *serial, &shared.requests, request, data) {
+                Offered::Done(result, _) => {
+                    shared.requests.done(request, result, out);
+                    return Ok(());
+                }
+                Offered::Started => return Ok(()),
+                Offered::NeedsThread(_) => {}
+            }
         }
         if self.may_be_quick() {
             return self.run_quick(request, payload);
         }
-        let mut copy = match self.shared.pool.payload(length) {
+        let mut copy = match self.shared.payloads.take(length) {
             Ok(copy) => copy,
             Err(e) => {
                 self.shared.requests.fail(request, &e, None, &mut self.out);
@@ -351,12 +445,12 @@ impl Reader<'_> {
 
     /// Whether so much data is better copied by a worker, while this thread receives or sends.
     fn parallel(&self, length: usize) -> bool {
-        length >= PARALLEL && !self.serial && self.spin.cpus() > 1
+        length >= PARALLEL && !self.serial && self.busy_poll.cpus() > 1
     }
 
     /// Whether a request that may block is better run here, going by those before it.
     fn may_be_quick(&self) -> bool {
-        self.serial && self.shared.pace.is_quick() && self.may_overtake()
+        self.serial && self.shared.policy.is_quick() && self.may_overtake()
     }
 
     /// Runs a request that may block; its payload is that part of the input. What is ready is sent first, for this may
@@ -365,48 +459,28 @@ impl Reader<'_> {
     fn run_quick(&mut self, request: &Request, payload: Range<usize>) -> Result<(), End> {
         self.flush()?;
         let Reader { shared, input, out, .. } = self;
-        shared.pace.measure(|| shared.requests.run(request, &input[payload], out));
+        shared.policy.measure(|| shared.requests.run(request, &input[payload], out));
         Ok(())
-    }
-
-    /// Starts a READ or a WRITE, if the chain can run it without a worker; its payload is that part of the input.
-    fn start_without_worker(&self, request: &Request, payload: Range<usize>) -> bool {
-        if self.serial || !matches!(request.command, cmd::READ | cmd::WRITE) {
-            return false;
-        }
-        let Some(running) = self.shared.later.begin(request.length as usize) else { return false };
-        let (shared, asked) = (self.shared.clone(), *request);
-        let done = Completion::new(move |result| {
-            shared.later.end(running, |out| shared.requests.reply(&asked, result, out));
-            Some(shared.later.clone())
-        });
-        match self.shared.requests.submit(request, &self.input[payload], done) {
-            None => true,
-            Some(done) => {
-                done.withdraw();
-                false
-            }
-        }
     }
 
     /// Whether this thread may run a request that came after those of the workers, and send its reply.
     fn may_overtake(&self) -> bool {
-        !self.serial || (!self.pending && self.shared.pool.is_idle())
+        !self.serial || (!self.pending && self.shared.executor.is_idle())
     }
 
-    /// Hands a request to a worker, when there is room.
-    fn submit(&mut self, job: Job) -> Result<(), End> {
+    /// Hands a request to a thread of the executor, when there is room.
+    fn execute(&mut self, job: Job) -> Result<(), End> {
         let shared = self.shared.clone();
         if self.serial {
             self.flush()?;
         }
-        if !shared.pool.wait_for_room(Duration::ZERO) {
+        if !shared.executor.wait_for_room(Duration::ZERO) {
             self.flush()?;
-            while !shared.pool.wait_for_room(LOOK) {
+            while !shared.executor.wait_for_room(LOOK) {
                 self.watch()?;
             }
         }
-        if let Err(job) = shared.pool.submit(job, self.name, || shared.worker()) {
+        if let Err(job) = shared.executor.submit(job, self.name, || shared.worker()) {
             self.flush()?;
             shared.requests.run(&job.request, &job.payload, &mut self.out);
         }
@@ -425,210 +499,24 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
 
-    fn flush(&mut self) -> Result<(), End> {
-        self.batch.sent();
-        let flushed = self.shared.outbox.flush(&mut self.out, self.pending)?;
-        self.pending = flushed == Flushed::Pending;
-        Ok(())
+/// Offers a request to the chain. Where requests keep their order none is started.
+fn offer(
+    started: &mut Started<Request>,
+    serial: bool,
+    requests: &Requests,
+    request: &Request,
+    data: Data<'_>,
+) -> Offered<Request> {
+    let length = match data {
+        Data::None => 0,
+        _ => request.length as usize,
+    };
+    let call = nbdkit_core::Request::new(requests.call(request), data);
+    let offered = started.offer(&requests.session, call, *request, length, !serial);
+    if let Offered::Done(Ok(()), _) = &offered {
+        requests.succeeded(request);
     }
-
-    /// Sends when much is there. A client that does not take it is waited for, but not for long, unless it is
-    /// too much.
-    fn relieve(&mut self) -> Result<(), End> {
-        let length = self.out.len();
-        self.flush()?;
-        self.stalled &= self.pending && self.out.len() == length;
-        while self.pending && self.out.len() >= FLUSH {
-            let patience = match self.out.len() {
-                OUTPUT_MAX.. => None,
-                _ if self.stalled => return Ok(()),
-                _ => Some(PATIENCE),
-            };
-            let write = Interest { write: true, ..Interest::default() };
-            let ready = self.stream.wait(write, patience)?;
-            self.stalled = !ready.write && !ready.hangup;
-            if !self.stalled {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives some more input behind what is there, after the replies were sent.
-    fn receive(&mut self) -> Result<(), End> {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.end == self.input.len()
-            || self.input.len() - self.start <= LARGE + Request::EXTENDED_LEN
-        {
-            self.input.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        let mut input = std::mem::take(&mut self.input);
-        let most = input.len().min(self.end + self.at_once);
-        let received = self.receive_some(&mut input[self.end..most], false);
-        self.input = input;
-        self.end += received?;
-        Ok(())
-    }
-
-    /// Fills `payload` from what was received and then from the stream.
-    fn receive_into(&mut self, payload: &mut [u8]) -> Result<(), End> {
-        let (head, mut rest) = payload.split_at_mut((self.end - self.start).min(payload.len()));
-        head.copy_from_slice(&self.input[self.start..self.start + head.len()]);
-        self.start += head.len();
-        while !rest.is_empty() {
-            let n = self.receive_some(rest, true)?;
-            rest = &mut rest[n..];
-        }
-        Ok(())
-    }
-
-    /// Receives the payload of a WRITE that is refused, and forgets it.
-    fn skip(&mut self, length: u64) -> Result<(), End> {
-        if length > 2 * u64::from(MAX_PAYLOAD) {
-            return Err(End::Broken(format!("a payload of {length} bytes")));
-        }
-        let mut left = length as usize;
-        loop {
-            let n = left.min(self.end - self.start);
-            self.start += n;
-            left -= n;
-            if left == 0 {
-                return Ok(());
-            }
-            self.receive()?;
-        }
-    }
-
-    /// Receives at least one byte, or what `buf` takes if that is known to come. Sends the replies before it waits.
-    fn receive_some(&mut self, buf: &mut [u8], full: bool) -> Result<usize, End> {
-        if !self.drained
-            && let Some(n) = self.try_receive(buf)?
-        {
-            self.batch.received(true);
-            return Ok(n);
-        }
-        self.drained = true;
-        if !full && self.batch.is_worth_a_look() {
-            let found = self.try_receive(buf)?;
-            self.batch.looked(found.is_some());
-            if let Some(n) = found {
-                self.batch.received(true);
-                return Ok(n);
-            }
-        }
-        loop {
-            self.flush()?;
-            while self.pending {
-                if let Some(n) = self.receive_while_pending(buf)? {
-                    return Ok(n);
-                }
-            }
-            let stream = self.stream;
-            if full {
-                let result = stream.recv_full(buf);
-                if let Some(n) = self.received(buf, result)? {
-                    return Ok(n);
-                }
-                continue;
-            }
-            if self.shared.pool.is_idle()
-                && let Some(result) = self.spin.find(|| match stream.recv(buf, false) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
-                    result => Some(result),
-                })
-            {
-                if let Some(n) = self.received(buf, result)? {
-                    self.batch.received(self.spin.was_at_once());
-                    return Ok(n);
-                }
-                continue;
-            }
-            let result = self.spin.sleep(|| stream.recv(buf, true));
-            if let Some(n) = self.received(buf, result)? {
-                self.batch.received(self.spin.was_at_once());
-                return Ok(n);
-            }
-            self.rest(buf)?;
-        }
-    }
-
-    /// Nothing was received for some time: does without the memory until something is.
-    fn rest(&mut self, buf: &mut [u8]) -> Result<(), End> {
-        if !self.shared.pool.is_idle() {
-            return Ok(());
-        }
-        give_back(buf);
-        self.out.give_back();
-        self.reply.give_back();
-        self.shared.outbox.give_back();
-        self.shared.later.give_back();
-        self.stream.give_back();
-        let read = Interest { read: true, ..Interest::default() };
-        loop {
-            let timeout = (!self.shared.pool.give_back()).then_some(IDLE);
-            let ready = self.spin.sleep(|| self.stream.wait(read, timeout))?;
-            if timeout.is_none() || ready.read || ready.hangup {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn try_receive(&mut self, buf: &mut [u8]) -> Result<Option<usize>, End> {
-        let result = self.stream.recv(buf, false);
-        self.received(buf, result)
-    }
-
-    fn received(&mut self, buf: &[u8], result: io::Result<usize>) -> Result<Option<usize>, End> {
-        match result {
-            Ok(0) => Err(End::Eof),
-            Ok(n) => {
-                self.drained = n < buf.len();
-                Ok(Some(n))
-            }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(End::Eof),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    /// The client does not take its replies: waits for that, then for either that or more requests.
-    fn receive_while_pending(&mut self, buf: &mut [u8]) -> Result<Option<usize>, End> {
-        let write = Interest { write: true, ..Interest::default() };
-        let mut ready = self.stream.wait(write, Some(PATIENCE))?;
-        if !ready.write && !ready.hangup {
-            let read = self.out.len() < OUTPUT_MAX;
-            ready = self.stream.wait(Interest { read, ..write }, None)?;
-        }
-        if ready.read
-            && let Some(n) = self.try_receive(buf)?
-        {
-            return Ok(Some(n));
-        }
-        self.flush()?;
-        Ok(None)
-    }
-
-    /// Lets the requests in flight end and sends their replies.
-    fn finish(&mut self, end: &End) {
-        if !matches!(end, End::Disconnect) {
-            self.client.gone.raise();
-        }
-        if matches!(end, End::Broken(_) | End::Io(_)) {
-            let _ = self.flush();
-            self.stream.close();
-        }
-        self.shared.outbox.drain(&mut self.out, self.pending);
-        self.pending = false;
-        while !self.shared.pool.wait_for_idle(LOOK) {
-            // An error here is a client who is gone, which is what is looked for.
-            if self.watch().is_err() {
-                self.client.gone.raise();
-            }
-        }
-        self.shared.pool.close();
-    }
+    offered
 }

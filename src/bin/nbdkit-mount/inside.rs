@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nbdkit_fuse::How;
+use nbdkit_fuse::UnmountMode;
 
 use crate::{holders, loopdev};
 
@@ -89,7 +89,7 @@ impl Inside {
         if let Some(target) = &self.mount {
             let synced = std::fs::File::open(target).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
             for (what, result) in
-                [("write back", synced), ("unmount", nbdkit_fuse::unmount(target, How::Lazy))]
+                [("write back", synced), ("unmount", nbdkit_fuse::unmount(target, UnmountMode::Lazy))]
             {
                 if let Err(e) = result {
                     log::warn!("cannot {what} {}: {e}", target.display());
@@ -117,7 +117,7 @@ pub(crate) fn unmount(
     let deadline = Instant::now() + patience;
     let mut told = false;
     loop {
-        match nbdkit_fuse::unmount(target, How::Idle) {
+        match nbdkit_fuse::unmount(target, UnmountMode::Idle) {
             Ok(()) => return Ok(()),
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
                 let over = Instant::now() >= deadline;

@@ -91,6 +91,6 @@ pub(crate) fn clear_stale(path: &Path) -> Result<()> {
         Inside { loop_device, mount: stored.state.inside.clone() }.abandon();
         stored.remove();
     }
-    nbdkit_fuse::unmount(&path, nbdkit_fuse::How::Lazy)
+    nbdkit_fuse::unmount(&path, nbdkit_fuse::UnmountMode::Lazy)
         .with_context(|| format!("cannot clear the dead mount {}", path.display()))
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nbdkit_fuse::How;
+use nbdkit_fuse::UnmountMode;
 use nix::{
     sys::signal::{SigSet, Signal},
     unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
@@ -77,6 +77,6 @@ fn after(told: &[u8]) {
     let mounts = nbdkit_fuse::mounts().unwrap_or_default();
     let top = mounts.iter().rev().find(|mount| mount.target == target);
     if top.is_some_and(|mount| mount.device.as_bytes() == device) {
-        let _ = nbdkit_fuse::unmount(&target, How::Lazy);
+        let _ = nbdkit_fuse::unmount(&target, UnmountMode::Lazy);
     }
 }

@@ -46,8 +46,12 @@ impl Handle for OpenLent {
         Ok(true)
     }
 
-    fn may_block(&self, _: Op) -> bool {
-        false
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        if request.may_lend() {
+            let fd = self.2.as_ref().unwrap_or(&self.0).as_fd();
+            return Outcome::Lent(Loan { fd, offset: request.offset() });
+        }
+        request.run(self)
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -58,10 +62,6 @@ impl Handle for OpenLent {
     fn pwrite(&self, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
         self.1.fetch_add(1, SeqCst);
         Ok(self.0.write_all_at(buf, offset)?)
-    }
-
-    fn loan(&self, offset: u64, _: u64) -> Option<Loan<'_>> {
-        Some(Loan { fd: self.2.as_ref().unwrap_or(&self.0).as_fd(), offset, writable: true })
     }
 }
 
@@ -76,7 +76,7 @@ fn write(cookie: u64, offset: usize, data: &[u8]) -> Vec<u8> {
 
 /// Whether this kernel tells what is in memory; otherwise reads are copied.
 fn kernel_tells(file: &File) -> bool {
-    crate::resident::is_resident(file.as_fd(), 0, 4096)
+    crate::cachestat::is_resident(file.as_fd(), 0, 4096)
 }
 
 #[test]

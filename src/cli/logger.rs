@@ -1,0 +1,202 @@
+//! Messages: `NAME: [PLUGIN[N]: ]error: …` always, `… debug: …` under `-v`.
+//!
+//! Debug messages go to standard error, for who started the program with `-v`. Errors go where they are wanted; left
+//! alone, to standard error, and to syslog once the program has left its terminal.
+//!
+//! A connection's threads are called `PLUGIN[N]`; their name becomes the part in the middle.
+
+use std::{
+    ffi::{CString, OsStr},
+    fs::File,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::{Context as _, Result, bail};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::syslog::{Facility, LogFlags, Severity, openlog, syslog};
+
+/// Where errors go, if somebody chose it.
+static SINK: OnceLock<Sink> = OnceLock::new();
+/// Whether the program has left its terminal.
+static BACKGROUND: AtomicBool = AtomicBool::new(false);
+
+/// A place for errors.
+#[derive(Debug)]
+pub enum Sink {
+    /// Standard error.
+    Stderr,
+    /// syslog(3).
+    Syslog,
+    /// None.
+    Null,
+    /// The end of a file.
+    File(File),
+}
+
+impl Sink {
+    /// Reads the value of `--log`: None leaves the choice to the program.
+    ///
+    /// # Errors
+    /// For an unknown word, and a file that cannot be opened.
+    pub fn parse(word: &OsStr) -> Result<Option<Self>> {
+        Ok(Some(match word.to_str() {
+            Some("default") => return Ok(None),
+            Some("stderr") => Sink::Stderr,
+            Some("syslog") => Sink::Syslog,
+            Some("null") => Sink::Null,
+            _ if Path::new(word).is_absolute() => {
+                let file = File::options().append(true).create(true).mode(0o644).open(word);
+                Sink::File(file.with_context(|| format!("--log: cannot open {}", word.display()))?)
+            }
+            _ => bail!(
+                "--log={}: must be \"stderr\", \"syslog\", \"null\", \"default\" or the absolute path of a file",
+                word.display()
+            ),
+        }))
+    }
+}
+
+/// Sends errors to `sink` from now on. Only the first call counts.
+pub fn send_errors_to(sink: Sink) {
+    let _ = SINK.set(sink);
+}
+
+/// Whether standard error is still of use in the background.
+pub fn keeps_stderr() -> bool {
+    log::log_enabled!(target: "nbdkit", Level::Debug) || matches!(SINK.get(), Some(Sink::Stderr))
+}
+
+/// From now on the program has no terminal.
+pub fn in_background() {
+    BACKGROUND.store(true, Ordering::Relaxed);
+}
+
+/// Says `text` of one or more lines, which all begin with the part for `start`.
+fn say(level: Level, name: &str, start: &str, text: &str) {
+    let background = BACKGROUND.load(Ordering::Relaxed);
+    let sink = match (level, SINK.get()) {
+        (Level::Error, Some(sink)) => sink,
+        (Level::Warn, Some(sink)) if background => sink,
+        (Level::Error | Level::Warn, None) if background => &Sink::Syslog,
+        _ => &Sink::Stderr,
+    };
+    let with_name = || lines(&format!("{name}: {start}"), text);
+    // One write for one message, so that those of threads do not mix. Nobody is left to tell if it fails.
+    let _ = match sink {
+        Sink::Stderr => std::io::stderr().write_all(with_name().as_bytes()),
+        Sink::File(file) => (&*file).write_all(with_name().as_bytes()),
+        Sink::Syslog => lines(start, text)
+            .lines()
+            .try_for_each(|line| syslog(Severity::LOG_ERR, line).map_err(std::io::Error::from)),
+        Sink::Null => Ok(()),
+    };
+}
+
+/// Debug messages that a flag of the server silences: the flag, their target, and whether it does.
+static MUTABLE: [(&str, &str, AtomicBool); 2] = [
+    ("backend.controlpath", "nbdkit::controlpath", AtomicBool::new(false)),
+    ("backend.datapath", "nbdkit::datapath", AtomicBool::new(false)),
+];
+
+/// Silences the messages whose flag is set to 0.
+pub fn mute(mut is_off: impl FnMut(&str) -> bool) {
+    for (flag, _, muted) in &MUTABLE {
+        muted.store(is_off(flag), Ordering::Relaxed);
+    }
+}
+
+/// One library more whose messages are shown.
+static ADDED: std::sync::OnceLock<&str> = std::sync::OnceLock::new();
+
+/// Shows the messages of this target too, as if they were the product's own. Works once.
+pub fn add(target: &'static str) {
+    let _ = ADDED.set(target);
+}
+
+struct Logger {
+    /// What every line starts with.
+    name: String,
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Libraries' own chatter is not the product's.
+        let target = metadata.target();
+        (target.starts_with("nbdkit") || ADDED.get().is_some_and(|added| *added == target))
+            && !MUTABLE.iter().any(|(_, name, muted)| *name == target && muted.load(Ordering::Relaxed))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => "error",
+            Level::Warn => "warning",
+            _ => "debug",
+        };
+        let thread = std::thread::current();
+        let start = match thread.name().filter(|name| name.ends_with(']')) {
+            Some(thread) => format!("{thread}: {level}: "),
+            None => format!("{level}: "),
+        };
+        say(record.level(), &self.name, &start, &record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Gives each line of a message its start, and escapes control characters: a message may quote what a client sent,
+/// which must not pass for another message or move a terminal's cursor.
+fn lines(start: &str, message: &str) -> String {
+    let mut text = String::new();
+    for line in message.trim_end_matches('\n').split('\n') {
+        text += start;
+        for c in line.chars() {
+            if c.is_control() && c != '\t' { text.extend(c.escape_default()) } else { text.push(c) }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Starts logging for the program `name`; `verbose` is `-v`.
+pub fn start(name: &str, verbose: bool) {
+    // syslog keeps the pointer, so the name is never freed.
+    if let Ok(name) = CString::new(name) {
+        let _ = openlog(Some(Box::leak(name.into_boxed_c_str())), LogFlags::LOG_PID, Facility::LOG_DAEMON);
+    }
+    let logger = Box::new(Logger { name: name.to_owned() });
+    if log::set_boxed_logger(logger).is_ok() {
+        log::set_max_level(if verbose { LevelFilter::Trace } else { LevelFilter::Warn });
+    }
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+}
+
+/// An error that ends the program, on one line; a layer may have said it already.
+pub fn fatal(name: &str, error: &anyhow::Error) {
+    if error.downcast_ref::<nbdkit_core::Error>().is_some_and(nbdkit_core::Error::is_logged) {
+        return;
+    }
+    let text = format!("{error:#}").trim_end().replace('\n', " ");
+    say(Level::Error, name, "error: ", &text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_cannot_pass_for_two() {
+        assert_eq!(lines("n: error: ", "one"), "n: error: one\n");
+        assert_eq!(lines("n: error: ", ""), "n: error: \n");
+        let text = lines("n: error: ", "open: a\nn: error: b\u{1b}[2J\tc\n");
+        assert_eq!(text, "n: error: open: a\nn: error: n: error: b\\u{1b}[2J\tc\n");
+    }
+}

@@ -1,0 +1,115 @@
+//! Where plugins post the ends of started requests, for the front end to pick up.
+//!
+//! To post takes a short lock and never waits for a client. The front end is woken only while it sleeps, once, by an
+//! event descriptor that it polls beside its own; one that never sleeps with requests under way has no such descriptor.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use nbdkit_core::{Completed, Completions};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct CompletionQueue {
+    ready: Mutex<Vec<Completed>>,
+    /// There is something in `ready`.
+    filled: AtomicBool,
+    /// The front end sleeps, or is about to.
+    asleep: AtomicBool,
+    /// Readable when it is to wake up.
+    event: OnceLock<OwnedFd>,
+    posted: Condvar,
+}
+
+impl CompletionQueue {
+    /// Takes all that was posted into `into`, which is empty.
+    pub fn take(&self, into: &mut Vec<Completed>) {
+        if self.filled.load(SeqCst) {
+            let mut ready = self.ready.lock();
+            self.filled.store(false, SeqCst);
+            std::mem::swap(&mut *ready, into);
+        }
+    }
+
+    /// Whether nothing was posted since the last [`take`](Self::take).
+    pub fn is_empty(&self) -> bool {
+        !self.filled.load(SeqCst)
+    }
+
+    /// The front end is about to sleep until the descriptor is readable. None: something was posted already.
+    ///
+    /// # Errors
+    /// There can be no descriptor.
+    pub fn fall_asleep(&self) -> io::Result<Option<BorrowedFd<'_>>> {
+        let event = match self.event.get() {
+            Some(event) => event,
+            None => {
+                let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+                self.event.get_or_init(|| event)
+            }
+        };
+        self.asleep.store(true, SeqCst);
+        if !self.is_empty() {
+            self.wake_up(false);
+            return Ok(None);
+        }
+        Ok(Some(event.as_fd()))
+    }
+
+    /// The front end is awake again; `woken`, because the descriptor was readable.
+    pub fn wake_up(&self, woken: bool) {
+        let already = !self.asleep.swap(false, SeqCst);
+        if (woken || already)
+            && let Some(event) = self.event.get()
+        {
+            // Whoever has found it asleep writes, or has written: what comes late wakes once for nothing.
+            let _ = rustix::io::read(event, &mut [0; 8]);
+        }
+    }
+
+    /// Waits until something is posted, at most for `timeout`: for a front end that has nothing else to wait for.
+    pub fn wait(&self, timeout: Duration) {
+        let mut ready = self.ready.lock();
+        if ready.is_empty() {
+            self.posted.wait_for(&mut ready, timeout);
+        }
+    }
+
+    /// Gives memory back that holds nothing.
+    pub fn give_back(&self) {
+        let mut ready = self.ready.lock();
+        if ready.is_empty() {
+            *ready = Vec::new();
+        }
+    }
+}
+
+impl Completions for CompletionQueue {
+    fn post(&self, completed: Completed) -> bool {
+        let mut ready = self.ready.lock();
+        ready.push(completed);
+        self.filled.store(true, SeqCst);
+        drop(ready);
+        self.posted.notify_one();
+        self.asleep.swap(false, SeqCst)
+    }
+
+    fn wake(&self) {
+        if let Some(event) = self.event.get() {
+            // It fails only when the counter is at its end, and then the front end wakes anyway.
+            let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
