@@ -138,6 +138,15 @@ const ROWS: &[Row] = &[
         area: 0..65536,
     },
     Row {
+        plugin: "memory",
+        params: |_| vec![("size", ODD.to_string().into()), ("allocator", "zstd".into())],
+        export: "",
+        size: ODD,
+        caps: EVERYTHING,
+        writes: Writes::Kept,
+        area: 0..ODD,
+    },
+    Row {
         plugin: "null",
         params: |_| vec![("size", ODD.to_string().into())],
         export: "",
