@@ -1,9 +1,9 @@
-//! A disk put together from files, fixed sectors and padding: the handle of the data, split and partitioning plugins.
+//! A disk put together from files, fixed sectors and padding: the handle of the split and partitioning plugins.
 
 use std::{ops::Range, sync::Arc};
 
 use nbdkit_common::{Piece, Regions};
-use nbdkit_core::{Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support};
+use nbdkit_core::{Errno, Error, Extents, Flags, Handle, Loan, Result, Support};
 
 use crate::backing::Backing;
 
@@ -22,15 +22,13 @@ pub(crate) struct Joined {
     parts: Arc<Regions<Part>>,
     writable: bool,
     fast_zero: bool,
-    memory: bool,
 }
 
 impl Joined {
     pub(crate) fn new(parts: Arc<Regions<Part>>) -> Self {
         let all = |is: fn(&Backing) -> bool| files(&parts).all(is);
-        let (writable, fast_zero, memory) =
-            (all(Backing::is_writable), all(Backing::zeroes_fast), all(Backing::is_memory));
-        Joined { parts, writable, fast_zero, memory }
+        let (writable, fast_zero) = (all(Backing::is_writable), all(Backing::zeroes_fast));
+        Joined { parts, writable, fast_zero }
     }
 
     /// Refuses a change of what cannot change, before anything else is changed. `data` is None for zeroes.
@@ -214,10 +212,6 @@ impl Handle for Joined {
         self.change(length, offset, Flags::empty(), |file, piece| {
             file.advise_will_need(piece.length, piece.within)
         })
-    }
-
-    fn may_block(&self, _: Op) -> bool {
-        !self.memory
     }
 
     fn may_skip_holes(&self) -> bool {

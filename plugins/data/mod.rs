@@ -1,6 +1,11 @@
 //! A disk in memory that starts with data from the command line.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    process::Stdio,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail};
 use base64::{
@@ -8,18 +13,25 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use nbdkit_common::Regions;
 use nbdkit_core::{Errno, Handle, Info, Open, Plugin, Result, params};
 
-use crate::{
-    backing::Backing,
-    joined::{Joined, Part},
-};
+use self::value::{Target, Value};
+use crate::memory::{Allocator, Shared, Storage, allocator_help};
 
-const HELP: &str = "\
-raw=<BYTES>       The data as it is.
-base64=<TEXT>     The data in base64.
-size=<SIZE>       Size of the disk (default: that of the data).";
+mod evaluator;
+mod parser;
+mod scanner;
+mod sources;
+mod value;
+
+const HELP: &str = concat!(
+    "[data=]TEXT             The data in the language that nbdkit-data-plugin(1) describes\n\
+     raw=BYTES               The data as it is\n\
+     base64=TEXT             The data in base64\n\
+     size=SIZE               Size of the disk (default: that of the data)\n\
+     NAME=TEXT               What $NAME stands for in data=\n",
+    allocator_help!()
+);
 
 const DECODER: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -38,15 +50,60 @@ pub(crate) fn new() -> Box<dyn Plugin> {
 
 #[derive(Default)]
 struct Data {
-    data: Option<Vec<u8>>,
+    data: Option<Source>,
     size: Option<u64>,
-    disk: Option<Arc<Regions<Part>>>,
+    /// Parameters that `$NAME` may name.
+    variables: Vec<(String, OsString)>,
+    stdin_is_taken: bool,
+    allocator: Allocator,
+    disk: Option<Arc<Storage>>,
+}
+
+/// How the data was given.
+enum Source {
+    Bytes(Vec<u8>),
+    Text(OsString),
 }
 
 impl Data {
-    fn set(&mut self, data: Vec<u8>) -> anyhow::Result<()> {
+    fn set(&mut self, data: Source) -> anyhow::Result<()> {
         if self.data.replace(data).is_some() {
-            bail!("exactly one of raw= and base64= must be given, and only once");
+            bail!("raw|base64|data parameter must be specified exactly once");
+        }
+        Ok(())
+    }
+
+    /// The value of a variable: the last parameter of that name, else one of the environment.
+    fn variable(&self, name: &str) -> Option<OsString> {
+        let parameter = self.variables.iter().rfind(|(key, _)| key == name);
+        parameter.map(|(_, value)| value.clone()).or_else(|| std::env::var_os(name))
+    }
+
+    /// The data that was given.
+    fn value(&self) -> anyhow::Result<Value> {
+        match &self.data {
+            None => bail!("raw|base64|data parameter was not specified"),
+            Some(Source::Bytes(bytes)) => Ok(Value::bytes(bytes)),
+            Some(Source::Text(text)) => {
+                let list = parser::parse(text.as_bytes(), |name| self.variable(name))?;
+                // What a client sends on standard input is not for scripts.
+                evaluator::evaluate(&list, if self.stdin_is_taken { Stdio::null } else { Stdio::inherit })
+            }
+        }
+    }
+}
+
+/// The new disk, onto which the data is written.
+struct Disk<'a>(&'a Storage);
+
+impl Target for Disk<'_> {
+    fn write(&mut self, data: &[u8], at: u64) -> anyhow::Result<()> {
+        Ok(self.0.write(data, at)?)
+    }
+
+    fn zero(&mut self, length: u64, at: u64) -> anyhow::Result<()> {
+        if length > 0 {
+            self.0.clear(length, at)?;
         }
         Ok(())
     }
@@ -58,49 +115,62 @@ impl Plugin for Data {
     }
 
     fn callbacks(&self) -> Vec<&'static str> {
-        [crate::EVERYTHING, &["config_complete", "dump_plugin", "get_ready"]].concat()
+        let life = ["block_size", "config_complete", "dump_plugin", "get_ready", "after_fork"];
+        [crate::EVERYTHING, &life].concat()
+    }
+
+    fn stdio_is_taken(&mut self) {
+        self.stdin_is_taken = true;
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
-            "raw" => self.set(value.as_bytes().to_vec())?,
+            "raw" => self.set(Source::Bytes(value.as_bytes().to_vec()))?,
             "base64" => {
-                self.set(decode_base64(value.as_bytes()).context("base64: cannot decode the value")?)?
+                let bytes = decode_base64(value.as_bytes()).context("base64: cannot decode the value")?;
+                self.set(Source::Bytes(bytes))?;
             }
-            "data" => bail!("the data language of data= is not supported yet: use raw= or base64="),
+            "data" => self.set(Source::Text(value.to_owned()))?,
             "size" => self.size = Some(params::size(value)?),
-            _ => return Ok(false),
+            "allocator" => self.allocator = Allocator::parse(value)?,
+            _ => self.variables.push((key.to_owned(), value.to_owned())),
         }
         Ok(true)
     }
 
     fn config_complete(&mut self) -> anyhow::Result<()> {
-        if self.data.is_none() {
-            bail!("you must supply the data as raw= or base64=");
+        match (&self.data, self.variables.first()) {
+            (None, _) => bail!(
+                "raw|base64|data parameter was not specified: give the disk as data='0x55 0xAA @512', for example"
+            ),
+            (Some(Source::Bytes(_)), Some((key, _))) => {
+                bail!("extra parameters passed and not using data='...': {key} is not known")
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn dump(&self) -> Vec<(String, String)> {
-        vec![("data_base64".into(), "yes".into())]
+        [("data_base64".into(), "yes".into())].into_iter().chain(Allocator::dump()).collect()
     }
 
+    /// Before the fork: files are named from the directory where the server was started.
     fn get_ready(&mut self) -> anyhow::Result<()> {
-        let mut data = self.data.take().unwrap_or_default();
-        let size = self.size.unwrap_or(data.len() as u64);
-        data.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-        let memory =
-            Backing::memory(size).with_context(|| format!("could not make a disk of {size} bytes"))?;
-        memory.write(&data, 0)?;
-        let mut disk = Regions::new();
-        disk.push(size, Part::File(memory)).context("the size is over 2^63-1")?;
-        self.disk = Some(Arc::new(disk));
+        let value = self.value()?;
+        let size = self.size.unwrap_or(value.size());
+        let disk = self.allocator.make(size)?;
+        value.slice(0, size.min(value.size())).write(&mut Disk(&disk), 0)?;
+        self.disk = Some(disk);
         Ok(())
+    }
+
+    fn after_fork(&self) -> anyhow::Result<()> {
+        self.disk.as_ref().map_or(Ok(()), |disk| disk.after_fork())
     }
 
     fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
         let disk = self.disk.clone().ok_or(Errno::EINVAL)?;
-        Ok(Box::new(Joined::new(disk)))
+        Ok(Box::new(Shared::new(disk)))
     }
 }
 
@@ -119,6 +189,9 @@ mod tests {
             (&[("raw", "")], b""),
             (&[("base64", "aGVsbG8=")], b"hello"),
             (&[("base64", "aGVs\n bG8")], b"hello"),
+            (&[("data", "1 2 @4")], b"\x01\x02\0\0"),
+            (&[("data", "1 2 3 4"), ("size", "3")], b"\x01\x02\x03"),
+            (&[("data", "$x*2"), ("x", "\"a\""), ("x", "\"b\"")], b"bb"),
         ] {
             assert_eq!(read_all(&disk("data", params)), content, "{params:?}");
         }
@@ -150,14 +223,26 @@ mod tests {
     }
 
     #[test]
+    fn patterns_of_terabytes_cost_what_they_fill() {
+        let disk = disk("data", &[("data", "@1T (0*1048576 @1G)*1000 (1 @1M)*3 @0 0x55*10000")]);
+        let at = (1 << 40) + (1000 << 30);
+        assert_eq!(disk.size(), at + (3 << 20));
+        let filled = [(0, 12288, 0), (12288, at - 12288, 3)];
+        assert_eq!(extents(&disk, 0, at), filled);
+        assert_eq!(extents(&disk, at, 1 << 20), [(at, 4096, 0), (at + 4096, (1 << 20) - 4096, 3)]);
+    }
+
+    #[test]
     fn bad_parameters_name_the_fix() {
         for (params, message) in [
-            (&[][..], "you must supply the data"),
-            (&[("size", "5")], "you must supply the data"),
-            (&[("raw", "a"), ("base64", "YQ==")], "exactly one of raw= and base64="),
-            (&[("raw", "a"), ("raw", "a")], "exactly one of raw= and base64="),
+            (&[][..], "raw|base64|data parameter was not specified"),
+            (&[("size", "5")], "raw|base64|data parameter was not specified"),
+            (&[("raw", "a"), ("base64", "YQ==")], "must be specified exactly once"),
+            (&[("raw", "a"), ("data", "1")], "must be specified exactly once"),
+            (&[("raw", "a"), ("raws", "a")], "not using data='...': raws is not known"),
+            (&[("data", "1 x")], "parsing error at offset 2"),
+            (&[("data", "$x")], "$x: variable not found"),
             (&[("base64", "!!")], "base64"),
-            (&[("data", "0x55*100")], "use raw= or base64="),
             (&[("raw", "a"), ("size", "-1")], "negative"),
         ] {
             let error = config_error("data", params);

@@ -1,0 +1,3 @@
+//! What the bundled plugins show, beside the distribution's nbdkit where it has them.
+
+mod data;
