@@ -1,6 +1,7 @@
 //! The bundled plugins: one file each, and this registry.
 //!
-//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Plugin>` and put its name into the list below.
+//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Plugin>` and put its name into the list below, with
+//! `= "its-name"` behind it if that is no identifier.
 
 #![deny(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod backing;
 mod conformance;
 mod holes;
 mod joined;
+mod noise;
 #[cfg(test)]
 mod testkit;
 
@@ -36,17 +38,24 @@ const EVERYTHING: &[&str] = &[
 const READ_ONLY: &[&str] = &["can_multi_conn", "can_cache", "cache"];
 
 macro_rules! registry {
-    ($($module:ident)*) => {
+    ($($module:ident $(= $name:literal)?)*) => {
         $(mod $module;)*
 
         /// Name and constructor of each bundled plugin, in alphabetical order.
-        const REGISTRY: &[(&str, fn() -> Box<dyn Plugin>)] = &[$((stringify!($module), $module::new)),*];
+        const REGISTRY: &[(&str, fn() -> Box<dyn Plugin>)] =
+            &[$((registry!(@name $module $($name)?), $module::new)),*];
     };
+    (@name $module:ident) => { stringify!($module) };
+    (@name $module:ident $name:literal) => { $name };
 }
 
 registry! {
     data
     eval
+    example1
+    example2
+    example3
+    example4
     file
     full
     info
@@ -55,7 +64,9 @@ registry! {
     ones
     partitioning
     pattern
+    random
     sh
+    sparse_random = "sparse-random"
     split
     zero
 }

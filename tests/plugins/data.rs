@@ -2,10 +2,8 @@
 
 use std::fs;
 
+use super::C_NBDKIT;
 use crate::util::{NBDKIT, Run, run, run_ok, temp};
-
-/// The C nbdkit.
-const C_NBDKIT: &str = "nbdkit";
 
 /// Expressions that make a disk, with further parameters behind `|`. FILE is a file of six bytes, BIG one of 100,000.
 const DISKS: &[&str] = &[
