@@ -11,7 +11,7 @@ use nbdkit_core::{Errno, Error, Handle, Info, Open, Plugin, Result, params};
 mod allocator;
 mod compressed;
 mod handle;
-mod lock;
+mod mapping;
 mod plain;
 #[cfg(test)]
 mod tests;

@@ -74,6 +74,56 @@ fn remembered_data_is_forgotten_when_holes_are_made() {
     );
 }
 
+fn known(handle: &Shared) -> u64 {
+    match &handle.disk.data {
+        Data::Plain(plain) => plain.known(),
+        Data::Compressed(_) => 0,
+    }
+}
+
+#[test]
+fn pages_are_known_while_they_exist() {
+    let handle = disk(100 * PAGE + 7);
+    let pages = || (known(&handle), allocated(&handle) / PAGE);
+    assert_eq!(pages(), (0, 0));
+    for round in 0..2_u8 {
+        handle.pwrite(&[round + 1; 2 * PAGE as usize], PAGE / 2, Flags::empty()).unwrap();
+        handle.pwrite(&[9], 100 * PAGE + 6, Flags::empty()).unwrap();
+        assert_eq!(pages(), (4, 4), "{round}");
+    }
+    // A page that is zeroed in part still exists.
+    handle.zero(2 * PAGE - 1, PAGE / 2, Flags::empty()).unwrap();
+    assert_eq!(pages(), (3, 3));
+    let mut bytes = [0xee; 3 * PAGE as usize];
+    handle.pread(&mut bytes, 0).unwrap();
+    let half = PAGE as usize / 2;
+    assert!(bytes[..5 * half - 1] == [0; 5 * PAGE as usize / 2 - 1] && bytes[5 * half - 1..5 * half] == [2]);
+    assert_eq!(pages(), (3, 3));
+    handle.trim(7, 100 * PAGE, Flags::empty()).unwrap();
+    handle.trim(3 * PAGE, 0, Flags::empty()).unwrap();
+    assert_eq!(pages(), (0, 0));
+    handle.pread(&mut bytes, 0).unwrap();
+    assert!(bytes == [0; 3 * PAGE as usize] && pages() == (0, 0));
+}
+
+/// The file on loan and the mapping are the same memory.
+#[test]
+fn what_is_written_on_loan_is_seen() {
+    use std::os::unix::fs::FileExt as _;
+    let handle = disk(10 * PAGE);
+    handle.pwrite(&[1; PAGE as usize], PAGE, Flags::empty()).unwrap();
+    let loan = handle.loan(0, 10 * PAGE).unwrap();
+    let file = std::fs::File::from(loan.fd.try_clone_to_owned().unwrap());
+    file.write_all_at(&[2; 3 * PAGE as usize], 0).unwrap();
+    let mut bytes = vec![0; 4 * PAGE as usize];
+    handle.pread(&mut bytes, 0).unwrap();
+    assert!(
+        bytes[..3 * PAGE as usize] == [2; 3 * PAGE as usize]
+            && bytes[3 * PAGE as usize..] == [0; PAGE as usize]
+    );
+    assert!(file.set_len(PAGE).is_err(), "it can shrink under the mapping");
+}
+
 #[test]
 fn allocators() {
     let parse = |value: &str| Allocator::parse(OsStr::new(value));
@@ -169,6 +219,7 @@ fn every_allocator_keeps_what_is_written() {
 #[test]
 fn parts_of_a_page_are_written_side_by_side() {
     for disk in [disk(65536), compressed(65536)] {
+        // Holes are made meanwhile.
         std::thread::scope(|scope| {
             for thread in 0..4_u8 {
                 let disk = &disk;
