@@ -151,36 +151,3 @@ fn seeds_make_the_same_disk_again() {
         assert!(lines[0] == lines[1] && lines[1] != lines[2], "{plugin}: {digests}");
     }
 }
-
-#[test]
-fn preferred_block_sizes_reach_the_client() {
-    for (words, preferred) in [
-        (&["memory", "1M"][..], 32768),
-        (&["memory", "1M", "allocator=malloc"], 512),
-        (&["memory", "1M", "allocator=zstd"], 32768),
-        (&["data", "1"], 32768),
-        (&["data", "1", "allocator=malloc"], 512),
-    ] {
-        let output = captive(NBDKIT, words, "nbdinfo \"$uri\"").ok();
-        for line in [
-            "block_size_minimum: 1",
-            &format!("block_size_preferred: {preferred}"),
-            "block_size_maximum: 4294967295",
-        ] {
-            assert!(output.contains(line), "{words:?}: no {line} in {output}");
-        }
-    }
-}
-
-/// Each allocator is the same disk, and a data disk starts with its data in each.
-#[test]
-fn allocators_keep_what_is_written() {
-    for allocator in ["sparse", "malloc", "malloc,mlock=true", "zstd", "zstd,level=1"] {
-        let allocator = format!("allocator={allocator}");
-        let command = "qemu-io -f raw -c 'read -P 0x55 0 100000' -c 'write -P 7 50000 200000' -c 'write -z 60000 70000' \
-            -c 'read -P 7 50000 10000' -c 'read -P 0 60000 70000' -c 'read -P 7 130000 120000' -c 'discard 0 1M' \"$uri\"";
-        captive(NBDKIT, &["data", "0x55*100000", "size=1M", &allocator], command).ok();
-        captive(NBDKIT, &["memory", "64M", &allocator], "nbdcopy \"$uri\" null: && fio --name=x --ioengine=nbd \
-            --uri=\"$uri\" --rw=randrw --bsrange=512-64k --size=8M --verify=crc32c --verify_fatal=1 --output=/dev/null").ok();
-    }
-}

@@ -2,6 +2,7 @@
 
 mod data;
 mod examples;
+mod memory;
 
 use crate::util::{NBDKIT, Run, run};
 
