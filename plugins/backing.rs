@@ -1,7 +1,4 @@
-//! A file, block device or piece of memory that holds data of a disk, addressed by range.
-//!
-//! Memory is a memfd, so that holes, extents and loans work in the same way as on a file and only what is written
-//! costs memory.
+//! A file or block device that holds data of a disk, addressed by range.
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,7 +14,7 @@ use std::{
 
 use nbdkit_core::{Errno, Error, Extents, Flags, Result};
 use rustix::{
-    fs::{Advice, MemfdFlags},
+    fs::Advice,
     io::{Errno as Os, ReadWriteFlags},
 };
 
@@ -41,7 +38,6 @@ pub(crate) struct Backing {
 enum Kind {
     File,
     BlockDevice,
-    Memory,
 }
 
 impl Backing {
@@ -93,25 +89,6 @@ impl Backing {
         }
     }
 
-    /// Memory of `length` bytes, all zero.
-    ///
-    /// # Errors
-    /// Those of the system.
-    pub(crate) fn memory(length: u64) -> Result<Self> {
-        let fd = rustix::fs::memfd_create("nbdkit", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
-        rustix::fs::ftruncate(&fd, length).map_err(io::Error::from)?;
-        Ok(Backing {
-            name: "memory".into(),
-            file: fd.into(),
-            length,
-            writable: true,
-            kind: Kind::Memory,
-            holes_known: true,
-            near: true,
-            never_waits: AtomicBool::new(true),
-        })
-    }
-
     /// Length in bytes when it was opened.
     pub(crate) fn length(&self) -> u64 {
         self.length
@@ -124,10 +101,6 @@ impl Backing {
     /// Whether to ask for holes is quick.
     pub(crate) fn is_near(&self) -> bool {
         self.near
-    }
-
-    pub(crate) fn is_memory(&self) -> bool {
-        self.kind == Kind::Memory
     }
 
     /// Whether zeroing is a change of metadata, if it works at all.
@@ -172,7 +145,7 @@ impl Backing {
 
     /// Makes what was written durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        if self.is_memory() || !self.writable {
+        if !self.writable {
             return Ok(());
         }
         self.file.sync_data().map_err(|e| self.fail(e))
@@ -191,7 +164,7 @@ impl Backing {
     /// # Errors
     /// Those of the system; `EOPNOTSUPP` when it has no such call for this file.
     pub(crate) fn zero(&self, length: u64, offset: u64, may_trim: bool) -> Result<()> {
-        if may_trim || self.is_memory() {
+        if may_trim {
             match self.punch(length, offset) {
                 Err(e) if e.is_unsupported() => {}
                 done => return done,

@@ -1,4 +1,4 @@
-//! A disk put together from files, fixed sectors and padding: the handle of the data, split and partitioning plugins.
+//! A disk put together from files, fixed sectors and padding: the handle of the split and partitioning plugins.
 
 use std::{ops::Range, sync::Arc};
 
@@ -24,15 +24,13 @@ pub(crate) struct Joined {
     parts: Arc<Regions<Part>>,
     writable: bool,
     fast_zero: bool,
-    memory: bool,
 }
 
 impl Joined {
     pub(crate) fn new(parts: Arc<Regions<Part>>) -> Self {
         let all = |is: fn(&Backing) -> bool| files(&parts).all(is);
-        let (writable, fast_zero, memory) =
-            (all(Backing::is_writable), all(Backing::zeroes_fast), all(Backing::is_memory));
-        Joined { parts, writable, fast_zero, memory }
+        let (writable, fast_zero) = (all(Backing::is_writable), all(Backing::zeroes_fast));
+        Joined { parts, writable, fast_zero }
     }
 
     /// Refuses a change of what cannot change, before anything else is changed. `data` is None for zeroes.
@@ -228,7 +226,7 @@ impl Handle for Joined {
         if request.may_lend() {
             return self.lend(request.call()).map_or(Outcome::NeedsThread, Outcome::Lent);
         }
-        if self.memory || request.may_wait() {
+        if request.may_wait() {
             return request.run(self);
         }
         let offset = request.offset();

@@ -33,32 +33,46 @@ mod backing;
 mod conformance;
 mod data;
 mod eval;
+mod example1;
+mod example2;
+mod example3;
+mod example4;
 mod file;
 mod full;
 mod holes;
 mod info;
 mod joined;
 mod memory;
+mod noise;
 mod null;
 mod ones;
 mod partitioning;
 mod pattern;
+mod random;
 mod sh;
+mod sparse_random;
 mod split;
 #[cfg(test)]
 mod testkit;
 mod zero;
 
 macro_rules! registry {
-    ($($module:ident)*) => {
+    ($($module:ident $(= $name:literal)?)*) => {
         /// Name and constructor of each bundled plugin, in alphabetical order.
-        const REGISTRY: &[(&str, fn() -> Box<dyn Plugin>)] = &[$((stringify!($module), $module::new)),*];
+        const REGISTRY: &[(&str, fn() -> Box<dyn Plugin>)] =
+            &[$((registry!(@name $module $($name)?), $module::new)),*];
     };
+    (@name $module:ident) => { stringify!($module) };
+    (@name $module:ident $name:literal) => { $name };
 }
 
 registry! {
     data
     eval
+    example1
+    example2
+    example3
+    example4
     file
     full
     info
@@ -67,7 +81,9 @@ registry! {
     ones
     partitioning
     pattern
+    random
     sh
+    sparse_random = "sparse-random"
     split
     zero
 }

@@ -10,6 +10,7 @@ mod layering;
 mod lua;
 mod nbd;
 mod ocaml;
+mod plugins;
 mod python;
 mod scripts;
 mod thread_models;

@@ -96,7 +96,7 @@ impl Next {
         }
         let logged = log_enabled!(target: DATAPATH, Level::Debug);
         if logged && request.may_wait() {
-            self.log(request, "");
+            self.log(request);
         }
         let (inline, call) = (!request.may_wait(), *request.call());
         let outcome = match &self.counters {
@@ -117,11 +117,9 @@ impl Next {
             }
         };
         if logged && inline {
-            match &outcome {
-                Outcome::Done(_) => self.log(request, ""),
-                Outcome::Started(_) => self.log(request, " started"),
-                Outcome::Lent(_) => self.log(request, " lent"),
-                Outcome::NeedsThread => {}
+            // One that needs a thread comes again.
+            if !matches!(outcome, Outcome::NeedsThread) {
+                self.log(request);
             }
         }
         outcome
@@ -282,31 +280,31 @@ impl Next {
     }
 
     #[cold]
-    fn log(&self, request: &mut Request<'_>, how: &str) {
+    fn log(&self, request: &mut Request<'_>) {
         let (Call { op, offset, length, flags }, name) = (*request.call(), &self.name);
         let bit = |flag| i32::from(flags.contains(flag));
         let range = format_args!("count={length} offset={offset}");
         match (op, request.data()) {
             (_, Data::Status(context, _)) => {
-                debug!(target: DATAPATH, "{name}: context_status {context} {range}{how}");
+                debug!(target: DATAPATH, "{name}: context_status {context} {range}");
             }
-            (Op::Read, _) => debug!(target: DATAPATH, "{name}: pread {range}{how}"),
+            (Op::Read, _) => debug!(target: DATAPATH, "{name}: pread {range}"),
             (Op::Write, _) => {
-                debug!(target: DATAPATH, "{name}: pwrite {range} fua={}{how}", bit(Flags::FUA));
+                debug!(target: DATAPATH, "{name}: pwrite {range} fua={}", bit(Flags::FUA));
             }
-            (Op::Flush, _) => debug!(target: DATAPATH, "{name}: flush{how}"),
-            (Op::Trim, _) => debug!(target: DATAPATH, "{name}: trim {range} fua={}{how}", bit(Flags::FUA)),
+            (Op::Flush, _) => debug!(target: DATAPATH, "{name}: flush"),
+            (Op::Trim, _) => debug!(target: DATAPATH, "{name}: trim {range} fua={}", bit(Flags::FUA)),
             (Op::Zero, _) => debug!(
                 target: DATAPATH,
-                "{name}: zero {range} may_trim={} fua={} fast={}{how}",
+                "{name}: zero {range} may_trim={} fua={} fast={}",
                 bit(Flags::MAY_TRIM),
                 bit(Flags::FUA),
                 bit(Flags::FAST_ZERO)
             ),
             (Op::Extents, _) => {
-                debug!(target: DATAPATH, "{name}: extents {range} req_one={}{how}", bit(Flags::REQ_ONE));
+                debug!(target: DATAPATH, "{name}: extents {range} req_one={}", bit(Flags::REQ_ONE));
             }
-            (Op::Cache, _) => debug!(target: DATAPATH, "{name}: cache {range}{how}"),
+            (Op::Cache, _) => debug!(target: DATAPATH, "{name}: cache {range}"),
         }
     }
 

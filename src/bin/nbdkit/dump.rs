@@ -49,7 +49,7 @@ pub(crate) fn config() -> String {
         ("version_major", major.into()),
         ("version_minor", minor.into()),
         ("vsock_option", "yes".into()),
-        ("zstd", "no".into()),
+        ("zstd", "yes".into()),
     ]
     .into_iter()
     .map(|(key, value)| format!("{key}={value}\n"))

@@ -1,0 +1,123 @@
+//! A connection to a disk in memory, for each plugin that has one.
+
+use std::sync::Arc;
+
+use nbdkit_core::{BlockSize, Errno, Extents, Flags, Handle, Op, Outcome, Request, Result, Support};
+
+use super::{
+    allocator::{Data, Storage},
+    plain::Known,
+};
+
+/// An open disk.
+pub(crate) struct Shared {
+    pub(super) disk: Arc<Storage>,
+    known: Known,
+}
+
+impl Shared {
+    pub(crate) fn new(disk: Arc<Storage>) -> Self {
+        Shared { disk, known: Known::default() }
+    }
+}
+
+impl Handle for Shared {
+    fn get_size(&self) -> Result<u64> {
+        Ok(self.disk.size())
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(self.disk.block_size())
+    }
+
+    fn can_write(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_flush(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_trim(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_zero(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_fast_zero(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_fua(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_multi_conn(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn can_cache(&self) -> Result<Support> {
+        Ok(Support::Native)
+    }
+
+    fn can_extents(&self) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match &self.disk.data {
+            Data::Plain(plain) => plain.read(buf, offset),
+            Data::Compressed(compressed) => compressed.read(buf, offset),
+        }
+    }
+
+    fn pwrite(&self, buf: &[u8], offset: u64, _: Flags) -> Result<()> {
+        self.disk.write(buf, offset)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
+        match self.zero(length, offset, flags) {
+            Err(e) if e.is_unsupported() => Ok(()),
+            done => done,
+        }
+    }
+
+    fn zero(&self, length: u64, offset: u64, _: Flags) -> Result<()> {
+        match &self.disk.data {
+            Data::Plain(plain) if plain.is_locked() => Err(Errno::EOPNOTSUPP.into()),
+            _ => self.disk.clear(length, offset),
+        }
+    }
+
+    fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        match &self.disk.data {
+            Data::Plain(plain) => plain.extents(&self.known, offset, flags, extents),
+            Data::Compressed(compressed) => compressed.extents(length, offset, flags, extents),
+        }
+    }
+
+    fn cache(&self, _: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let slow = match &self.disk.data {
+            Data::Plain(plain) if request.may_lend() => return Outcome::Lent(plain.loan(request.offset())),
+            // Zeroes that have to be written take longer than a copy.
+            Data::Plain(plain) => request.op() == Op::Zero && plain.is_locked(),
+            // So does compressing.
+            Data::Compressed(_) => !matches!(request.op(), Op::Flush | Op::Cache),
+        };
+        if slow && !request.may_wait() { Outcome::NeedsThread } else { request.run(self) }
+    }
+
+    fn may_skip_holes(&self) -> bool {
+        true
+    }
+}
