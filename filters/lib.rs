@@ -23,6 +23,8 @@ macro_rules! registry {
 
 mod contents;
 #[cfg(test)]
+mod exports_tests;
+#[cfg(test)]
 mod flaky;
 mod opened;
 mod part;
