@@ -57,6 +57,25 @@ fn a_regular_file_as_the_mountpoint() {
 }
 
 #[test]
+fn a_forgotten_mountpoint_hides_no_disk() {
+    let dir = temp();
+    let images = ["a.img", "b.img", "c.img"].map(|name| image(dir.path(), name, 4096));
+    let [a, b, c] = images.each_ref().map(|path| path.to_str().expect("UTF-8"));
+    for words in [&["file", a][..], &["split", a, b, c], &["file", a, b]] {
+        let line = util::run([&[NBDKIT_MOUNT], words].concat()).refused_with(2);
+        let last = words.last().expect("a word");
+        assert!(line.contains("the mountpoint is missing") && line.contains(last), "{line}");
+        assert!(line.contains("--cover-file"), "{line}");
+    }
+    let mut mount = Mount::on(images[2].clone(), ["--cover-file", "split", a, b], temp());
+    assert_eq!(fs::metadata(c).expect("stat").len(), 8192);
+    let line = util::run([NBDKIT_MOUNT, "file", a, c]).refused_with(4);
+    assert!(line.contains("in use"), "{line}");
+    assert_eq!(mount.unmount(), 0);
+    assert_eq!(fs::metadata(c).expect("stat").len(), 4096);
+}
+
+#[test]
 fn run_mounts_for_one_command() {
     let out =
         util::run([NBDKIT_MOUNT, "--run", "echo $mnt $file; stat -c %s $file; exit 9", "memory", "size=2M"]);
