@@ -40,7 +40,7 @@ pub(super) struct Claimed {
     pub(super) file: File,
     pub(super) path: PathBuf,
     /// None: it is new and the first client tells what size the disk has.
-    pub(super) header: Option<Header>,
+    pub(super) header: Option<Box<Header>>,
     /// Made by us and still without a header: removed if nothing comes of it.
     created: bool,
 }
@@ -91,7 +91,10 @@ impl Claimed {
         let fresh = file.metadata()?.len() <= HEADER && bytes.iter().all(|b| *b == 0);
         let header = match fresh {
             true => None,
-            false => Some(Header::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?),
+            false => {
+                let header = Header::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?;
+                Some(Box::new(header))
+            }
         };
         Ok(Claimed { file, path: path.to_owned(), header, created })
     }
@@ -102,7 +105,7 @@ impl Claimed {
         let refuse = |why: String| Error::new(Errno::EINVAL, why);
         let shown = self.path.display().to_string();
         let header = match &self.header {
-            Some(header) => header.clone(),
+            Some(header) => Header::clone(header),
             None => {
                 let mut id = [0; 8];
                 getrandom::fill(&mut id).map_err(|e| Error::new(Errno::EIO, e.to_string()))?;
@@ -126,7 +129,7 @@ impl Claimed {
         })?;
         if self.header.is_none() {
             self.initialize(&header).map_err(|e| Error::from(e).context(shown))?;
-            self.header = Some(header.clone());
+            self.header = Some(Box::new(header.clone()));
         }
         Ok((header, dirty))
     }
