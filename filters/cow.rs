@@ -123,6 +123,10 @@ impl Filter for Cow {
         Ok(())
     }
 
+    fn opens_readonly(&self) -> bool {
+        true
+    }
+
     fn cleanup(&self, _: &Below) {
         // What clients wrote and did not flush is still the server's to keep: it ends in peace.
         if let Some(overlays) = &self.overlays {

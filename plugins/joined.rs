@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use nbdkit_common::{Piece, Regions};
 use nbdkit_core::{Errno, Error, Extents, Flags, Handle, Loan, Op, Result, Support};
 
-use crate::backing::Backing;
+use crate::{backing::Backing, lock::Lock};
 
 /// What a region of the disk is made of.
 pub(crate) enum Part {
@@ -23,6 +23,7 @@ pub(crate) struct Joined {
     writable: bool,
     fast_zero: bool,
     memory: bool,
+    _locks: Vec<Lock>,
 }
 
 impl Joined {
@@ -30,7 +31,12 @@ impl Joined {
         let all = |is: fn(&Backing) -> bool| files(&parts).all(is);
         let (writable, fast_zero, memory) =
             (all(Backing::is_writable), all(Backing::zeroes_fast), all(Backing::is_memory));
-        Joined { parts, writable, fast_zero, memory }
+        Joined { parts, writable, fast_zero, memory, _locks: Vec::new() }
+    }
+
+    /// Keeps the files locked while it is open.
+    pub(crate) fn keeping(self, locks: Vec<Lock>) -> Self {
+        Joined { _locks: locks, ..self }
     }
 
     /// Refuses a change of what cannot change, before anything else is changed. `data` is None for zeroes.

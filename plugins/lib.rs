@@ -10,7 +10,9 @@ mod backing;
 #[cfg(test)]
 mod conformance;
 mod holes;
+mod image;
 mod joined;
+mod lock;
 #[cfg(test)]
 mod testkit;
 

@@ -26,7 +26,7 @@ use super::{
     ranges::{Entered, Files},
     submit::Submitter,
 };
-use crate::holes;
+use crate::{holes, lock::Lock};
 
 /// File systems in memory, where a read never waits and that do not all know `RWF_NOWAIT`: tmpfs, ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -57,6 +57,8 @@ pub(super) struct Disk {
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
     no_dsync: AtomicBool,
+    /// Against other programs.
+    _lock: Option<Lock>,
 }
 
 /// Which of the two ways of `fallocate` makes zeroes.
@@ -68,7 +70,12 @@ enum Way {
 
 impl Disk {
     /// `files` has the writes of all connections.
-    pub(super) fn new(file: File, writable: bool, hints: Hints, files: &Files) -> Result<Self> {
+    pub(super) fn new(
+        file: File,
+        (writable, lock): (bool, Option<Lock>),
+        hints: Hints,
+        files: &Files,
+    ) -> Result<Self> {
         let file = Arc::new(file);
         let buffers = Arc::<Buffers>::default();
         let stat = fstat(&file).map_err(io::Error::from)?;
@@ -104,6 +111,7 @@ impl Disk {
             no_zero_range: AtomicBool::new(false),
             no_dsync: AtomicBool::new(false),
             file,
+            _lock: lock,
         })
     }
 
@@ -258,7 +266,10 @@ impl Handle for Disk {
     }
 
     fn flush(&self) -> Result<()> {
-        fdatasync(&self.file).map_err(io::Error::from)?;
+        // Where nothing was written there is nothing to flush, and a read-only file system refuses to.
+        if self.writable {
+            fdatasync(&self.file).map_err(io::Error::from)?;
+        }
         if self.must_drop_cache() {
             self.dirty.store(0, Relaxed);
             self.drop_cache(0, 0);

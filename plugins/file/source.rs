@@ -39,7 +39,8 @@ impl Source {
     /// The files of a directory.
     pub(super) fn dir(path: &Path) -> anyhow::Result<Source> {
         let dir = open_dir(CWD, path).map_err(io::Error::from);
-        let dir = dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
+        let dir =
+            dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
         Ok(Source::Dir("dir", dir))
     }
 
@@ -49,6 +50,18 @@ impl Source {
             Source::File(_) => "file",
             Source::Dir(key, _) => key,
             Source::Fd(_) => "fd",
+        }
+    }
+
+    /// The file of an export, for messages.
+    pub(super) fn name(&self, export: &OsStr) -> PathBuf {
+        match self {
+            Source::File(path) => path.clone(),
+            Source::Dir(..) => export.into(),
+            Source::Fd(fd) => {
+                let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd));
+                std::fs::read_link(&link).unwrap_or(link.into())
+            }
         }
     }
 

@@ -41,7 +41,7 @@ pub use filter::{Filter, NextConfig, NextConfigComplete};
 pub use handle::Handle;
 pub use loan::Loan;
 pub use next::Next;
-pub use plugin::{Info, Interface, Plugin};
+pub use plugin::{Above, Info, Interface, Plugin};
 pub use session::{Connection, Session};
 pub use stop::Stop;
 pub use submit::{Completion, Flush, Flusher, Io};
