@@ -37,6 +37,8 @@ pub(crate) struct Door {
     length: u64,
     /// The kernel may have pages of it.
     opened: AtomicBool,
+    /// Somebody has tried to write since the last flush.
+    unflushed: AtomicBool,
 }
 
 /// `whence` of lseek(2): the next data.
@@ -66,7 +68,8 @@ impl Door {
     ) -> Self {
         let (start, length) = (range.start, range.end - range.start);
         let attributes = Attributes::new(owner, session.caps().write, start, length);
-        Door { ino, disk, session, attributes, passthrough, start, length, opened: AtomicBool::new(false) }
+        let [opened, unflushed] = [const { AtomicBool::new(false) }; 2];
+        Door { ino, disk, session, attributes, passthrough, start, length, opened, unflushed }
     }
 
     /// Size in bytes.
@@ -155,6 +158,7 @@ impl Door {
         if data.len() > self.piece() || (synchronous && self.session.caps().fua == Support::None) {
             return Some(done);
         }
+        self.note_write();
         self.session.submit(Io::Write(data, flags), self.start + offset, done)
     }
 
@@ -168,6 +172,7 @@ impl Door {
         let caps = self.session.caps();
         let fua = synchronous && caps.fua != Support::None;
         let flags = if fua { Flags::FUA } else { Flags::empty() };
+        self.note_write();
         let mut at = self.start + offset;
         for piece in data.chunks(self.piece()) {
             self.session.pwrite(piece, at, flags).map_err(|e| errno(&e))?;
@@ -182,7 +187,25 @@ impl Door {
         if !self.session.caps().flush {
             return Ok(());
         }
-        self.session.flush().map_err(|e| errno(&e))
+        // Before the flush, which need not cover what is written meanwhile.
+        let unflushed = self.unflushed.swap(false, Ordering::AcqRel);
+        self.session.flush().map_err(|e| {
+            self.unflushed.fetch_or(unflushed, Ordering::AcqRel);
+            errno(&e)
+        })
+    }
+
+    /// Notes that a write is tried: one that fails may have changed something, and its writer may not have heard of it.
+    fn note_write(&self) {
+        // A store for each write would make the threads of several writers fight for the line.
+        if !self.unflushed.load(Ordering::Relaxed) {
+            self.unflushed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether there is something that a flush would make durable.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Acquire)
     }
 
     /// Checks fallocate(2)'s arguments and turns them into a zero request: length and flags. None: nothing to do.
@@ -220,6 +243,7 @@ impl Door {
     /// Makes a range within the file read as zeroes. What is not fast, although asked to be, is done all the same
     /// if it is little.
     pub(crate) fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<(), Errno> {
+        self.note_write();
         let at = self.start + offset;
         let mut result = self.session.zero(length, at, flags);
         if flags.contains(Flags::FAST_ZERO) && length <= WORTH_WRITING {

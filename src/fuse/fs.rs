@@ -420,9 +420,16 @@ impl Filesystem for Fs {
         self.run_shared(answer, move |answer| write_to(answer, &volume, &door, &data, &write));
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // Not a flush of the disk but the close of a file. The kernel then stops asking.
-        reply.error(Errno::ENOSYS);
+    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        // Not a flush of the disk but the close of a file.
+        if !self.volume.opened().any(|door| door.passthrough.is_on()) {
+            // The kernel then stops asking.
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.volume.door(ino).and_then(|door| door.passthrough.check(&door.session)) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -2,9 +2,10 @@
 //!
 //! Only for mounts that are read-only. The kernel lets a write through such a handle pass the end of the file that we
 //! promise, and so would let anyone grow the disk image; nor does it keep writers that it serves itself and readers
-//! that we serve apart.
+//! that we serve apart. A file that others make shorter meanwhile gives an error when it is closed, since the kernel gives
+//! none when it is read.
 
-use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
+use fuser::{BackingId, Errno, InitFlags, KernelConfig, ReplyOpen};
 use log::debug;
 use nbdkit_core::Session;
 use parking_lot::Mutex;
@@ -77,6 +78,33 @@ impl Passthrough {
             }
             _ => Err(reply),
         }
+    }
+}
+
+impl Passthrough {
+    /// Whether the kernel may read the file by itself.
+    pub(crate) fn is_on(&self) -> bool {
+        matches!(self, Passthrough::On(_))
+    }
+
+    /// Checks, when somebody closes the file, that it has not become shorter. The kernel ends a read there as if it were
+    /// the end of the disk, so this is the last chance to say that bytes were missing: cp(1) and others look at what
+    /// close(2) returns.
+    pub(crate) fn check(&self, session: &Session) -> Result<(), Errno> {
+        let Passthrough::On(state) = self else { return Ok(()) };
+        if !matches!(*state.lock(), State::Ready(_)) {
+            return Ok(());
+        }
+        let size = session.loan(0, session.size()).and_then(|loan| rustix::fs::fstat(loan.fd).ok());
+        let size = size.map_or(0, |stat| stat.st_size.cast_unsigned());
+        if size >= session.size() {
+            return Ok(());
+        }
+        log::error!(
+            "the image has become shorter, {size} bytes instead of {}: what was read of it is not all",
+            session.size()
+        );
+        Err(Errno::EIO)
     }
 }
 

@@ -258,3 +258,63 @@ fn debug_prints_the_requests_of_the_kernel() {
     fs::metadata(mount.file()).expect("stat");
     assert!(mount.stderr().contains("LOOKUP"), "{}", mount.stderr());
 }
+
+/// Mounts a disk whose server is lost as soon as the file `lost` exists, does something with it, loses the server, and
+/// unmounts.
+fn lose(script: &str) -> util::Run {
+    let dir = temp();
+    let lost = dir.path().join("lost");
+    let fails = format!("if test -e '{}'; then echo EIO gone >&2; exit 1; fi", lost.display());
+    let mount = Mount::start([
+        "eval".to_owned(),
+        "get_size=echo 1M".into(),
+        format!("pread={fails}; head -c $3 /dev/zero"),
+        format!("pwrite={fails}; cat >/dev/null"),
+        "can_write=exit 0".into(),
+        "can_flush=exit 0".into(),
+        format!("flush={fails}"),
+    ]);
+    sh(&script.replace("DISK", mount.file().to_str().expect("UTF-8")));
+    fs::write(&lost, "").expect("write");
+    util::run([NBDKIT_MOUNT, "-u", mount.path().to_str().expect("UTF-8")])
+}
+
+#[test]
+fn after_a_lost_backend_data_may_be_lost_only_if_there_were_any() {
+    for harmless in
+        ["true", "dd if=DISK of=/dev/null", "dd if=/dev/zero of=DISK bs=4k count=3 conv=notrunc,fsync"]
+    {
+        let out = lose(harmless);
+        assert!(out.code == 0 && !out.stderr.contains("lost"), "{harmless}: {} {}", out.code, out.stderr);
+    }
+    for harmful in [
+        "dd if=/dev/zero of=DISK bs=4k count=3 conv=notrunc",
+        "dd if=/dev/zero of=DISK bs=4k count=3 conv=notrunc,fsync; dd if=/dev/zero of=DISK bs=4k count=1 conv=notrunc",
+    ] {
+        let line = lose(harmful).refused_with(7);
+        assert!(line.contains("data may be lost"), "{harmful}: {line}");
+    }
+}
+
+#[test]
+fn a_copy_of_an_image_that_became_shorter_fails_in_every_mode() {
+    for words in [&["-r"][..], &["-r", "--no-passthrough"], &["--filter=nofilter"], &["--cache=none"]] {
+        let dir = temp();
+        let disk = util::patterned(dir.path(), "disk.img", 8 << 20);
+        let words = [words, &["file", disk.to_str().expect("UTF-8")]].concat();
+        let mount = Mount::start(&words);
+        let copy = dir.path().join("copy");
+        let cp = || util::run(["cp".as_ref(), mount.file().as_os_str(), copy.as_os_str()]);
+        cp().ok();
+        assert!(fs::read(&copy).expect("read") == fs::read(&disk).expect("read"), "{words:?}");
+        fs::File::options().write(true).open(&disk).expect("open").set_len(5 << 20).expect("truncate");
+        sh("echo 3 > /proc/sys/vm/drop_caches 2>/dev/null || true");
+        let out = cp();
+        assert!(
+            out.code != 0 && out.stderr.contains("Input/output error"),
+            "{words:?}: {} {}",
+            out.code,
+            out.stderr
+        );
+    }
+}
