@@ -184,4 +184,18 @@ fn the_names_of_exports_leave_nothing_behind() {
     open(&chain, "one").pwrite(&[7], 0, Flags::empty()).unwrap();
     assert_eq!(contents(&open(&chain, "one"))[0], 7, "changes stay");
     assert_eq!(contents(&open(&chain, "two"))[0], disk.contents()[0]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let overlays = format!("{}/overlays/", dir.path().display());
+    let chain = crate::testing::chain(&disk, &["cow"], &[("cow-file", &overlays)]).unwrap();
+    for (name, value) in [("one", 7), ("two", 0), ("three", 0)] {
+        let session = open(&chain, name);
+        if value > 0 {
+            session.pwrite(&[value], 0, Flags::FUA).unwrap();
+        }
+    }
+    let files: Vec<_> =
+        std::fs::read_dir(&overlays).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["one.cow"]);
+    assert_eq!(contents(&open(&chain, "one"))[0], 7);
 }

@@ -256,11 +256,15 @@ impl Overlay {
         self.changed.next_set(0).is_none()
     }
 
-    /// The file, if it dies with the server.
-    pub(super) fn into_temporary_file(self) -> Option<Arc<File>> {
+    /// Closes an overlay without changes: the file comes back if it dies with the server, and is removed if this process has
+    /// made it for nothing.
+    pub(super) fn close(self) -> Option<Arc<File>> {
         match self.backing {
             Backing::Temporary(file) => Some(file),
-            Backing::Store(_) => None,
+            Backing::Store(store) => {
+                store.remove_if_made();
+                None
+            }
         }
     }
 

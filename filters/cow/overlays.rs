@@ -162,14 +162,14 @@ impl Overlays {
         if matches!(self.place, Place::File(..)) || !held.as_ref().is_some_and(unused) {
             return;
         }
-        let overlay = held.take();
+        let Some(overlay) = held.take().and_then(Arc::into_inner) else { return };
+        if let (Place::Temporary(_, spare), Some(file)) = (&self.place, overlay.close()) {
+            spare.lock().get_or_insert(file);
+        }
+        // After that, for who opens it anew makes a file of the same name.
         drop(held);
         if Arc::strong_count(slot) == 1 {
             exports.remove(export);
-        }
-        let Some(overlay) = overlay.and_then(Arc::into_inner) else { return };
-        if let (Place::Temporary(_, spare), Some(file)) = (&self.place, overlay.into_temporary_file()) {
-            spare.lock().get_or_insert(file);
         }
     }
 

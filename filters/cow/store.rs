@@ -43,6 +43,8 @@ pub(super) struct Claimed {
     pub(super) header: Option<Box<Header>>,
     /// Made by us and still without a header: removed if nothing comes of it.
     created: bool,
+    /// Made an overlay by us.
+    made: bool,
 }
 
 impl Claimed {
@@ -96,7 +98,7 @@ impl Claimed {
                 Some(Box::new(header))
             }
         };
-        Ok(Claimed { file, path: path.to_owned(), header, created })
+        Ok(Claimed { file, path: path.to_owned(), header, created, made: false })
     }
 
     /// Checks that the overlay is for an export and a disk of `size` bytes, or makes it so if it is new. Returns the header
@@ -141,7 +143,7 @@ impl Claimed {
         if let Some(directory) = self.path.parent() {
             File::open(directory)?.sync_all()?;
         }
-        self.created = false;
+        (self.created, self.made) = (false, true);
         Ok(())
     }
 }
@@ -453,6 +455,15 @@ impl Store {
         // Never the map: its newer slots must not go before the older ones do.
         let result = self.file().set_len(self.header.data_start).and_then(|()| self.file().sync_all());
         result.map_err(|e| self.failed("shrink", e))
+    }
+
+    /// Removes the file's name if the overlay was made by this process, in which nothing has changed.
+    pub(super) fn remove_if_made(&self) {
+        if self.claimed.made
+            && let Err(e) = Self::remove(&self.claimed)
+        {
+            log::debug!("cow: {e:#}");
+        }
     }
 
     /// Removes the file's name.
