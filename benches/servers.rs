@@ -158,7 +158,11 @@ impl Server {
                 let mut file = OsString::from("file=");
                 file.push(self.image.as_ref().context("no file")?);
                 let uncached = (self.contestant.disk == Disk::Cold).then(|| "cache=none".into());
-                ["file".into(), file].into_iter().chain(uncached).collect()
+                // All contestants serve one image, at the same time.
+                let is_ours =
+                    matches!(self.contestant.kind, Kind::Ours | Kind::OursMount | Kind::OursPassthrough);
+                let unlocked = is_ours.then(|| "lock=off".into());
+                ["file".into(), file].into_iter().chain(uncached).chain(unlocked).collect()
             }
         })
     }

@@ -18,6 +18,10 @@ impl Filter for CheckWrite {
         Info::bundled("checkwrite", "nbdkit checkwrite filter", "")
     }
 
+    fn opens_readonly(&self) -> bool {
+        true
+    }
+
     /// The layers below are opened read-only. They would forbid writes, but this filter has none for them.
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         let next = next.open(&Open { readonly: true, ..open.clone() })?;

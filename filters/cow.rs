@@ -1,16 +1,18 @@
 //! Makes any disk writable: changes go into a file, the disk below is only read. The file is a temporary one, or with
 //! `cow-file` one that stays.
 //!
-//! All connections share one overlay, so they see each other's changes at once.
+//! Each export has an overlay of its own. All connections to it share that, so they see each other's changes at once.
 
+mod base;
+mod directory;
 pub(crate) mod export;
 mod format;
 mod overlay;
+mod overlays;
 mod store;
 
 use std::{
     ffi::OsStr,
-    fs::File,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,17 +23,19 @@ use nbdkit_core::{
     Below, BlockSize, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op,
     Open, Outcome, Request, Result, Support, ThreadModel, params,
 };
-use parking_lot::Mutex;
 
 use self::{
-    overlay::{Overlay, Patch, Span, State},
-    store::{Claimed, Store},
+    overlay::{Patch, Span, State},
+    overlays::{Lease, Overlays},
 };
 use crate::blocksize::{self, Limits, read_fitted, read_inline, read_within_limits, tried};
 
 const HELP: &str = "\
 cow-block-size=<N>              Unit of the overlay, a power of 2 from 4k to 2G (default 64k).
-cow-file=<PATH>                 Keep the changes in this file (default: in a temporary one).
+cow-file=<PATH>                 Keep the changes in this file, or of each export in a file in this directory (default:
+                                in a temporary one).
+cow-force=<BOOL>                Use the cow-file with a disk that is not, or no longer, the one it was made over (default
+                                false).
 cow-on-cache=<BOOL>             Cache requests copy data into the overlay (default false).
 cow-on-read=<BOOL>|/PATH        Reads copy data into the overlay: always, never (default), or while PATH exists.";
 
@@ -40,16 +44,14 @@ const DEFAULT_BLOCK_SIZE: u64 = 64 << 10;
 
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4096..=2 << 30;
 
-/// Where the overlay goes unless TMPDIR says otherwise: it may be too large for a disk in memory.
-const DEFAULT_TMPDIR: &str = "/var/tmp";
-
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(Cow {
         block_size: None,
         on_cache: false,
         on_read: OnRead::Never,
         path: None,
-        overlay: Mutex::new(Backing::Missing),
+        force: false,
+        overlays: None,
     })
 }
 
@@ -59,19 +61,10 @@ struct Cow {
     on_read: OnRead,
     /// Where the changes stay; None: nowhere.
     path: Option<PathBuf>,
-    overlay: Mutex<Backing>,
-}
-
-/// How far the overlay is.
-enum Backing {
-    /// The server has not started.
-    Missing,
-    /// The file was opened early, so that it is an error of the start when it cannot be; the first client tells the
-    /// size of the disk.
-    Temporary(Arc<File>),
-    /// The same, for an overlay that is to stay.
-    New(Claimed),
-    Ready(Arc<Overlay>),
+    /// Take another disk below than that of the overlay.
+    force: bool,
+    /// None: the server has not started.
+    overlays: Option<Arc<Overlays>>,
 }
 
 /// When reads copy what they read.
@@ -93,60 +86,6 @@ impl OnRead {
     }
 }
 
-impl Cow {
-    fn block_size(&self) -> u64 {
-        self.block_size.unwrap_or(DEFAULT_BLOCK_SIZE)
-    }
-
-    /// The overlay for a disk of `size` bytes.
-    fn overlay(&self, size: u64) -> Result<Arc<Overlay>> {
-        let mut shared = self.overlay.lock();
-        let overlay = match std::mem::replace(&mut *shared, Backing::Missing) {
-            Backing::Missing => return Err(Error::new(Errno::EIO, "the overlay could not be opened")),
-            Backing::Ready(overlay) => overlay,
-            Backing::Temporary(file) => match Overlay::temporary(file.clone(), size, self.block_size()) {
-                Ok(overlay) => Arc::new(overlay),
-                Err(e) => {
-                    *shared = Backing::Temporary(file);
-                    return Err(e);
-                }
-            },
-            Backing::New(claimed) => match Store::new(claimed, size, self.block_size()) {
-                Ok(store) => Arc::new(Overlay::persistent(store)?),
-                Err((claimed, e)) => {
-                    *shared = Backing::New(claimed);
-                    return Err(e);
-                }
-            },
-        };
-        *shared = Backing::Ready(overlay.clone());
-        overlay.check_size(size)?;
-        Ok(overlay)
-    }
-
-    /// Opens the overlay that is to stay.
-    fn claim(&self, path: &Path) -> anyhow::Result<Backing> {
-        let claimed = Claimed::open(path, true)?;
-        let Some(header) = claimed.header.clone() else { return Ok(Backing::New(claimed)) };
-        let wanted = self.block_size.unwrap_or(header.block_size);
-        ensure!(
-            header.block_size == wanted,
-            "{} has blocks of {} bytes, but cow-block-size={wanted} was given: leave that out, or give another cow-file",
-            path.display(),
-            header.block_size
-        );
-        let store = Store::new(claimed, header.size, header.block_size).map_err(|(_, e)| e)?;
-        Ok(Backing::Ready(Arc::new(Overlay::persistent(store)?)))
-    }
-}
-
-fn temporary_file() -> anyhow::Result<File> {
-    let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).unwrap_or(DEFAULT_TMPDIR.into());
-    tempfile::tempfile_in(&dir).with_context(|| {
-        format!("cannot make a temporary file in {} (set TMPDIR to another directory)", dir.display())
-    })
-}
-
 impl Filter for Cow {
     fn info(&self) -> Info {
         Info::bundled("cow", "nbdkit copy-on-write (COW) filter", HELP)
@@ -164,8 +103,10 @@ impl Filter for Cow {
             }
             "cow-file" => {
                 ensure!(!value.is_empty(), "cow-file needs the path of a file");
+                // This keeps the slash that says that it is a directory.
                 self.path = Some(std::path::absolute(value)?);
             }
+            "cow-force" => self.force = params::boolean(value)?,
             "cow-on-cache" => self.on_cache = params::boolean(value)?,
             "cow-on-read" if Path::new(value).is_absolute() => self.on_read = OnRead::While(value.into()),
             "cow-on-read" => {
@@ -178,25 +119,25 @@ impl Filter for Cow {
     }
 
     fn get_ready(&mut self, _: ThreadModel) -> anyhow::Result<()> {
-        *self.overlay.get_mut() = match &self.path {
-            Some(path) => self.claim(path)?,
-            None => Backing::Temporary(Arc::new(temporary_file()?)),
-        };
+        self.overlays = Some(Overlays::new(self.path.as_deref(), self.block_size, self.force)?);
         Ok(())
+    }
+
+    fn opens_readonly(&self) -> bool {
+        true
     }
 
     fn cleanup(&self, _: &Below) {
         // What clients wrote and did not flush is still the server's to keep: it ends in peace.
-        if let Backing::Ready(overlay) = &*self.overlay.lock()
-            && let Err(e) = overlay.save()
-        {
-            log::error!("cow: {e}: what was written since the last flush is lost");
+        if let Some(overlays) = &self.overlays {
+            overlays.save();
         }
     }
 
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         let next = next.open(&Open { readonly: true, ..open.clone() })?;
-        let overlay = self.overlay(next.caps().size)?;
+        let overlays = self.overlays.as_ref().ok_or(Errno::EIO)?;
+        let overlay = overlays.open(&open.export_name, &next)?;
         let preferred = overlay.block_size().min(32 << 20) as u32;
         Ok(Box::new(Overlaid {
             overlay,
@@ -209,7 +150,7 @@ impl Filter for Cow {
 }
 
 struct Overlaid {
-    overlay: Arc<Overlay>,
+    overlay: Lease,
     preferred: u32,
     on_cache: bool,
     on_read: OnRead,

@@ -23,6 +23,8 @@ mod exitwhen;
 mod exportname;
 mod finalize_on_drop;
 #[cfg(test)]
+mod exports_tests;
+#[cfg(test)]
 mod flaky;
 mod fua;
 mod ip;

@@ -42,6 +42,10 @@ impl Filter for ReadOnly {
         Ok(())
     }
 
+    fn opens_readonly(&self) -> bool {
+        self.file.is_none()
+    }
+
     fn open(&self, next: &Below, open: &Open) -> Result<Box<dyn Handle>> {
         Ok(match &self.file {
             Some(file) => Box::new(Switched { file: file.clone(), next: next.open(open)? }),

@@ -89,6 +89,11 @@ impl Backing {
         }
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Length in bytes when it was opened.
     pub(crate) fn length(&self) -> u64 {
         self.length

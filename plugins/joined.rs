@@ -7,7 +7,7 @@ use nbdkit_core::{
     Call, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result, Support,
 };
 
-use crate::backing::Backing;
+use crate::{backing::Backing, lock::Lock};
 
 /// What a region of the disk is made of.
 pub(crate) enum Part {
@@ -24,13 +24,19 @@ pub(crate) struct Joined {
     parts: Arc<Regions<Part>>,
     writable: bool,
     fast_zero: bool,
+    _locks: Vec<Lock>,
 }
 
 impl Joined {
     pub(crate) fn new(parts: Arc<Regions<Part>>) -> Self {
         let all = |is: fn(&Backing) -> bool| files(&parts).all(is);
         let (writable, fast_zero) = (all(Backing::is_writable), all(Backing::zeroes_fast));
-        Joined { parts, writable, fast_zero }
+        Joined { parts, writable, fast_zero, _locks: Vec::new() }
+    }
+
+    /// Keeps the files locked while it is open.
+    pub(crate) fn keeping(self, locks: Vec<Lock>) -> Self {
+        Joined { _locks: locks, ..self }
     }
 
     /// Refuses a change of what cannot change, before anything else is changed. `data` is None for zeroes.

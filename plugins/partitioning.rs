@@ -4,11 +4,13 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use nbdkit_common::{Guid, LINUX, Layout, LayoutError, NewPartition, Regions, SECTOR};
-use nbdkit_core::{Errno, Handle, Info, Open, Plugin, Result, params};
+use nbdkit_core::{Above, Errno, Handle, Info, Open, Plugin, Result, params};
 
 use crate::{
     backing::Backing,
+    image::Care,
     joined::{Joined, Part},
+    lock::{Access, Lock},
 };
 
 const HELP: &str = "\
@@ -16,10 +18,18 @@ file=<FILENAME>            (required, may be repeated) The partitions, in order.
 partition-type=mbr|gpt     The table (default: MBR for up to 4 partitions and 2 TB).
 alignment=<SIZE>           Alignment of the files that follow (default 1M).
 mbr-id=<BYTE>|default      Type in an MBR of the files that follow (default 0x83).
-type-guid=<GUID>|default   Type in a GPT of the files that follow (default Linux).";
+type-guid=<GUID>|default   Type in a GPT of the files that follow (default Linux).
+lock=off|auto|on           Lock the files against other programs (default auto).";
 
 pub(crate) fn new() -> Box<dyn Plugin> {
-    Box::new(Partitioning { files: Vec::new(), scheme: None, template: NewPartition::new(0), disk: None })
+    Box::new(Partitioning {
+        files: Vec::new(),
+        scheme: None,
+        template: NewPartition::new(0),
+        disk: None,
+        care: Care::default(),
+        locks: Vec::new(),
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +44,9 @@ struct Partitioning {
     /// What the next file will be.
     template: NewPartition,
     disk: Option<Arc<Regions<Part>>>,
+    care: Care,
+    /// Of all files, from the start on.
+    locks: Vec<Lock>,
 }
 
 impl Partitioning {
@@ -103,9 +116,23 @@ impl Plugin for Partitioning {
                 }
                 self.template.gpt_type = guid;
             }
+            "lock" => return self.care.config(key, value),
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    fn set_above(&mut self, above: Above) {
+        self.care.set_above(above);
+    }
+
+    fn get_ready(&mut self) -> anyhow::Result<()> {
+        for (path, _) in &self.files {
+            // The files were opened for writing, for all clients, before it was known whether anybody does.
+            let file = Backing::open(path, true)?;
+            self.locks.extend(self.care.lock(file.file(), path, Access::new(self.care.may_be_written()))?);
+        }
+        Ok(())
     }
 
     fn config_complete(&mut self) -> anyhow::Result<()> {

@@ -1,8 +1,14 @@
 //! Power loss at any moment: of what was written after the last fdatasync(2), any sectors may be missing.
 
-use std::{collections::BTreeMap, os::unix::fs::FileExt as _, path::Path};
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _, path::Path};
 
-use super::*;
+use parking_lot::Mutex;
+
+use super::{
+    overlay::Overlay,
+    store::{Claimed, Store},
+    *,
+};
 
 const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
@@ -66,7 +72,9 @@ fn read_below(buf: &mut [u8], offset: u64) -> Result<()> {
 }
 
 fn open(path: &Path) -> Overlay {
-    let store = Store::new(Claimed::open(path, true).unwrap(), SIZE, BLOCK).map_err(|(_, e)| e).unwrap();
+    let store = Store::new(Claimed::open(path, true).unwrap(), OsStr::new(""), SIZE, BLOCK)
+        .map_err(|(_, e)| e)
+        .unwrap();
     Overlay::persistent(store).unwrap()
 }
 

@@ -1,10 +1,11 @@
 //! Persistent overlays for programs: what `nbdkit-mount --commit` and `--discard` need of one.
 
-use std::path::Path;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 
-use nbdkit_core::{Error, Result};
+use nbdkit_core::{Error, Result, Session};
 
 use super::{
+    directory,
     overlay::{Overlay, State},
     store::{Claimed, Store},
 };
@@ -24,18 +25,40 @@ pub struct Change {
 }
 
 impl OverlayFile {
-    /// Opens an overlay.
+    /// Opens an overlay: the file `path`, or that of `export` in the directory `path`. Without an export it is the only
+    /// one in there.
     ///
     /// # Errors
-    /// No such file, no overlay, damaged, in use by another process.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let claimed = Claimed::open(path, false)?;
+    /// No such file, no overlay, damaged, in use by another process; another export's; several in a directory.
+    pub fn open(path: &Path, export: Option<&OsStr>) -> anyhow::Result<Self> {
+        let claimed = Claimed::open(&directory::find(path, export)?, false)?;
+        let overlay = OverlayFile(claimed);
         anyhow::ensure!(
-            claimed.header.is_some(),
+            overlay.0.header.is_some(),
             "{} is an empty file and not yet an overlay: there is nothing in it",
-            path.display()
+            overlay.path().display()
         );
-        Ok(OverlayFile(claimed))
+        if let (Some(name), Some(export)) = (overlay.export(), export)
+            && name != export
+        {
+            anyhow::bail!(
+                "{} holds the changes of export '{}', not those of '{}'",
+                overlay.path().display(),
+                name.display(),
+                export.display()
+            );
+        }
+        Ok(overlay)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The export whose changes are in it. None: it was made by a version that did not note it.
+    pub fn export(&self) -> Option<&OsStr> {
+        self.0.header.as_ref()?.export.as_deref().map(OsStr::from_bytes)
     }
 
     /// Removes the file, and with it all changes.
@@ -46,14 +69,19 @@ impl OverlayFile {
         Store::remove(&self.0)
     }
 
-    /// Reads which parts of a disk of `size` bytes have changed.
+    /// Reads which parts of the disk have changed, and checks that `disk` is the one that it was made over, as it was then
+    /// or as an interrupted commit has left it. With `force` it may be any of the same size.
     ///
     /// # Errors
     /// The overlay was made for another disk, or is damaged.
-    pub fn changes(self, size: u64) -> Result<Changes> {
+    pub fn changes(self, disk: &Session, force: bool) -> Result<Changes> {
+        let export = self.export().unwrap_or_default().to_owned();
         // The block size is that of the file.
-        let store = Store::new(self.0, size, super::DEFAULT_BLOCK_SIZE).map_err(|(_, e): (_, Error)| e)?;
-        Ok(Changes(Overlay::persistent(store)?))
+        let store = Store::new(self.0, &export, disk.size(), super::DEFAULT_BLOCK_SIZE)
+            .map_err(|(_, e): (_, Error)| e)?;
+        let overlay = Overlay::persistent(store)?;
+        overlay.identify(disk, force)?;
+        Ok(Changes(overlay))
     }
 }
 
@@ -93,11 +121,20 @@ impl Changes {
         self.0.read(buf, offset)
     }
 
-    /// Forgets all changes, durably. A crash on the way leaves some of them, each of them whole.
+    /// To be called before the first change goes to the disk, which differs from what the overlay knows from then on.
     ///
     /// # Errors
     /// Those of the file.
-    pub fn clear(&self) -> Result<()> {
+    pub fn begin(&self) -> Result<()> {
+        self.0.begin_commit()
+    }
+
+    /// Forgets all changes, durably, for they are on the disk. A crash on the way leaves some of them, each of them whole.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn finish(&self, disk: &Session) -> Result<()> {
+        self.0.end_commit(disk)?;
         self.0.clear()
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! 0          header, 4 KiB, written once
-//! 4 KiB      block map: for each page of the map two slots of 4 KiB, written in turn
+//! 4 KiB      the base (see `base`): two slots of 4 KiB, written in turn; absent in version 1
+//! 12 KiB     block map: for each page of the map two slots of 4 KiB, written in turn; at 4 KiB in version 1
 //! data_start blocks, each at data_start plus its offset on the disk
 //! ```
+//!
+//! Version 1 knows neither its base nor its export. It is read and written as it is, and never made anew.
 //!
 //! Numbers are little-endian. A slot that was torn by a crash fails its checksum, and then the other one, which was
 //! durable before, counts. A page that was never written is a hole and says that nothing has changed.
@@ -13,8 +16,10 @@ use super::BLOCK_SIZES;
 
 /// What the file starts with.
 const MAGIC: [u8; 8] = *b"NBDKCOW\x1a";
-/// The version written; the only one understood.
-const VERSION: u32 = 1;
+/// The version of new overlays.
+const VERSION: u32 = 2;
+/// The version that knows neither its base nor its export.
+const NAMELESS: u32 = 1;
 
 /// Bytes of the header.
 pub(super) const HEADER: u64 = 4096;
@@ -31,10 +36,19 @@ const DATA_ALIGNMENT: u64 = 1 << 20;
 /// Where the checksums lie: after what they cover in the header, in the middle of a slot.
 const HEADER_CHECKSUM: usize = 48;
 const SLOT_CHECKSUM: usize = 24;
+/// Where the export's name lies in the header, after its length in bytes at [`NAME_LENGTH`].
+const NAME: usize = 64;
+const NAME_LENGTH: usize = 12;
+/// The longest name of an export that a header has room for, in bytes.
+pub(super) const LONGEST_NAME: usize = HEADER as usize - NAME;
 
 /// What the header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
+    /// [`VERSION`] or [`NAMELESS`].
+    version: u32,
+    /// The name of the export whose changes these are; None in version 1.
+    pub(super) export: Option<Vec<u8>>,
     /// Size in bytes of the disk below.
     pub(super) size: u64,
     /// Unit of the overlay in bytes.
@@ -46,13 +60,24 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The header of a new overlay. None: no file can be that large.
-    pub(super) fn new(size: u64, block_size: u64, id: u64) -> Option<Self> {
-        let pages = size.div_ceil(block_size).div_ceil(PAGE_BLOCKS);
-        let map = pages.checked_mul(2 * SLOT as u64)?;
-        let data_start = HEADER.checked_add(map)?.checked_next_multiple_of(DATA_ALIGNMENT)?;
-        let end = data_start.checked_add(size)?;
-        (end <= i64::MAX as u64).then_some(Header { size, block_size, data_start, id })
+    /// The header of a new overlay. None: no file can be that large, or no header holds a name that long.
+    pub(super) fn new(export: &[u8], size: u64, block_size: u64, id: u64) -> Option<Self> {
+        let export = (export.len() <= LONGEST_NAME).then(|| export.to_vec())?;
+        Self::lay_out(VERSION, Some(export), size, block_size, id)
+    }
+
+    fn lay_out(version: u32, export: Option<Vec<u8>>, size: u64, block_size: u64, id: u64) -> Option<Self> {
+        let mut header = Header { version, export, size, block_size, data_start: 0, id };
+        let map = header.pages().checked_mul(2 * SLOT as u64)?;
+        header.data_start = header.map_start().checked_add(map)?.checked_next_multiple_of(DATA_ALIGNMENT)?;
+        let end = header.data_start.checked_add(size)?;
+        (end <= i64::MAX as u64).then_some(header)
+    }
+
+    /// One as the versions before 2 made it.
+    #[cfg(test)]
+    pub(super) fn nameless(size: u64, block_size: u64, id: u64) -> Self {
+        Self::lay_out(NAMELESS, None, size, block_size, id).unwrap()
     }
 
     /// Number of pages of the map.
@@ -60,14 +85,43 @@ impl Header {
         self.size.div_ceil(self.block_size).div_ceil(PAGE_BLOCKS)
     }
 
+    /// Whether there is a place for the base.
+    pub(super) fn has_base(&self) -> bool {
+        self.version > NAMELESS
+    }
+
+    /// Where the block map starts in the file.
+    pub(super) fn map_start(&self) -> u64 {
+        if self.has_base() { base_slot_offset(2) + 2 * SLOT as u64 } else { HEADER }
+    }
+
+    /// Where a slot of a page is in the file. Writes with even and odd sequence numbers take turns.
+    pub(super) fn slot_offset(&self, page: u64, sequence: u64) -> u64 {
+        self.map_start() + (2 * page + sequence % 2) * SLOT as u64
+    }
+
+    /// The checksum, and how many bytes of the header it covers.
+    fn checksum(version: u32, bytes: &[u8]) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&bytes[..HEADER_CHECKSUM]);
+        if version > NAMELESS {
+            sum.update(&bytes[HEADER_CHECKSUM + 4..]);
+        }
+        sum.finalize()
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; HEADER as usize];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
         for (at, number) in [(16, self.size), (24, self.block_size), (32, self.data_start), (40, self.id)] {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
-        let checksum = crc32fast::hash(&bytes[..HEADER_CHECKSUM]);
+        if let Some(name) = &self.export {
+            bytes[NAME_LENGTH..NAME_LENGTH + 4].copy_from_slice(&(name.len() as u32).to_le_bytes());
+            bytes[NAME..NAME + name.len()].copy_from_slice(name);
+        }
+        let checksum = Self::checksum(self.version, &bytes);
         bytes[HEADER_CHECKSUM..HEADER_CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -79,28 +133,39 @@ impl Header {
                 "is not an overlay of the cow filter: give another file, or one that does not exist".into()
             );
         }
+        let bytes = &bytes[..HEADER as usize];
         let version = number32(bytes, 8);
         if version > VERSION {
             return Err(format!(
                 "has version {version}, which needs a newer nbdkit: this one reads up to {VERSION}"
             ));
         }
-        if number32(bytes, HEADER_CHECKSUM) != crc32fast::hash(&bytes[..HEADER_CHECKSUM]) {
+        if number32(bytes, HEADER_CHECKSUM) != Self::checksum(version, bytes) {
             return Err("has a damaged header: its checksum is wrong".into());
         }
         let number = |at| number64(bytes, at);
         let (size, block_size) = (number(16), number(24));
         let sane = BLOCK_SIZES.contains(&block_size) && block_size.is_power_of_two();
-        match sane.then(|| Header::new(size, block_size, number(40))).flatten() {
-            Some(header) if header.data_start == number(32) && version == VERSION => Ok(header),
+        let export = || {
+            let length = number32(bytes, NAME_LENGTH) as usize;
+            (version > NAMELESS).then(|| bytes.get(NAME..NAME.checked_add(length)?)).flatten()
+        };
+        let lay_out = || Header::lay_out(version, export().map(<[u8]>::to_vec), size, block_size, number(40));
+        match sane.then(lay_out).flatten() {
+            Some(header)
+                if header.data_start == number(32)
+                    && (version == NAMELESS || (version == VERSION && header.export.is_some())) =>
+            {
+                Ok(header)
+            }
             _ => Err("has a header that makes no sense".into()),
         }
     }
 }
 
-/// Where a slot of a page is in the file. Writes with even and odd sequence numbers take turns.
-pub(super) fn slot_offset(page: u64, sequence: u64) -> u64 {
-    HEADER + (2 * page + sequence % 2) * SLOT as u64
+/// Where a record of the base is in the file, in a version that has one.
+pub(super) fn base_slot_offset(sequence: u64) -> u64 {
+    HEADER + sequence % 2 * SLOT as u64
 }
 
 /// The states of [`PAGE_BLOCKS`] blocks: the words of the two bitmaps.
@@ -179,11 +244,11 @@ impl Slot {
     }
 }
 
-fn number32(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn number32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes)
 }
 
-fn number64(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn number64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
 }
 
@@ -192,30 +257,34 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header::new(100 << 30, 65536, 7).unwrap()
+        Header::new(b"disk0", 100 << 30, 65536, 7).unwrap()
     }
 
     #[test]
     fn headers_come_back_and_damage_is_seen() {
         let bytes = header().encode();
         assert_eq!(Header::decode(&bytes), Ok(header()));
-        for at in 0..HEADER_CHECKSUM + 4 {
+        for at in 0..HEADER as usize {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x10;
             assert!(Header::decode(&bytes).is_err(), "{at}");
         }
+        let old = Header::nameless(100 << 30, 65536, 7);
+        assert_eq!(Header::decode(&old.encode()), Ok(old));
         assert!(Header::decode(&bytes[..100]).unwrap_err().contains("not an overlay"));
         assert!(Header::decode(&[0; 4096]).unwrap_err().contains("not an overlay"));
         let mut newer = bytes;
-        newer[8] = 2;
+        newer[8] = 3;
         assert!(Header::decode(&newer).unwrap_err().contains("newer nbdkit"));
     }
 
     #[test]
     fn a_file_has_an_end() {
-        assert!(Header::new(i64::MAX as u64, 2 << 30, 0).is_none());
-        assert!(Header::new(1 << 62, 4096, 0).is_some());
-        assert_eq!(Header::new(0, 4096, 0).unwrap().pages(), 0);
+        assert!(Header::new(b"", i64::MAX as u64, 2 << 30, 0).is_none());
+        assert!(Header::new(b"", 1 << 62, 4096, 0).is_some());
+        assert_eq!(Header::new(b"", 0, 4096, 0).unwrap().pages(), 0);
+        assert!(Header::new(&[b'x'; LONGEST_NAME], 0, 4096, 0).is_some());
+        assert!(Header::new(&[b'x'; LONGEST_NAME + 1], 0, 4096, 0).is_none());
     }
 
     fn page(n: u64) -> Page {

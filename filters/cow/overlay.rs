@@ -13,7 +13,13 @@
 //! Every change of state ends in the flip of one bit, after the data are in place, so readers need no lock. A
 //! change of state is made under the block's lock; to write into a stored block none is needed.
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    ops::Range,
+    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    sync::Arc,
+};
 
 use nbdkit_common::Bitmap;
 use nbdkit_core::{BlockSize, Errno, Error, Result, emulate};
@@ -24,8 +30,9 @@ use rustix::{
 };
 
 use super::{
+    base::{Base, Disk},
     format::{PAGE_BLOCKS, Page},
-    store::Store,
+    store::{Store, wrong_export},
 };
 
 /// Blocks share their locks with others at this distance.
@@ -170,6 +177,93 @@ impl Overlay {
                 let first = self.size;
                 let why = format!("the disk below has {size} bytes, but it had {first} when first opened");
                 Err(Error::new(Errno::EINVAL, why))
+            }
+        }
+    }
+
+    /// Checks that the changes are those of an export. An overlay that does not know is anybody's.
+    ///
+    /// # Errors
+    /// `EINVAL`, with both names.
+    pub(super) fn check_export(&self, export: &OsStr) -> Result<()> {
+        match &self.backing {
+            Backing::Temporary(_) => Ok(()),
+            Backing::Store(store) => match store.header().export.as_deref().map(OsStr::from_bytes) {
+                Some(name) if name != export => Err(wrong_export(store.path(), name, export)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Checks that the disk below is the one that the overlay was made over, and as it was then. One without changes gets
+    /// along with any. With `force` the disk becomes its base.
+    ///
+    /// # Errors
+    /// `EINVAL`, with what differs; those of the file.
+    pub(super) fn identify(&self, disk: &dyn Disk, force: bool) -> Result<()> {
+        let Backing::Store(store) = &self.backing else { return Ok(()) };
+        let Some(base) = store.base()? else {
+            if !self.is_unchanged() {
+                log::warn!(
+                    "cow: {} does not know which disk it belongs to, for it was made by an older version: see to it that \
+                     this is the one",
+                    store.path().display()
+                );
+            }
+            return store.set_base(&Base::of(disk));
+        };
+        let committing = base.is_committing() && !self.is_unchanged();
+        match base.check(disk, |at| self.state(at / self.block_size) != State::Below) {
+            Ok(()) => return Ok(()),
+            Err(_) if self.is_unchanged() => {}
+            Err(e) if force => log::warn!("cow: {} {e}: it is used all the same", store.path().display()),
+            Err(e) => {
+                let why = format!(
+                    "{} {e}. Give the disk that it was made over, or force it",
+                    store.path().display()
+                );
+                return Err(Error::new(e.errno(), why));
+            }
+        }
+        store.set_base(&Base::of(disk).committing(committing))
+    }
+
+    /// Notes that the base gets changes of this overlay from here on.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn begin_commit(&self) -> Result<()> {
+        let Backing::Store(store) = &self.backing else { return Ok(()) };
+        match store.base()? {
+            Some(base) => store.set_base(&base.committing(true)),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that the base has all changes, as it is now.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn end_commit(&self, disk: &dyn Disk) -> Result<()> {
+        match &self.backing {
+            Backing::Temporary(_) => Ok(()),
+            Backing::Store(store) => store.set_base(&Base::of(disk)),
+        }
+    }
+
+    /// Whether everything is as on the disk below.
+    pub(super) fn is_unchanged(&self) -> bool {
+        self.changed.next_set(0).is_none()
+    }
+
+    /// Closes an overlay without changes: the file comes back if it dies with the server, and is removed if this process has
+    /// made it for nothing.
+    pub(super) fn close(self) -> Option<Arc<File>> {
+        match self.backing {
+            Backing::Temporary(file) => Some(file),
+            Backing::Store(store) => {
+                store.remove_if_made();
+                None
             }
         }
     }

@@ -8,9 +8,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ffi::OsStr,
     fs::File,
     io::{self, ErrorKind},
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -23,7 +27,10 @@ use rustix::{
     io::Errno as Os,
 };
 
-use super::format::{HEADER, Header, Page, SLOT, Slot, slot_offset};
+use super::{
+    base::Base,
+    format::{HEADER, Header, LONGEST_NAME, Page, SLOT, Slot, base_slot_offset},
+};
 
 /// Pages noted at a time: what a flush needs in memory.
 const BATCH: usize = 1024;
@@ -33,9 +40,11 @@ pub(super) struct Claimed {
     pub(super) file: File,
     pub(super) path: PathBuf,
     /// None: it is new and the first client tells what size the disk has.
-    pub(super) header: Option<Header>,
+    pub(super) header: Option<Box<Header>>,
     /// Made by us and still without a header: removed if nothing comes of it.
     created: bool,
+    /// Made an overlay by us.
+    made: bool,
 }
 
 impl Claimed {
@@ -61,6 +70,13 @@ impl Claimed {
         }
     }
 
+    /// The header of an overlay that others may have open.
+    pub(super) fn peek(path: &Path) -> Option<Header> {
+        let mut bytes = vec![0; HEADER as usize];
+        File::open(path).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+        Header::decode(&bytes).ok()
+    }
+
     fn read(file: File, path: &Path, created: bool) -> anyhow::Result<Self> {
         let mut bytes = vec![0; HEADER as usize];
         let mut length = 0;
@@ -77,25 +93,36 @@ impl Claimed {
         let fresh = file.metadata()?.len() <= HEADER && bytes.iter().all(|b| *b == 0);
         let header = match fresh {
             true => None,
-            false => Some(Header::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?),
+            false => {
+                let header = Header::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?;
+                Some(Box::new(header))
+            }
         };
-        Ok(Claimed { file, path: path.to_owned(), header, created })
+        Ok(Claimed { file, path: path.to_owned(), header, created, made: false })
     }
 
-    /// Checks that the overlay is for a disk of `size` bytes, or makes it so if it is new. Returns the header and a bitmap
-    /// of the pages of the map.
-    fn prepare(&mut self, size: u64, block_size: u64) -> Result<(Header, Bitmap)> {
+    /// Checks that the overlay is for an export and a disk of `size` bytes, or makes it so if it is new. Returns the header
+    /// and a bitmap of the pages of the map.
+    fn prepare(&mut self, export: &OsStr, size: u64, block_size: u64) -> Result<(Header, Bitmap)> {
         let refuse = |why: String| Error::new(Errno::EINVAL, why);
         let shown = self.path.display().to_string();
         let header = match &self.header {
-            Some(header) => header.clone(),
+            Some(header) => Header::clone(header),
             None => {
                 let mut id = [0; 8];
                 getrandom::fill(&mut id).map_err(|e| Error::new(Errno::EIO, e.to_string()))?;
-                Header::new(size, block_size, u64::from_ne_bytes(id))
+                if export.len() > LONGEST_NAME {
+                    return Err(refuse(format!(
+                        "{shown}: the name of the export is too long to be kept in it"
+                    )));
+                }
+                Header::new(export.as_bytes(), size, block_size, u64::from_ne_bytes(id))
                     .ok_or_else(|| refuse(format!("no file can hold an overlay of {size} bytes")))?
             }
         };
+        if let Some(name) = header.export.as_deref().filter(|name| *name != export.as_bytes()) {
+            return Err(wrong_export(&self.path, OsStr::from_bytes(name), export));
+        }
         if header.size != size {
             return Err(wrong_size(&self.path, header.size, size));
         }
@@ -104,7 +131,7 @@ impl Claimed {
         })?;
         if self.header.is_none() {
             self.initialize(&header).map_err(|e| Error::from(e).context(shown))?;
-            self.header = Some(header.clone());
+            self.header = Some(Box::new(header.clone()));
         }
         Ok((header, dirty))
     }
@@ -116,7 +143,7 @@ impl Claimed {
         if let Some(directory) = self.path.parent() {
             File::open(directory)?.sync_all()?;
         }
-        self.created = false;
+        (self.created, self.made) = (false, true);
         Ok(())
     }
 }
@@ -181,17 +208,18 @@ struct Rounds {
 }
 
 impl Store {
-    /// Takes an overlay for a disk of `size` bytes, made with `block_size` if it is new.
+    /// Takes an overlay for an export and a disk of `size` bytes, made with `block_size` if it is new.
     ///
     /// # Errors
-    /// `EINVAL`: it was made for another disk, or no file can be that large. Those of the file. What was claimed comes
+    /// `EINVAL`: it was made for another export or size, or no file can be that large. Those of the file. What was claimed comes
     /// back with them.
     pub(super) fn new(
         mut claimed: Claimed,
+        export: &OsStr,
         size: u64,
         block_size: u64,
     ) -> std::result::Result<Self, (Claimed, Error)> {
-        match claimed.prepare(size, block_size) {
+        match claimed.prepare(export, size, block_size) {
             Ok((header, dirty)) => Ok(Store {
                 claimed,
                 header,
@@ -223,6 +251,41 @@ impl Store {
         &self.claimed.file
     }
 
+    /// What it keeps of the base, and the number of the record. None: nothing yet, or it is damaged.
+    ///
+    /// # Errors
+    /// Those of the file.
+    fn base_record(&self) -> Result<Option<(u64, Base)>> {
+        let mut bytes = [0; 2 * SLOT];
+        self.read_slots(&mut bytes, base_slot_offset(0))?;
+        Ok(Base::newest(&bytes, &self.header))
+    }
+
+    /// What it keeps of the base. None: nothing yet; or it is of a version that keeps nothing.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn base(&self) -> Result<Option<Base>> {
+        if !self.header.has_base() {
+            return Ok(None);
+        }
+        Ok(self.base_record()?.map(|(_, base)| base))
+    }
+
+    /// Notes durably what the base is, if the version has a place for it. The caller sees to it that nobody else does.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub(super) fn set_base(&self, base: &Base) -> Result<()> {
+        if !self.header.has_base() {
+            return Ok(());
+        }
+        let sequence = self.base_record()?.map_or(0, |(sequence, _)| sequence + 1);
+        let slot = base.encode(&self.header, sequence);
+        let written = self.file().write_all_at(&slot, base_slot_offset(sequence));
+        written.and_then(|()| self.file().sync_data()).map_err(|e| self.failed("write", e))
+    }
+
     fn failed(&self, what: &str, e: impl Into<io::Error>) -> Error {
         Error::from(e.into()).context(format!("cannot {what} the overlay {}", self.path().display()))
     }
@@ -234,11 +297,11 @@ impl Store {
     pub(super) fn load(&self, mut each: impl FnMut(u64, &Page)) -> Result<()> {
         let mut sequences = self.sequences.lock();
         let mut bytes = [0; 2 * SLOT];
-        let end = slot_offset(self.header.pages(), 0);
-        let mut at = HEADER;
+        let end = self.header.slot_offset(self.header.pages(), 0);
+        let mut at = self.header.map_start();
         while let Some(page) = self.next_page(at, end)? {
-            at = slot_offset(page + 1, 0);
-            self.read_slots(&mut bytes, slot_offset(page, 0))?;
+            at = self.header.slot_offset(page + 1, 0);
+            self.read_slots(&mut bytes, self.header.slot_offset(page, 0))?;
             match Slot::newest(&bytes, &self.header, page) {
                 Some(Slot::Valid(sequence, contents)) => {
                     sequences.insert(page, sequence);
@@ -266,7 +329,7 @@ impl Store {
             Err(Os::INVAL) => at,
             Err(e) => return Err(self.failed("read", e)),
         };
-        Ok((found < end).then(|| (found.max(at) - HEADER) / (2 * SLOT as u64)))
+        Ok((found < end).then(|| (found.max(at) - self.header.map_start()) / (2 * SLOT as u64)))
     }
 
     /// Reads a page's slots; what is past the end of the file is zero.
@@ -341,7 +404,7 @@ impl Store {
             let result = noted.iter().try_for_each(|(page, contents)| {
                 let sequence = sequences.get(page).map_or(1, |last| last + 1);
                 let slot = contents.encode(&self.header, *page, sequence);
-                self.file().write_all_at(&slot, slot_offset(*page, sequence))
+                self.file().write_all_at(&slot, self.header.slot_offset(*page, sequence))
             });
             if let Err(e) = result {
                 break Err(Failure::Retry(errno(&e)));
@@ -394,6 +457,15 @@ impl Store {
         result.map_err(|e| self.failed("shrink", e))
     }
 
+    /// Removes the file's name if the overlay was made by this process, in which nothing has changed.
+    pub(super) fn remove_if_made(&self) {
+        if self.claimed.made
+            && let Err(e) = Self::remove(&self.claimed)
+        {
+            log::debug!("cow: {e:#}");
+        }
+    }
+
     /// Removes the file's name.
     ///
     /// # Errors
@@ -420,6 +492,19 @@ impl Failure {
 
 fn errno(e: &io::Error) -> Errno {
     e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// The error for another export than the one whose changes are in the file.
+pub(super) fn wrong_export(path: &Path, made_for: &OsStr, export: &OsStr) -> Error {
+    Error::new(
+        Errno::EINVAL,
+        format!(
+            "{} holds the changes of export '{}' alone, not those of '{}': give cow-file= a directory to keep those of several",
+            path.display(),
+            made_for.display(),
+            export.display()
+        ),
+    )
 }
 
 fn wrong_size(path: &Path, made_for: u64, size: u64) -> Error {

@@ -25,7 +25,7 @@ use super::{
     ranges::{Entered, Files},
     submit::Submitter,
 };
-use crate::holes;
+use crate::{holes, lock::Lock};
 
 /// File systems in memory, where a read never waits and that do not all know `RWF_NOWAIT`: tmpfs, ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -56,6 +56,8 @@ pub(super) struct Disk {
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
     no_dsync: AtomicBool,
+    /// Against other programs.
+    _lock: Option<Lock>,
 }
 
 /// Which of the two ways of `fallocate` makes zeroes.
@@ -67,7 +69,12 @@ enum Way {
 
 impl Disk {
     /// `files` has the writes of all connections.
-    pub(super) fn new(file: File, writable: bool, hints: Hints, files: &Files) -> Result<Self> {
+    pub(super) fn new(
+        file: File,
+        (writable, lock): (bool, Option<Lock>),
+        hints: Hints,
+        files: &Files,
+    ) -> Result<Self> {
         let file = Arc::new(file);
         let stat = fstat(&file).map_err(io::Error::from)?;
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
@@ -102,6 +109,7 @@ impl Disk {
             no_zero_range: AtomicBool::new(false),
             no_dsync: AtomicBool::new(false),
             file,
+            _lock: lock,
         })
     }
 
@@ -287,7 +295,10 @@ impl Handle for Disk {
     }
 
     fn flush(&self) -> Result<()> {
-        fdatasync(&self.file).map_err(io::Error::from)?;
+        // Where nothing was written there is nothing to flush, and a read-only file system refuses to.
+        if self.writable {
+            fdatasync(&self.file).map_err(io::Error::from)?;
+        }
         if self.must_drop_cache() {
             self.dirty.store(0, Relaxed);
             self.drop_cache(0, 0);

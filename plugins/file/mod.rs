@@ -5,16 +5,22 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
     path::PathBuf,
 };
 
 use anyhow::{Context as _, bail};
-use nbdkit_core::{Exports, Handle, Info, Open, Plugin, Result, params};
+use nbdkit_core::{Above, Errno, Exports, Handle, Info, Open, Plugin, Result, params};
 use rustix::fs::Advice;
 
 use disk::Disk;
 use ranges::Files;
 use source::Source;
+
+use crate::{
+    image::Care,
+    lock::{Access, Lock},
+};
 
 #[cfg(test)]
 mod cold_tests;
@@ -37,6 +43,9 @@ struct FilePlugin {
     source: Option<Source>,
     hints: Hints,
     files: Files,
+    care: Care,
+    /// Of the one file, from the start on.
+    lock: Option<Lock>,
 }
 
 /// What the user tells about how the file will be used.
@@ -63,6 +72,20 @@ impl FilePlugin {
         Ok(())
     }
 
+    /// Opens the file of an export: whether it can be written to, and its lock.
+    fn open_file(&self, export: &OsStr, readonly: bool) -> Result<(File, bool, Option<Lock>)> {
+        let source = self.source.as_ref().ok_or(Errno::EINVAL)?;
+        let (file, mut writable) = source.open(export, readonly)?;
+        let name = source.name(export);
+        self.care.tell_format((&file, &name), &file);
+        if !readonly && !writable {
+            self.care.tell_fallback(&file, &name);
+        }
+        writable = writable && self.care.may_write((&file, &name), &file, !readonly);
+        let lock = self.care.lock(&file, &name, Access::new(writable))?;
+        Ok((file, writable, lock))
+    }
+
     fn source(&self) -> anyhow::Result<&Source> {
         self.source.as_ref().context(
             "you must supply [file=]FILENAME or dir=DIRECTORY after the plugin name (fd=N and dirfd=N work too)",
@@ -80,7 +103,9 @@ impl Plugin for FilePlugin {
              fd=N                    Serve this open file descriptor\n\
              dirfd=N                 As dir=, for an open file descriptor\n\
              fadvise=LEVEL           How it will be read: normal, random or sequential\n\
-             cache=MODE              Use of the page cache: default or none",
+             cache=MODE              Use of the page cache: default or none\n\
+             lock=off|auto|on        Lock the file against other programs (default auto)\n\
+             format=raw              Serve an image of another format as it is, for writing too",
         )
         .magic("file")
     }
@@ -110,6 +135,7 @@ impl Plugin for FilePlugin {
                     other => bail!("unknown cache mode '{other}': use default or none"),
                 }
             }
+            "lock" | "format" => return self.care.config(key, value),
             "rdelay" | "wdelay" => {
                 bail!("{key} belongs to the delay filter: add --filter=delay on the command line")
             }
@@ -120,6 +146,19 @@ impl Plugin for FilePlugin {
 
     fn config_complete(&mut self) -> anyhow::Result<()> {
         self.source()?.check()
+    }
+
+    fn set_above(&mut self, above: Above) {
+        self.care.set_above(above);
+    }
+
+    fn get_ready(&mut self) -> anyhow::Result<()> {
+        // Of one file, what is wrong with it is an error of the start, and a warning is seen.
+        if !self.source()?.has_many() {
+            let (_, _, lock) = self.open_file(OsStr::new(""), self.care.starts_readonly())?;
+            self.lock = lock;
+        }
+        Ok(())
     }
 
     fn dump(&self) -> Vec<(String, String)> {
@@ -141,9 +180,8 @@ impl Plugin for FilePlugin {
     }
 
     fn open(&self, open: &Open) -> Result<Box<dyn Handle>> {
-        let source = self.source.as_ref().ok_or(nbdkit_core::Errno::EINVAL)?;
-        let (file, writable) = source.open(&open.export_name, open.readonly)?;
-        Ok(Box::new(Disk::new(file, writable, self.hints, &self.files)?))
+        let (file, writable, lock) = self.open_file(&open.export_name, open.readonly)?;
+        Ok(Box::new(Disk::new(file, (writable, lock), self.hints, &self.files)?))
     }
 }
 

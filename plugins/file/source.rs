@@ -53,6 +53,18 @@ impl Source {
         }
     }
 
+    /// The file of an export, for messages.
+    pub(super) fn name(&self, export: &OsStr) -> PathBuf {
+        match self {
+            Source::File(path) => path.clone(),
+            Source::Dir(..) => export.into(),
+            Source::Fd(fd) => {
+                let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd));
+                std::fs::read_link(&link).unwrap_or(link.into())
+            }
+        }
+    }
+
     /// Each file is an export.
     pub(super) fn has_many(&self) -> bool {
         matches!(self, Source::Dir(..))

@@ -65,6 +65,8 @@ fn bad_parameters_are_named_with_the_fix() {
         (vec![("file", disk.clone()), ("wdelay", "1".into())], "add --filter=delay on the command line"),
         (vec![("file", disk.clone()), ("fadvise", "fast".into())], "sequential"),
         (vec![("file", disk.clone()), ("cache", "all".into())], "none"),
+        (vec![("file", disk.clone()), ("lock", "maybe".into())], "off, auto or on"),
+        (vec![("file", disk.clone()), ("format", "qcow2".into())], "served raw"),
         (vec![("file", disk), ("nonsense", "1".into())], "nonsense"),
     ] {
         let error = format!("{:#}", start(&params).unwrap_err());

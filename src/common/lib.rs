@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bitmap;
+mod format;
 mod gpt;
 mod guid;
 mod mbr;
@@ -10,6 +11,7 @@ mod partition;
 mod regions;
 
 pub use bitmap::Bitmap;
+pub use format::{HEAD, ImageFormat, TAIL};
 pub use guid::{Guid, LINUX};
 pub use partition::{
     Kind, Layout, LayoutError, NewPartition, Partition, SECTOR, Scheme, Table, TableError, read_table,

@@ -18,8 +18,8 @@ use log::debug;
 use parking_lot::RwLock;
 
 use crate::{
-    Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, Stop, ThreadModel, locks::Locks,
-    next::CONTROLPATH, stats::Stats,
+    Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, Stop, ThreadModel,
+    locks::Locks, next::CONTROLPATH, stats::Stats,
 };
 
 /// A door that wants to know what other sessions change, so that its caches stay true.
@@ -37,6 +37,8 @@ pub struct Chain {
     /// Name of each layer, by index.
     names: Vec<Arc<str>>,
     model: ThreadModel,
+    /// No client is given the right to write.
+    readonly: bool,
     pub(crate) locks: Locks,
     server: Arc<Stop>,
     observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
@@ -63,6 +65,7 @@ impl Chain {
             filters,
             names,
             model: ThreadModel::Parallel,
+            readonly: false,
             locks: Locks::new(ThreadModel::Parallel),
             server: Arc::new(Stop::new()),
             observers: RwLock::default(),
@@ -104,6 +107,23 @@ impl Chain {
     /// Tells the plugin that standard input and output are a client's.
     pub fn stdio_is_taken(&mut self) {
         self.plugin.stdio_is_taken();
+    }
+
+    /// Tells that every client will be served read-only. To be called before [`get_ready`](Self::get_ready).
+    pub fn set_readonly(&mut self, readonly: bool) {
+        self.readonly = readonly;
+    }
+
+    /// What stands above the plugin.
+    fn above_plugin(&self) -> Above {
+        let written = if self.readonly || self.filters.iter().any(|filter| filter.opens_readonly()) {
+            Some(false)
+        } else if self.filters.iter().any(|filter| filter.info().path.is_some()) {
+            None
+        } else {
+            Some(true)
+        };
+        Above { written, filters: self.names[1..].iter().rev().cloned().collect() }
     }
 
     /// Gives a parameter to the outermost layer, which may pass it on.
@@ -151,6 +171,8 @@ impl Chain {
     /// Those of the layers.
     pub fn get_ready(&mut self) -> anyhow::Result<()> {
         debug!(target: CONTROLPATH, "{}: get_ready", self.names[0]);
+        let above = self.above_plugin();
+        self.plugin.set_above(above);
         self.plugin.get_ready()?;
         for (filter, name) in self.filters.iter_mut().zip(&self.names[1..]) {
             debug!(target: CONTROLPATH, "{name}: get_ready thread_model={}", self.model as i32);

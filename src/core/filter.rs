@@ -100,6 +100,11 @@ pub trait Filter: Send + Sync {
         Vec::new()
     }
 
+    /// Whether the filter opens the layer below read-only whatever its clients want. Default: no.
+    fn opens_readonly(&self) -> bool {
+        false
+    }
+
     /// Opens the filter for a connection: opens the layer below by `next.open(open)`, with the same or changed
     /// wishes, and returns a handle that owns it. When this fails, what was opened below is closed.
     ///

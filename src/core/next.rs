@@ -9,11 +9,11 @@ use std::sync::Arc;
 use log::{Level, debug, log_enabled};
 
 use crate::{
-    BlockSize, Call, Caps, Completed, Data, Errno, Error, Extents, Flags, Handle, Op, Outcome, Request,
+    BlockSize, Call, Caps, Completed, Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request,
     Result, Status, Support,
     caps::FailedAnswer,
     emulate,
-    request::{Frame, FrameKind},
+    request::{Frame, FrameKind, whole_file},
     stats::Counters,
 };
 
@@ -476,6 +476,11 @@ impl Next {
     /// Those of the layer; `EINVAL` out of range.
     pub fn cache(&self, length: u64, offset: u64) -> Result<()> {
         self.run(Call::new(Op::Cache, offset, length), Data::None)
+    }
+
+    /// The file that holds the whole disk, if the layers lend one.
+    pub fn whole_file(&self) -> Option<Loan<'_>> {
+        whole_file(self.caps.size, |request| self.pass(request)).map(|(loan, _)| loan)
     }
 
     /// Whether a front end may ask for extents before it reads, and not read what reads as zeroes.

@@ -121,6 +121,15 @@ impl Info {
     }
 }
 
+/// What stands above a plugin, as far as that is known when the server starts.
+#[derive(Clone, Debug, Default)]
+pub struct Above {
+    /// Whether the plugin will be opened for writing. None: a filter from a shared object may do either.
+    pub written: Option<bool>,
+    /// The names of the filters, the outermost first.
+    pub filters: Vec<Arc<str>>,
+}
+
 /// A source of disks. See [`Chain`](crate::Chain) for the order of calls. Dropping it unloads it.
 pub trait Plugin: Send + Sync {
     /// Name, help and so on.
@@ -128,6 +137,11 @@ pub trait Plugin: Send + Sync {
 
     /// Standard input and output are a client's: parameters must not be read from there. Called before the first one.
     fn stdio_is_taken(&mut self) {}
+
+    /// Tells what stands above it. Called once, before [`get_ready`](Self::get_ready).
+    fn set_above(&mut self, above: Above) {
+        let _ = above;
+    }
 
     /// Takes a parameter; `Ok(false)`: "not mine", and the start fails with an error that names it.
     ///

@@ -409,6 +409,31 @@ impl fmt::Debug for Wake {
     }
 }
 
+/// For requests that cannot be started.
+struct Nobody;
+
+impl Completions for Nobody {
+    fn post(&self, _: Completed) -> bool {
+        false
+    }
+
+    fn wake(&self) {}
+}
+
+/// Asks for the file that holds a whole disk of `size` bytes, and whether a layer wants to see the requests all the same.
+pub(crate) fn whole_file<'s>(
+    size: u64,
+    submit: impl FnOnce(&mut Request<'_>) -> Outcome<'s>,
+) -> Option<(Loan<'s>, bool)> {
+    let mut task = Task::new(Arc::new(Nobody));
+    task.arm(0);
+    let mut request = Request::new(Call::new(Op::Read, 0, size), Data::None).lendable(task);
+    match submit(&mut request) {
+        Outcome::Lent(loan) => Some((loan, request.is_watched())),
+        _ => None,
+    }
+}
+
 /// What a started request answers with.
 #[derive(Debug, Default)]
 pub enum Payload {

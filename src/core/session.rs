@@ -14,10 +14,10 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    Call, Caps, Chain, Client, Completed, Data, Errno, Error, Extent, Extents, Flags, Next, Op, Open,
+    Call, Caps, Chain, Client, Completed, Data, Errno, Error, Extent, Extents, Flags, Loan, Next, Op, Open,
     Outcome, Payload, Request, Result, Status, Support, Task, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
-    request::{Frame, FrameKind},
+    request::{Frame, FrameKind, whole_file},
     stats::Counters,
 };
 
@@ -461,6 +461,12 @@ impl Session {
             status.length > 0
         });
         Ok(list)
+    }
+
+    /// The file that holds the whole disk, if the layers lend one, and whether a layer wants to see the requests all the
+    /// same: then others than the front end must not have the file.
+    pub fn whole_file(&self) -> Option<(Loan<'_>, bool)> {
+        whole_file(self.caps.size, |request| self.submit(request))
     }
 
     /// Whether [`holes`](Self::holes) may be asked before a read.

@@ -37,6 +37,8 @@ pub(crate) struct ExportFile {
     length: u64,
     /// The kernel may have pages of it.
     opened: AtomicBool,
+    /// Somebody has tried to write since the last flush.
+    unflushed: AtomicBool,
 }
 
 /// `whence` of lseek(2): the next data.
@@ -66,16 +68,8 @@ impl ExportFile {
     ) -> Self {
         let (start, length) = (range.start, range.end - range.start);
         let attributes = Attributes::new(owner, session.caps().write, start, length);
-        ExportFile {
-            ino,
-            disk,
-            session,
-            attributes,
-            passthrough,
-            start,
-            length,
-            opened: AtomicBool::new(false),
-        }
+        let [opened, unflushed] = [const { AtomicBool::new(false) }; 2];
+        ExportFile { ino, disk, session, attributes, passthrough, start, length, opened, unflushed }
     }
 
     /// Size in bytes.
@@ -148,6 +142,7 @@ impl ExportFile {
         offset: u64,
         synchronous: bool,
     ) -> Option<Request<'a>> {
+        self.note_write();
         let (flags, flush) = self.durable(synchronous);
         (data.len() <= self.piece() && !flush).then(|| Request::write(data, self.start + offset, flags))
     }
@@ -175,6 +170,7 @@ impl ExportFile {
     /// Writes `data`, all of it within the file. May wait.
     pub(crate) fn write(&self, data: &[u8], offset: u64, synchronous: bool) -> Result<(), Errno> {
         let (flags, flush) = self.durable(synchronous);
+        self.note_write();
         let mut at = self.start + offset;
         for piece in data.chunks(self.piece()) {
             self.session.pwrite(piece, at, flags).map_err(|e| errno(&e))?;
@@ -188,7 +184,26 @@ impl ExportFile {
         if !self.session.caps().flush {
             return Some(Ok(()));
         }
-        Some(self.ask(Call::new(Op::Flush, 0, 0), may_wait)?.map_err(|e| errno(&e)))
+        // Before the flush, which need not cover what is written meanwhile.
+        let unflushed = self.unflushed.swap(false, Ordering::AcqRel);
+        let flushed = self.ask(Call::new(Op::Flush, 0, 0), may_wait);
+        if !matches!(flushed, Some(Ok(()))) {
+            self.unflushed.fetch_or(unflushed, Ordering::AcqRel);
+        }
+        Some(flushed?.map_err(|e| errno(&e)))
+    }
+
+    /// Notes that a write is tried: one that fails may have changed something, and its writer may not have heard of it.
+    fn note_write(&self) {
+        // A store for each write would make the threads of several writers fight for the line.
+        if !self.unflushed.load(Ordering::Relaxed) {
+            self.unflushed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether there is something that a flush would make durable.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Acquire)
     }
 
     /// Checks fallocate(2)'s arguments and turns them into a zero request: length and flags. None: nothing to do.
@@ -232,6 +247,7 @@ impl ExportFile {
         flags: &mut Flags,
         may_wait: bool,
     ) -> Option<Result<(), Errno>> {
+        self.note_write();
         let call = Call::new(Op::Zero, self.start + offset, length);
         loop {
             match self.ask(call.with_flags(*flags), may_wait)? {

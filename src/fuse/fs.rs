@@ -277,9 +277,16 @@ impl Filesystem for Fs {
         self.requests.write(&file, offset, data, write, reply);
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // Not a flush of the disk but the close of a file. The kernel then stops asking.
-        reply.error(Errno::ENOSYS);
+    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        // Not a flush of the disk but the close of a file.
+        if !self.volume.opened().any(|file| file.passthrough.is_on()) {
+            // The kernel then stops asking.
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.volume.file(ino).and_then(|file| file.passthrough.check(&file.session)) {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use nbdkit_core::Session;
 use rustix::{fs::Access, io::Errno};
 
-use crate::{kernel_mount, mountinfo, passthrough};
+use crate::{kernel_mount, mountinfo};
 
 /// A mountpoint that passed the checks.
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ fn check_fuse() -> anyhow::Result<()> {
 
 /// A mount must not cover the disk image that is served: the server would find the mount in its place.
 pub(crate) fn refuse_own_image(session: &Session, mountpoint: &Mountpoint) -> anyhow::Result<()> {
-    let Some((loan, _)) = passthrough::whole_disk(session) else { return Ok(()) };
+    let Some((loan, _)) = session.whole_file() else { return Ok(()) };
     let shown = mountpoint.path.display();
     let Ok(stat) = rustix::fs::fstat(loan.fd) else { return Ok(()) };
     if (stat.st_dev, stat.st_ino) == (mountpoint.metadata.dev(), mountpoint.metadata.ino()) {

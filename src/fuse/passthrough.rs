@@ -2,14 +2,12 @@
 //!
 //! Only for mounts that are read-only. The kernel lets a write through such a handle pass the end of the file that we
 //! promise, and so would let anyone grow the disk image; nor does it keep writers that it serves itself and readers
-//! that we serve apart.
+//! that we serve apart. A file that others make shorter meanwhile gives an error when it is closed, since the kernel gives
+//! none when it is read.
 
-use std::sync::Arc;
-
-use fuser::{BackingId, InitFlags, KernelConfig, ReplyOpen};
+use fuser::{BackingId, Errno, InitFlags, KernelConfig, ReplyOpen};
 use log::debug;
-use nbdkit_core::{Call, Data, Loan, Op, Request, Session};
-use nbdkit_dispatch::Started;
+use nbdkit_core::{Loan, Session};
 use parking_lot::Mutex;
 
 /// Layers of file systems below ours that the kernel allows at most: the image may lie on an overlay.
@@ -83,19 +81,36 @@ impl Passthrough {
     }
 }
 
-/// The file that holds the whole disk, if the chain lends one, and whether a layer has to see the requests all the same.
-pub(crate) fn whole_disk(session: &Session) -> Option<(Loan<'_>, bool)> {
-    let mut requests = Started::<()>::new(Arc::default());
-    let read = Request::new(Call::new(Op::Read, 0, session.size()), Data::None);
-    let (loan, lent) = requests.borrow(session, read)?;
-    let watched = lent.is_watched();
-    requests.return_unused(lent);
-    Some((loan, watched))
+/// The file that holds the whole disk, if no layer has to see the requests.
+fn unwatched(session: &Session) -> Option<Loan<'_>> {
+    session.whole_file().and_then(|(loan, watched)| (!watched).then_some(loan))
 }
 
-/// The same, if no layer has to see the requests.
-fn unwatched(session: &Session) -> Option<Loan<'_>> {
-    whole_disk(session).and_then(|(loan, watched)| (!watched).then_some(loan))
+impl Passthrough {
+    /// Whether the kernel may read the file by itself.
+    pub(crate) fn is_on(&self) -> bool {
+        matches!(self, Passthrough::On(_))
+    }
+
+    /// Checks, when somebody closes the file, that it has not become shorter. The kernel ends a read there as if it were
+    /// the end of the disk, so this is the last chance to say that bytes were missing: cp(1) and others look at what
+    /// close(2) returns.
+    pub(crate) fn check(&self, session: &Session) -> Result<(), Errno> {
+        let Passthrough::On(state) = self else { return Ok(()) };
+        if !matches!(*state.lock(), State::Ready(_)) {
+            return Ok(());
+        }
+        let size = session.whole_file().and_then(|(loan, _)| rustix::fs::fstat(loan.fd).ok());
+        let size = size.map_or(0, |stat| stat.st_size.cast_unsigned());
+        if size >= session.size() {
+            return Ok(());
+        }
+        log::error!(
+            "the image has become shorter, {size} bytes instead of {}: what was read of it is not all",
+            session.size()
+        );
+        Err(Errno::EIO)
+    }
 }
 
 /// Why the kernel may not have the file; None: it may.

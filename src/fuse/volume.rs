@@ -36,6 +36,13 @@ struct Opened {
     table: Mutex<Table>,
 }
 
+impl Opened {
+    /// Whether something was written to a partition since it was last flushed.
+    fn partitions_unflushed(&self) -> bool {
+        self.table.lock().files.iter().any(|(_, file)| file.is_unflushed())
+    }
+}
+
 /// How files are shown.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style {
@@ -151,6 +158,19 @@ impl Volume {
     /// The files that are open and are whole exports.
     pub(crate) fn opened(&self) -> impl Iterator<Item = &Arc<ExportFile>> {
         self.disks.iter().filter_map(|disk| disk.opened.get()).map(|opened| &opened.whole)
+    }
+
+    /// The same, and whether something was written to it, or to one of its partitions, since the last flush.
+    pub(crate) fn unflushed(&self) -> impl Iterator<Item = (&Arc<ExportFile>, bool)> {
+        self.disks.iter().filter_map(|disk| disk.opened.get()).map(|opened| {
+            let partitions = opened.partitions_unflushed();
+            (&opened.whole, opened.whole.is_unflushed() || partitions)
+        })
+    }
+
+    /// Whether something was written since the last flush.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed().any(|(_, unflushed)| unflushed)
     }
 
     /// Opens an export unless it is open.

@@ -57,6 +57,25 @@ fn a_regular_file_as_the_mountpoint() {
 }
 
 #[test]
+fn a_forgotten_mountpoint_hides_no_disk() {
+    let dir = temp();
+    let images = ["a.img", "b.img", "c.img"].map(|name| image(dir.path(), name, 4096));
+    let [a, b, c] = images.each_ref().map(|path| path.to_str().expect("UTF-8"));
+    for words in [&["file", a][..], &["split", a, b, c], &["file", a, b]] {
+        let line = util::run([&[NBDKIT_MOUNT], words].concat()).refused_with(2);
+        let last = words.last().expect("a word");
+        assert!(line.contains("the mountpoint is missing") && line.contains(last), "{line}");
+        assert!(line.contains("--cover-file"), "{line}");
+    }
+    let mut mount = Mount::on(images[2].clone(), ["--cover-file", "split", a, b], temp());
+    assert_eq!(fs::metadata(c).expect("stat").len(), 8192);
+    let line = util::run([NBDKIT_MOUNT, "file", a, c]).refused_with(4);
+    assert!(line.contains("in use"), "{line}");
+    assert_eq!(mount.unmount(), 0);
+    assert_eq!(fs::metadata(c).expect("stat").len(), 4096);
+}
+
+#[test]
 fn run_mounts_for_one_command() {
     let out =
         util::run([NBDKIT_MOUNT, "--run", "echo $mnt $file; stat -c %s $file; exit 9", "memory", "size=2M"]);
@@ -238,4 +257,64 @@ fn debug_prints_the_requests_of_the_kernel() {
     let mount = Mount::start(["-d", "memory", "1M"]);
     fs::metadata(mount.file()).expect("stat");
     assert!(mount.stderr().contains("LOOKUP"), "{}", mount.stderr());
+}
+
+/// Mounts a disk whose server is lost as soon as the file `lost` exists, does something with it, loses the server, and
+/// unmounts.
+fn lose(script: &str) -> util::Run {
+    let dir = temp();
+    let lost = dir.path().join("lost");
+    let fails = format!("if test -e '{}'; then echo EIO gone >&2; exit 1; fi", lost.display());
+    let mount = Mount::start([
+        "eval".to_owned(),
+        "get_size=echo 1M".into(),
+        format!("pread={fails}; head -c $3 /dev/zero"),
+        format!("pwrite={fails}; cat >/dev/null"),
+        "can_write=exit 0".into(),
+        "can_flush=exit 0".into(),
+        format!("flush={fails}"),
+    ]);
+    sh(&script.replace("DISK", mount.file().to_str().expect("UTF-8")));
+    fs::write(&lost, "").expect("write");
+    util::run([NBDKIT_MOUNT, "-u", mount.path().to_str().expect("UTF-8")])
+}
+
+#[test]
+fn after_a_lost_backend_data_may_be_lost_only_if_there_were_any() {
+    for harmless in
+        ["true", "dd if=DISK of=/dev/null", "dd if=/dev/zero of=DISK bs=4k count=3 conv=notrunc,fsync"]
+    {
+        let out = lose(harmless);
+        assert!(out.code == 0 && !out.stderr.contains("lost"), "{harmless}: {} {}", out.code, out.stderr);
+    }
+    for harmful in [
+        "dd if=/dev/zero of=DISK bs=4k count=3 conv=notrunc",
+        "dd if=/dev/zero of=DISK bs=4k count=3 conv=notrunc,fsync; dd if=/dev/zero of=DISK bs=4k count=1 conv=notrunc",
+    ] {
+        let line = lose(harmful).refused_with(7);
+        assert!(line.contains("data may be lost"), "{harmful}: {line}");
+    }
+}
+
+#[test]
+fn a_copy_of_an_image_that_became_shorter_fails_in_every_mode() {
+    for words in [&["-r"][..], &["-r", "--no-passthrough"], &["--filter=nofilter"], &["--cache=none"]] {
+        let dir = temp();
+        let disk = util::patterned(dir.path(), "disk.img", 8 << 20);
+        let words = [words, &["file", disk.to_str().expect("UTF-8")]].concat();
+        let mount = Mount::start(&words);
+        let copy = dir.path().join("copy");
+        let cp = || util::run(["cp".as_ref(), mount.file().as_os_str(), copy.as_os_str()]);
+        cp().ok();
+        assert!(fs::read(&copy).expect("read") == fs::read(&disk).expect("read"), "{words:?}");
+        fs::File::options().write(true).open(&disk).expect("open").set_len(5 << 20).expect("truncate");
+        sh("echo 3 > /proc/sys/vm/drop_caches 2>/dev/null || true");
+        let out = cp();
+        assert!(
+            out.code != 0 && out.stderr.contains("Input/output error"),
+            "{words:?}: {} {}",
+            out.code,
+            out.stderr
+        );
+    }
 }

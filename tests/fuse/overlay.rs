@@ -175,7 +175,7 @@ fn a_commit_that_fails_loses_nothing() {
     let line = util::run([&[NBDKIT_MOUNT, "--commit", text(&overlay)], &words[..]].concat());
     assert_eq!(line.code, 1);
     assert!(line.stderr.contains("nothing is lost"), "{}", line.stderr);
-    let other = image(dir.path(), "other.img", 1 << 20);
+    let other = image(dir.path(), "small.img", 1 << 20);
     let line = commit(&overlay, &other).refused();
     assert!(line.contains("262144") && line.contains("1048576"), "{line}");
     let line =
@@ -237,4 +237,117 @@ fn a_discard_removes_an_overlay_and_nothing_else() {
     assert!(
         util::run([NBDKIT_MOUNT, "--json", "memory", "1M", "/mnt"]).refused().contains("--json goes with")
     );
+}
+
+fn kill_after_write(mount: &mut Mount, export: &str, byte: u8) {
+    let file = File::options().write(true).open(mount.path().join(export)).expect("open");
+    file.write_all_at(&[byte; BLOCK], 0).expect("write");
+    file.sync_all().expect("sync");
+    drop(file);
+    mount.kill();
+}
+
+#[test]
+fn another_disk_is_refused_and_a_moved_or_copied_one_is_not() {
+    let dir = temp();
+    let base = patterned(dir.path(), "base.img", 64 * BLOCK);
+    let original = fs::read(&base).expect("read");
+    let other = dir.path().join("other.img");
+    fs::write(&other, vec![0x77; 64 * BLOCK]).expect("write");
+    let overlay = dir.path().join("overlay");
+    kill_after_write(&mut mount(&base, &overlay), "nbd", 0x5a);
+
+    let cow_file = format!("cow-file={}", text(&overlay));
+    let place = dir.path().join("mnt");
+    fs::create_dir(&place).expect("mkdir");
+    let words = [NBDKIT_MOUNT, "--filter=cow", "file", text(&other), &cow_file, text(&place)];
+    let refused = [util::run(words).refused_with(3), commit(&overlay, &other).refused()];
+    for line in refused {
+        for part in [text(&base), text(&other), "sampled blocks differ, the first at offset 0"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+    assert_eq!(fs::read(&other).expect("read"), vec![0x77; 64 * BLOCK], "untouched");
+
+    let copy = dir.path().join("copy.img");
+    fs::copy(&base, &copy).expect("copy");
+    fs::rename(&base, dir.path().join("moved.img")).expect("rename");
+    for same in ["copy.img", "moved.img"] {
+        kill_after_write(&mut mount(&dir.path().join(same), &overlay), "nbd", 0x5b);
+    }
+    // Somebody writes to the base.
+    File::options()
+        .write(true)
+        .open(&copy)
+        .expect("open")
+        .write_all_at(b"x", 64 * BLOCK as u64 - 1)
+        .expect("write");
+    assert!(commit(&overlay, &copy).refused().contains("sampled blocks differ"));
+    let forced = [&["--force"][..], &["--commit", text(&overlay), "file", text(&copy)]].concat();
+    util::run([&[NBDKIT_MOUNT], &forced[..]].concat()).ok();
+    let found = fs::read(&copy).expect("read");
+    assert!(found[..BLOCK] == [0x5b; BLOCK] && found[BLOCK..2 * BLOCK] == original[BLOCK..2 * BLOCK]);
+
+    // After the commit the disk is the base as it is now; and the option overrides when mounting, too.
+    kill_after_write(&mut mount(&copy, &overlay), "nbd", 0x5c);
+    let forced = Mount::start(["--force", "--filter=cow", "file", text(&other), &cow_file]);
+    assert_eq!(fs::read(forced.file()).expect("read")[BLOCK - 1..=BLOCK], [0x5c, 0x77]);
+}
+
+#[test]
+fn each_export_has_an_overlay() {
+    let dir = temp();
+    let images = dir.path().join("images");
+    fs::create_dir(&images).expect("mkdir");
+    for (name, blocks) in [("disk0", 16), ("disk1", 16), ("disk2", 40)] {
+        patterned(&images, name, blocks * BLOCK);
+    }
+    let originals: Vec<_> =
+        ["disk0", "disk1", "disk2"].iter().map(|name| fs::read(images.join(name)).expect("read")).collect();
+    let images = format!("dir={}", text(&images));
+    let overlays = format!("cow-file={}/", text(&dir.path().join("overlays")));
+    for keep in [&[][..], &[overlays.as_str()]] {
+        let words = [&["--filter=cow", "file", &images, "cow-block-size=4k"], keep].concat();
+        let mut mount = Mount::start(words);
+        for (name, byte) in [("disk0", 1), ("disk2", 3)] {
+            let file = File::options().write(true).open(mount.path().join(name)).expect("open");
+            file.write_all_at(&[byte; BLOCK], 0).expect("write");
+        }
+        for (index, byte) in [1, originals[1][0], 3].into_iter().enumerate() {
+            let found = fs::read(mount.path().join(format!("disk{index}"))).expect("read");
+            assert_eq!(found[0], byte, "disk{index}");
+            assert!(found[BLOCK..] == originals[index][BLOCK..], "disk{index}");
+        }
+        assert_eq!(mount.unmount(), 0);
+    }
+    let overlays = dir.path().join("overlays");
+    let run = |words: &[&str]| util::run([&[NBDKIT_MOUNT], words].concat());
+    let line = run(&["--commit", text(&overlays), "file", &images]).refused();
+    assert!(line.contains("name one with -e") && line.contains("'disk2'"), "{line}");
+    run(&["--commit", text(&overlays), "-e", "disk2", "file", &images]).ok();
+    run(&["--discard", text(&overlays), "-e", "disk0"]).ok();
+    assert!(
+        run(&["--discard", text(&overlays), "-e", "disk0"])
+            .refused()
+            .contains("no overlay of export 'disk0'")
+    );
+    for (index, byte) in [originals[0][0], originals[1][0], 3].into_iter().enumerate() {
+        let found = fs::read(dir.path().join("images").join(format!("disk{index}"))).expect("read");
+        assert_eq!(found[0], byte, "disk{index}");
+    }
+}
+
+#[test]
+fn exports_do_not_share_changes_over_nbd() {
+    let dir = temp();
+    for (name, size) in [("disk0", 1 << 20), ("disk1", 1 << 20), ("disk2", 3 << 20)] {
+        image(dir.path(), name, size);
+    }
+    let server = util::Server::start(["--filter=cow", "file", &format!("dir={}", text(dir.path()))]);
+    for (name, byte) in [("disk0", "0x11"), ("disk2", "0x33")] {
+        util::qemu_io(&server.uri_of(name), &[&format!("write -P {byte} 0 64k")]);
+    }
+    for (name, byte) in [("disk0", "0x11"), ("disk1", "0"), ("disk2", "0x33")] {
+        util::qemu_io(&server.uri_of(name), &[&format!("read -P {byte} 0 64k")]);
+    }
 }

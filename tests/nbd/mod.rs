@@ -10,6 +10,7 @@ mod extended;
 mod fuzz;
 mod handshake;
 mod hostile;
+mod images;
 mod information;
 mod interop;
 mod life;

@@ -31,7 +31,7 @@ use clap::{ArgAction, Parser};
                   mount -t fuse.nbdkit-mount 'file file=/disk.img' /mnt/x"
 )]
 pub(crate) struct Args {
-    /// Plugin, its parameters and those of the filters, and the mountpoint: a directory or a regular file
+    /// Plugin, its parameters and those of the filters, and the mountpoint: a directory or an empty file
     #[arg(value_name = "PLUGIN [KEY=]VALUE MOUNTPOINT", hide = true)]
     pub(crate) words: Vec<OsString>,
 
@@ -66,7 +66,13 @@ pub(crate) struct Args {
     /// Fail requests that take longer, in seconds, or as 500ms
     #[arg(long, value_name = "TIME", help_heading = "Mount")]
     pub(crate) timeout: Option<OsString>,
+    /// Mount on a regular file even if it is not empty; it is hidden until the end of the mount
+    #[arg(long, help_heading = "Mount")]
+    pub(crate) cover_file: bool,
     /// Clear a mount whose server was killed before mounting there
+    #[arg(long, help_heading = "Mount")]
+    pub(crate) clear_stale: bool,
+    /// The same, and take an overlay (cow-file=) to a disk that it does not belong to
     #[arg(long, help_heading = "Mount")]
     pub(crate) force: bool,
     /// Mount options, separated by commas

@@ -68,10 +68,15 @@ fn run() -> Result<u8, Failure> {
     let mut chain = chain::load(&plan.plugin, &plan.filters, DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
-        if plan.force {
+        if plan.clear_stale {
             undo::clear_stale(mountpoint).at(Stage::Mount)?;
         }
         nbdkit_fuse::check_mountpoint(mountpoint).at(Stage::Mount)?;
+        // After that: what is mounted on a file looks like a file with content.
+        plan.check_last_word().at(Stage::NoMountpoint)?;
+    }
+    if plan.force && chain.filters().any(|filter| overlay::is_cow(&filter.info())) {
+        chain.config("cow-force", "true".as_ref())?;
     }
     chain::configure(&mut chain, &plan.parameters)?;
     chain.config_complete()?;

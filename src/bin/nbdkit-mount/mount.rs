@@ -41,6 +41,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
         parent::exit_with_parent()?;
     }
     chain.count_requests();
+    chain.set_readonly(plan.readonly);
     chain.get_ready().at(Stage::Setup)?;
     signals::block().at(Stage::Signals)?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose().at(Stage::Setup)?;

@@ -4,12 +4,20 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nbdkit_cli::{chain, progress::Progress};
-use nbdkit_core::{Chain, Client, Flags, Peer, Session, Stop};
+use nbdkit_core::{Chain, Client, Flags, Info, Peer, Session, Stop};
 use nbdkit_filters::{Change, Changes, OverlayFile};
 use nbdkit_loader::DebugFlags;
 use serde_json::json;
 
 use crate::args::Args;
+
+/// The filter that makes overlays.
+const COW: &str = "cow";
+
+/// Whether it is the filter whose overlays these are, and not one from a shared object.
+pub(crate) fn is_cow(info: &Info) -> bool {
+    info.name == COW && info.path.is_none()
+}
 
 /// Data are copied in pieces of this size, zeroes in larger ones.
 const PIECE: u64 = 1 << 20;
@@ -21,8 +29,9 @@ const ZEROES: u64 = 1 << 30;
 /// It is no overlay, or in use.
 pub(crate) fn discard(path: &Path, args: &Args) -> Result<u8> {
     ensure!(args.words.is_empty(), "--discard needs no disk: leave out everything after the overlay's name");
+    let overlay = OverlayFile::open(path, args.export.as_deref())?;
     let progress = Progress::new("discard", 0, args.json);
-    OverlayFile::open(path)?.remove()?;
+    overlay.remove()?;
     progress.finish(json!({}));
     Ok(0)
 }
@@ -38,10 +47,10 @@ pub(crate) fn commit(path: &Path, args: &Args) -> Result<u8> {
             "--commit needs the disk that the overlay belongs to: nbdkit-mount --commit OVERLAY PLUGIN [[KEY=]VALUE ...]"
         );
     };
-    let overlay = OverlayFile::open(&std::path::absolute(path)?)?;
+    let overlay = OverlayFile::open(&std::path::absolute(path)?, args.export.as_deref())?;
     let mut chain = chain::load(plugin, &args.filter, DebugFlags::default())?;
     // It would take the changes and lose them, or keep them in another overlay.
-    if chain.filters().any(|filter| filter.info().name == "cow") {
+    if chain.filters().any(|filter| filter.info().name == COW) {
         bail!("--commit writes to the disk itself: leave out --filter=cow");
     }
     chain::configure(&mut chain, parameters)?;
@@ -49,18 +58,19 @@ pub(crate) fn commit(path: &Path, args: &Args) -> Result<u8> {
     chain.get_ready()?;
     let chain = Arc::new(chain);
     chain.after_fork()?;
-    let committed = open(&chain, args).and_then(|disk| copy(&disk, overlay, path, args.json));
+    let committed = open(&chain, args, &overlay).and_then(|disk| copy(&disk, overlay, args));
     chain.cleanup();
     committed?;
     Ok(0)
 }
 
-/// Opens the disk for writing.
-fn open(chain: &Arc<Chain>, args: &Args) -> Result<Session> {
+/// Opens the disk for writing: the export that was named, or that of the overlay, or the default one.
+fn open(chain: &Arc<Chain>, args: &Args, overlay: &OverlayFile) -> Result<Session> {
     let client = Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())));
     let connection = Arc::new(chain.connect(client, false)?);
-    let export = match args.export.clone() {
-        Some(export) => export,
+    let named = args.export.as_deref().or(overlay.export()).filter(|name| !name.is_empty());
+    let export = match named {
+        Some(export) => export.to_owned(),
         None => connection.default_export(false)?.context("there is no default export: name one with -e")?,
     };
     let disk = connection.open(&export, false)?;
@@ -68,11 +78,13 @@ fn open(chain: &Arc<Chain>, args: &Args) -> Result<Session> {
     Ok(disk)
 }
 
-fn copy(disk: &Session, overlay: OverlayFile, path: &Path, json: bool) -> Result<()> {
-    let changes = overlay.changes(disk.size())?;
+fn copy(disk: &Session, overlay: OverlayFile, args: &Args) -> Result<()> {
+    let path = overlay.path().to_owned();
+    let changes = overlay.changes(disk, args.force)?;
+    changes.begin()?;
     let sum = |zero| changes.iter().filter(|c| c.zero == zero).map(|c| c.length).sum::<u64>();
     let (data, zeroes) = (sum(false), sum(true));
-    let mut progress = Progress::new("commit", data + zeroes, json);
+    let mut progress = Progress::new("commit", data + zeroes, args.json);
     let mut buf = vec![0; piece(disk, PIECE) as usize];
     for change in changes.iter() {
         copy_change(disk, &changes, change, &mut buf, &mut progress).with_context(|| {
@@ -87,7 +99,7 @@ fn copy(disk: &Session, overlay: OverlayFile, path: &Path, json: bool) -> Result
             format!("the disk could not be flushed, but {} still has all changes", path.display())
         })?;
     }
-    changes.clear().context("the changes are on the disk, but the overlay could not be emptied")?;
+    changes.finish(disk).context("the changes are on the disk, but the overlay could not be emptied")?;
     progress.finish(json!({ "data": data, "zeroes": zeroes }));
     Ok(())
 }

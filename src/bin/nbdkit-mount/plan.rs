@@ -36,6 +36,11 @@ pub(crate) struct Plan {
     pub(crate) partitions: bool,
     pub(crate) cache: Cache,
     pub(crate) timeout: Option<Duration>,
+    /// Mount on a file that is not empty.
+    pub(crate) cover_file: bool,
+    /// Clear a mount whose server is gone.
+    pub(crate) clear_stale: bool,
+    /// Take an overlay to a disk that it does not belong to.
     pub(crate) force: bool,
     pub(crate) inside: Wish,
     pub(crate) socket: Option<PathBuf>,
@@ -117,6 +122,8 @@ impl Plan {
             partitions: args.partitions,
             cache,
             timeout,
+            cover_file: args.cover_file,
+            clear_stale: args.clear_stale || args.force,
             force: args.force,
             inside: inside(args)?,
             socket: socket(args)?,
@@ -218,10 +225,28 @@ fn mountpoint(words: &mut Vec<OsString>) -> Result<PathBuf> {
             Ok(word.into())
         }
         Some(word) => bail!(
-            "the mountpoint is missing: the last word '{}' is a parameter (add a directory or a regular file)",
+            "the mountpoint is missing: the last word '{}' is a parameter (add a directory or an empty file)",
             word.display()
         ),
-        None => bail!("the mountpoint is missing: add a directory or a regular file as the last word"),
+        None => bail!("the mountpoint is missing: add a directory or an empty file as the last word"),
+    }
+}
+
+impl Plan {
+    /// A file with content as the last word is one of the plugin's files rather than the mountpoint, which would hide it.
+    ///
+    /// # Errors
+    /// It is such a file.
+    pub(crate) fn check_last_word(&self) -> Result<()> {
+        let Some(path) = self.mountpoint.as_deref().filter(|_| !self.cover_file) else { return Ok(()) };
+        let hides = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() > 0);
+        ensure!(
+            !hides,
+            "the mountpoint is missing: the last word '{}' is a file with content, which a mount would hide (add a \
+             directory or an empty file, or --cover-file if you mean it)",
+            path.display()
+        );
+        Ok(())
     }
 }
 

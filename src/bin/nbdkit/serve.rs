@@ -33,6 +33,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     }
     // First: a layer that prints must not print to the client.
     let stdio = matches!(plan.listen[..], [Where::Stdio]).then(take_stdio).transpose()?;
+    chain.set_readonly(plan.config.readonly);
     chain.get_ready()?;
     signals::block()?;
     if plan.swap {
