@@ -59,8 +59,8 @@ pub struct Client {
     pub certificate: OnceLock<Certificate>,
     /// Raised when the client is gone or must go: its sleeping requests end.
     pub gone: Stop,
-    /// Raised when a layer asks for the connection to be closed. A door takes no more requests then; it sends the
-    /// replies in flight, unless [`gone`](Self::gone) is up.
+    /// Raised when a layer asks for the connection to be closed. A front end refuses further requests with `ESHUTDOWN`
+    /// then, until the client leaves; if [`gone`](Self::gone) is up too, it closes the connection at once.
     pub leave: Stop,
     server: Arc<Stop>,
 }
@@ -79,7 +79,7 @@ impl Client {
         }
     }
 
-    /// Asks the door to close the connection, with `force` before the replies in flight are sent.
+    /// Asks for the end of the connection: with `force` at once, else when the client has heard of it.
     pub fn disconnect(&self, force: bool) {
         if force {
             self.gone.raise();

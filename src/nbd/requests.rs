@@ -53,6 +53,9 @@ impl Requests {
 
     /// Checks flags and negotiation, which the chain knows nothing of; ranges and capabilities are the session's.
     pub(crate) fn check(&self, request: &Request) -> Result<()> {
+        if self.session.client().leave.is_raised() {
+            return Err(Error::new(Errno::ESHUTDOWN, "the server wants the client to disconnect"));
+        }
         let caps = self.session.caps();
         let own = match request.command {
             cmd::READ if self.replies != Replies::Simple => cmd_flag::DF,
