@@ -21,7 +21,7 @@ use nbdkit_core::{
 
 use crate::{
     DebugFlags,
-    context::{Opened, Outcome, Scope, call, current},
+    context::{Opened, Outcome, Scope, call, current, serve},
     exports::{self, ExportList, note},
     filter_handle::FilterHandle,
     layout::{self, Layout, Model},
@@ -241,6 +241,7 @@ impl Filter for CFilter {
     }
 
     fn after_fork(&self, next: &Below) -> Result<()> {
+        serve(next.server());
         let backend = self.loaded.backend.as_ptr();
         let scope = Scope { say: Scope::start().say, ..self.loaded.scope(next, false) };
         let Some(callback) = self.loaded.callbacks.after_fork else { return Ok(()) };

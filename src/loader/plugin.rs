@@ -16,12 +16,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nbdkit_abi as abi;
-use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, ThreadModel};
+use nbdkit_core::{
+    Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, Stop, ThreadModel,
+};
 use parking_lot::Mutex;
 
 use crate::{
     DebugFlags,
-    context::{Opened, Outcome, Scope, call},
+    context::{Opened, Outcome, Scope, call, serve},
     exports::{self, ExportList},
     module::{self, Module},
     plugin_handle::PluginHandle,
@@ -262,7 +264,8 @@ impl Plugin for CPlugin {
         Ok(())
     }
 
-    fn after_fork(&self) -> Result<()> {
+    fn after_fork_with(&self, server: &Arc<Stop>) -> Result<()> {
+        serve(server);
         self.step("after_fork", self.loaded.table.after_fork)
     }
 
