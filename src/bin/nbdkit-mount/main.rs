@@ -37,6 +37,8 @@ mod readiness;
 mod signals;
 #[path = "../common/std_fds.rs"]
 mod std_fds;
+#[path = "../common/stdio.rs"]
+mod stdio;
 #[path = "../common/usage.rs"]
 mod usage;
 

@@ -30,6 +30,8 @@ mod readiness;
 mod signals;
 #[path = "../common/std_fds.rs"]
 mod std_fds;
+#[path = "../common/stdio.rs"]
+mod stdio;
 #[path = "../common/usage.rs"]
 mod usage;
 
@@ -39,7 +41,7 @@ use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
 use nbdkit_loader::DebugFlags;
 
-use crate::{activation::Inherited, args::Args, logger::Sink, plan::Plan};
+use crate::{activation::Inherited, args::Args, logger::Sink, plan::Plan, stdio::Stdio};
 
 fn main() -> ExitCode {
     let mut name = String::from("nbdkit");
@@ -89,13 +91,15 @@ fn run(program: &mut String) -> Result<u8> {
     let Some(plugin) = &args.plugin else {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
+    // First: a layer that prints must not print to the client.
+    let taken = args.single.then(Stdio::take).transpose()?;
     let mut chain = chain::load(plugin, &args.filter, debug)?;
     if args.single {
         chain.stdio_is_taken();
     }
     chain::configure(&mut chain, &args.parameters)?;
     chain.config_complete()?;
-    serve::serve(chain, plan)
+    serve::serve(chain, plan, taken)
 }
 
 /// What the options that only print have to say.
