@@ -242,10 +242,19 @@ impl Shared {
         }
         // One flush is enough for all where the layers below say so, or the user does.
         let covers_all = self.track == Track::Fast || self.member.next.caps().multi_conn;
-        if covers_all {
-            self.group.dirty.store(false, Ordering::Release);
+        if !covers_all {
+            return self.member.flush().inspect_err(|_| self.group.dirty.store(true, Ordering::Release));
         }
-        self.member.flush().inspect_err(|_| self.group.dirty.store(true, Ordering::Release))
+        // What comes in while the flush is under way is dirty again.
+        self.group.dirty.store(false, Ordering::Release);
+        let members: Vec<_> = self.group.members.read().clone();
+        let was: Vec<_> = members.iter().map(|member| member.dirty.swap(0, Ordering::AcqRel)).collect();
+        self.member.flush().inspect_err(|_| {
+            for (member, was) in members.iter().zip(was) {
+                member.dirty.fetch_or(was, Ordering::AcqRel);
+            }
+            self.group.dirty.store(true, Ordering::Release);
+        })
     }
 }
 
