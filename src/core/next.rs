@@ -278,6 +278,7 @@ impl Next {
         timed(self.counters.as_ref(), Op::Extents, 0, || {
             self.handle.extents(length, offset, flags, extents)
         })?;
+        extents.clip(self.caps.size);
         if extents.as_slice().is_empty() && length > 0 {
             return Err(Error::new(
                 Errno::EIO,
