@@ -371,8 +371,8 @@ impl Session {
         result
     }
 
-    /// The extents of a range, clipped to it: at least one, ascending, contiguous from `offset`; they may end
-    /// before the range does. Flags: REQ_ONE.
+    /// The extents of a range: at least one, ascending, contiguous from `offset`. They may end before the range does, and
+    /// the last one may pass its end, unless with REQ_ONE, but not that of the disk. Flags: REQ_ONE.
     ///
     /// # Errors
     /// `EINVAL` out of range or empty; those of the layers.
@@ -380,11 +380,12 @@ impl Session {
         self.check(Op::Extents, length, offset)?;
         let mut extents = Extents::new(offset, offset + length);
         self.run(Op::Extents, 0, "extents", |next| next.extents(length, offset, flags, &mut extents))?;
-        let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
         let mut list = extents.into_list();
-        list.truncate(one);
-        if let Some(last) = list.last_mut() {
-            last.length = last.length.min(offset + length - last.offset);
+        if flags.contains(Flags::REQ_ONE) {
+            list.truncate(1);
+            if let Some(only) = list.last_mut() {
+                only.length = only.length.min(length);
+            }
         }
         Ok(list)
     }
