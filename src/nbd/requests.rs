@@ -377,17 +377,33 @@ impl Requests {
             } else {
                 self.session.context_status(&context.name, length, offset, flags)?
             };
-            let list = &list[..list.len().min(MAX_DESCRIPTORS)];
+            let list = self.fitting(list);
             if list.is_empty() {
                 return Err(Error::new(Errno::EIO, "the chain told no extent"));
             }
             let last = i + 1 == self.contexts.len();
             out.put(self.replies.block_status(request, context.id, list.len(), last).as_slice())?;
-            for status in list {
+            for status in &list {
                 out.put(self.replies.descriptor(status.length, status.flags).as_slice())?;
             }
         }
         Ok(())
+    }
+
+    /// As much of a block status as one reply can tell.
+    fn fitting(&self, mut list: Vec<Status>) -> Vec<Status> {
+        list.truncate(MAX_DESCRIPTORS);
+        if self.replies == Replies::Extended {
+            return list;
+        }
+        // In whole blocks, for a client asks on where one ends.
+        let block = u64::from(self.session.caps().block_size.minimum.max(1));
+        let longest = u64::from(u32::MAX) - u64::from(u32::MAX) % block;
+        if let Some(i) = list.iter().position(|status| status.length > longest) {
+            list[i].length = longest;
+            list.truncate(i + 1);
+        }
+        list
     }
 
     /// Appends the reply of a request that failed, `from` on if that is not all of it.
