@@ -298,14 +298,9 @@ impl Handle for Fitted {
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
+        // Of widened requests, whole blocks; a shorter answer is legal, and one covers `offset`.
         let (start, length) = self.limits.widen(offset, length);
-        // A shorter answer is legal, and it covers `offset` since a piece is at least one block.
-        let mut below = Extents::new(start, start + length.min(self.limits.len));
-        self.next.extents(below.end() - start, start, flags, &mut below)?;
-        for extent in below.as_slice() {
-            extents.add(extent.offset, extent.length, extent.hole, extent.zero)?;
-        }
-        Ok(())
+        self.next.extents_aligned(length.min(self.limits.len), start, flags, self.limits.min, extents)
     }
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {

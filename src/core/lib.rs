@@ -30,6 +30,7 @@ mod plugin;
 mod session;
 mod stop;
 mod submit;
+mod whole_extents;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
 pub use chain::{Below, Chain, WriteObserver};
