@@ -29,6 +29,7 @@ mod part;
 #[cfg(test)]
 mod testing;
 mod transparent;
+mod wildcard;
 
 registry! {
     blocksize

@@ -146,7 +146,7 @@ impl Filter for MultiConn {
                     }
                 }
             }
-            "multi-conn-exportname" => self.by_name = params::boolean(value)?,
+            "multi-conn-exportname" | "multi-conn-export-name" => self.by_name = params::boolean(value)?,
             _ => return next(key, value),
         }
         Ok(())

@@ -3,7 +3,10 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, emulate, Filter, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
+use nbdkit_core::{
+    Below, Completion, Filter, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, Result, Support, emulate,
+    params,
+};
 
 const HELP: &str = "cachemode=<MODE>   'none' (default), 'emulate' or 'nop'.";
 
@@ -37,7 +40,7 @@ impl Filter for NoCache {
         self.mode = match params::text(value)? {
             "none" => Mode::None,
             "emulate" => Mode::Emulate,
-            "nop" => Mode::Nop,
+            "nop" | "no-op" => Mode::Nop,
             other => bail!("unknown cachemode '{other}': use none, emulate or nop"),
         };
         Ok(())
@@ -106,7 +109,7 @@ mod tests {
 
     #[test]
     fn model() {
-        for mode in ["none", "emulate", "nop"] {
+        for mode in ["none", "emulate", "nop", "no-op"] {
             check_model(&["nocache"], &[("cachemode", mode)], 20_000, &View::same(20_000));
         }
     }

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
+
 use crate::{Errno, Error, Result, Stop};
 
 /// Where a client comes from.
@@ -63,9 +65,38 @@ pub struct Client {
     /// then, until the client leaves; if [`gone`](Self::gone) is up too, it closes the connection at once.
     pub leave: Stop,
     server: Arc<Stop>,
+    /// What layers have said of their default exports.
+    default_exports: Mutex<Vec<(Asked, Option<OsString>)>>,
 }
 
+/// A layer's level, read-only or not, with TLS or without.
+type Asked = (usize, bool, bool);
+
 impl Client {
+    /// The level of a plugin, for [`default_export`](Self::default_export).
+    pub const PLUGIN: usize = 1;
+
+    /// The answer of the layer at `level`, which is asked if it was not before.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn default_export(
+        &self,
+        level: usize,
+        readonly: bool,
+        tls: bool,
+        ask: impl FnOnce() -> Result<Option<OsString>>,
+    ) -> Result<Option<OsString>> {
+        let key = (level, readonly, tls);
+        let known = self.default_exports.lock().iter().find(|(k, _)| *k == key).map(|(_, name)| name.clone());
+        if let Some(name) = known {
+            return Ok(name);
+        }
+        let name = ask()?;
+        self.default_exports.lock().push((key, name.clone()));
+        Ok(name)
+    }
+
     /// A client of the server whose shutdown flag is `server`.
     pub fn new(number: u64, peer: Peer, server: Arc<Stop>) -> Self {
         Client {
@@ -76,6 +107,7 @@ impl Client {
             gone: Stop::new(),
             leave: Stop::new(),
             server,
+            default_exports: Mutex::default(),
         }
     }
 

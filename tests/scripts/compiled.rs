@@ -177,3 +177,22 @@ assert status == 0 and b'password: ' in seen and b'{too early}' in seen, (status
     ];
     assert_eq!(run(words).ok(), "");
 }
+
+/// The source names itself as it likes, and has the debug flags of that name.
+#[test]
+fn a_source_has_any_name_and_flags_of_its_own() {
+    let dir = temp();
+    let path = dir.path().join("named.c");
+    let named = SOURCE
+        .replace("\"ram\"", "\"My_RAM 2.0\"")
+        .replace("static char data", "NBDKIT_DLL_PUBLIC int My_RAM_debug_level = 7;\nstatic char data")
+        .replace("sizeof data; }", "My_RAM_debug_level; }");
+    fs::write(&path, &named).expect("write the source");
+    let path = path.to_str().expect("UTF-8");
+    let size = "nbdinfo --size \"$uri\"";
+    assert_eq!(captive(["cc", path, HEADERS], size).ok(), "7\n");
+    fs::write(path, named.replace("My_RAM 2.0", "My_RAM")).expect("write the source");
+    let run = captive(["-D", "My_RAM.level=512", "-D", "cc.no=1", "cc", path, HEADERS], size);
+    assert!(run.stderr.contains("-D cc.no") && !run.stderr.contains("My_RAM.level"), "{}", run.stderr);
+    assert_eq!(run.ok(), "512\n");
+}
