@@ -17,6 +17,9 @@ use ranges::Files;
 use source::Source;
 
 mod aligned;
+#[cfg(test)]
+mod cold_tests;
+mod device;
 mod direct;
 mod disk;
 mod inherit;
@@ -24,8 +27,6 @@ mod ranges;
 mod ring;
 mod source;
 mod submit;
-#[cfg(test)]
-mod cold_tests;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +48,8 @@ struct Hints {
     advice: Option<Advice>,
     /// Keep the page cache free of this disk.
     uncached: bool,
+    /// `-D file.zero`: how ranges are freed and zeroed is told in the log.
+    tell: bool,
     /// Do without io_uring, as where the kernel does not allow it.
     no_ring: bool,
 }
@@ -81,13 +84,18 @@ impl Plugin for FilePlugin {
              fd=N                    Serve this open file descriptor\n\
              dirfd=N                 As dir=, for an open file descriptor\n\
              fadvise=LEVEL           How it will be read: normal, random or sequential\n\
-             cache=MODE              Use of the page cache: default or none",
+             cache=MODE              Use of the page cache: default or none\n\
+             reduce-memory-pressure=BOOL  If true, as cache=none",
         )
         .magic("file")
     }
 
     fn callbacks(&self) -> Vec<&'static str> {
-        [crate::EVERYTHING, &["config_complete", "dump_plugin", "list_exports", "default_export"]].concat()
+        [
+            crate::EVERYTHING,
+            &["block_size", "config_complete", "dump_plugin", "list_exports", "default_export"],
+        ]
+        .concat()
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -111,6 +119,7 @@ impl Plugin for FilePlugin {
                     other => bail!("unknown cache mode '{other}': use default or none"),
                 }
             }
+            "reduce-memory-pressure" => self.hints.uncached = params::boolean(value)?,
             "rdelay" | "wdelay" => {
                 bail!("{key} belongs to the delay filter: add --filter=delay on the command line")
             }
@@ -123,10 +132,27 @@ impl Plugin for FilePlugin {
         self.source()?.check()
     }
 
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        let known = name == "zero";
+        if known {
+            self.hints.tell = value != 0;
+        }
+        known
+    }
+
     fn dump(&self) -> Vec<(String, String)> {
-        ["file_extents", "file_falloc_fl_punch_hole", "file_falloc_fl_zero_range"]
-            .map(|key| (key.into(), "yes".into()))
-            .into()
+        [
+            "file_blkdiscard",
+            "file_blkrotational",
+            "file_blksszget",
+            "file_blkzeroout",
+            "file_block_size",
+            "file_extents",
+            "file_falloc_fl_punch_hole",
+            "file_falloc_fl_zero_range",
+        ]
+        .map(|key| (key.into(), "yes".into()))
+        .into()
     }
 
     fn list_exports(&self, _: bool, _: bool) -> Result<Exports> {

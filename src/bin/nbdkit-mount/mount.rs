@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
@@ -119,10 +120,22 @@ fn config(plan: &Plan, place: &Place) -> Config {
     }
 }
 
+/// The sectors of a loop device. What is on the disk may count in 512 bytes, although the disk below likes larger
+/// requests, as many drives do.
+fn sector_size(file: &Path, block_size: u32) -> u32 {
+    const GPT: &[u8] = b"EFI PART";
+    let mut head = [0; 4096 + GPT.len()];
+    let read = File::open(file).and_then(|file| file.read_exact_at(&mut head, 0));
+    let counts_in_512 = head[512..].starts_with(GPT)
+        || (head[510..512] == [0x55, 0xaa] && !head.ends_with(GPT))
+        || (head.starts_with(b"XFSB") && head[102..104] == [2, 0]);
+    if read.is_ok() && counts_in_512 { 512 } else { block_size }
+}
+
 /// Sets up what is wanted on the disk, and prints the name of the loop device.
 fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<Inside> {
     let shape = || {
-        let block_size = mount.block_size()?.clamp(512, 4096);
+        let block_size = sector_size(mount.file(), mount.block_size()?.clamp(512, 4096));
         Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
     };
     let inside = Inside::set_up(&plan.inside, mount.file(), shape)?;
