@@ -20,3 +20,4 @@ mod sparse;
 mod status;
 mod syscalls;
 mod tls;
+mod told;
