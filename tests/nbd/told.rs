@@ -2,9 +2,9 @@
 //! are not listed, failures with words.
 
 use crate::util::{
-    NBDKIT, Server,
+    NBDKIT, Server, image, nbdsh,
     raw::{Raw, contexts, go},
-    run,
+    run, temp,
 };
 
 const REQ_ONE: u16 = 1 << 3;
@@ -160,4 +160,44 @@ fn debug_flags_of_bundled_layers() {
     assert!(said.contains("ip: allow: []") && !said.contains("global variable"), "{said}");
     let said = start(&["--filter=ip", "-D", "ip.ruls=1"]);
     assert!(said.contains("ip does not contain a global variable called ip_debug_ruls"), "{said}");
+}
+
+/// A loop device that is detached at the end.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        run(["losetup", "-d", &self.0]);
+    }
+}
+
+#[test]
+fn a_block_device_tells_what_it_likes() {
+    let dir = temp();
+    let image = image(dir.path(), "disk", 1 << 20);
+    let attached = run([
+        "losetup".as_ref(),
+        "-f".as_ref(),
+        "--show".as_ref(),
+        "--sector-size=4096".as_ref(),
+        image.as_os_str(),
+    ]);
+    if attached.code != 0 {
+        eprintln!("left out: block devices: {}", attached.stderr);
+        return;
+    }
+    let device = Loop(attached.stdout.trim().to_owned());
+    let server = Server::start(["-v", "-D", "file.zero=1", "file", &device.0]);
+    let info = run(["nbdinfo", &server.uri()]).ok();
+    for line in ["block_size_minimum: 4096", "block_size_preferred: 4096", "block_size_maximum: 4294967295"] {
+        assert!(info.contains(line), "{line}: {info}");
+    }
+    let script = "
+h.pwrite(b'x' * 65536, 0, nbd.CMD_FLAG_FUA)
+h.zero(4096, 8192, nbd.CMD_FLAG_NO_HOLE); h.zero(4096, 16384); h.trim(4096, 32768)
+assert h.pread(12288, 4096) == b'x' * 4096 + bytes(4096) + b'x' * 4096
+assert h.pread(8192, 16384) == bytes(4096) + b'x' * 4096";
+    nbdsh(&server.uri(), script);
+    let log = server.stderr();
+    assert!(log.contains("file: ZeroRange of 4096 bytes at 8192: Ok"), "{log}");
 }
