@@ -314,18 +314,10 @@ impl Handle for Fitted {
             return self.next.pass(request);
         }
         match request.data() {
-            Data::Extents(extents) => {
+            Data::Extents(_) => {
+                // Of widened requests, whole blocks; a shorter answer is legal, and one covers `offset`.
                 let (start, length) = self.limits.widen(call.offset, call.length);
-                // A shorter answer is legal, and it covers the offset since a piece is at least one block.
-                let range = (start, start + length.min(self.limits.len));
-                tried(extents_below(&self.next, range, call.flags, may_wait).and_then(|found| {
-                    let Some(found) = found else { return Ok(false) };
-                    found
-                        .as_slice()
-                        .iter()
-                        .try_for_each(|e| extents.add(e.offset, e.length, e.hole, e.zero))?;
-                    Ok(true)
-                }))
+                self.next.whole_blocks(request, start, length.min(self.limits.len), self.limits.min)
             }
             _ if may_wait => request.run(self),
             Data::Read(buf) => {

@@ -12,7 +12,8 @@ const HELP: &str = "\
 blocksize-minimum=<SIZE>           Smallest request and alignment: a power of 2, 1 to 64K.
 blocksize-preferred=<SIZE>         Best size: a power of 2, 512 to 32M.
 blocksize-maximum=<SIZE>           Largest read or write: a multiple of the minimum.
-blocksize-error-policy=<POLICY>    'allow' (default) or 'error': what becomes of other requests.
+blocksize-error-policy=<POLICY>    What becomes of other requests: 'allow' (default), 'error', or 'strict-error',
+                                   which refuses the end of a disk that is no multiple of the minimum too.
 blocksize-write-disconnect=<SIZE>  Disconnect clients that write more at once.";
 
 pub(crate) fn new() -> Box<dyn Filter> {
@@ -24,9 +25,19 @@ struct Policy {
     minimum: Option<u32>,
     preferred: Option<u32>,
     maximum: Option<u32>,
-    refuse: bool,
+    refuse: Refuse,
     /// 0: never.
     disconnect_over: u64,
+}
+
+/// Which requests that do not fit are refused.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Refuse {
+    #[default]
+    None,
+    /// All but those that end where the disk does, and otherwise fit.
+    Most,
+    All,
 }
 
 fn size(key: &str, value: &OsStr) -> anyhow::Result<u32> {
@@ -90,9 +101,10 @@ impl Filter for Policy {
             }
             "blocksize-error-policy" => {
                 self.refuse = match params::text(value)? {
-                    "allow" => false,
-                    "error" => true,
-                    other => bail!("unknown {key} '{other}': use allow or error"),
+                    "allow" => Refuse::None,
+                    "error" => Refuse::Most,
+                    "strict-error" | "strict" => Refuse::All,
+                    other => bail!("unknown {key} '{other}': use allow, error or strict-error"),
                 }
             }
             "blocksize-write-disconnect" => {
@@ -142,7 +154,7 @@ struct Strict {
 impl Strict {
     /// Whether each request has to be seen.
     fn is_strict(&self) -> bool {
-        self.policy.disconnect_over > 0 || (self.policy.refuse && !self.block.is_unset())
+        self.policy.disconnect_over > 0 || (self.policy.refuse != Refuse::None && !self.block.is_unset())
     }
 
     fn check(&self, call: &Call) -> Result<()> {
@@ -155,10 +167,16 @@ impl Strict {
                 format!("disconnected: a write of {length} bytes is over blocksize-write-disconnect={most}"),
             ));
         }
-        if !self.policy.refuse || self.block.is_unset() || op == Op::Flush {
+        if self.policy.refuse == Refuse::None || self.block.is_unset() || op == Op::Flush {
             return Ok(());
         }
         let BlockSize { minimum, maximum, .. } = self.block;
+        let mut rounded = length;
+        if self.policy.refuse == Refuse::Most && offset.saturating_add(length) == self.next.caps().size {
+            // The last block of the disk may be a part of one.
+            rounded = length.next_multiple_of(u64::from(minimum));
+        }
+        let length = rounded;
         let why = if length < u64::from(minimum) {
             format!("{length} bytes are fewer than the minimum of {minimum}")
         } else if matches!(op, Op::Read | Op::Write) && length > u64::from(maximum) {
@@ -170,10 +188,7 @@ impl Strict {
         } else {
             return Ok(());
         };
-        Err(Error::new(
-            Errno::EINVAL,
-            format!("{op:?} request refused: {why} (blocksize-error-policy=error)"),
-        ))
+        Err(Error::new(Errno::EINVAL, format!("{op:?} request refused: {why} (blocksize-error-policy)")))
     }
 }
 
@@ -187,10 +202,21 @@ impl Handle for Strict {
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
+        let call = *request.call();
+        if call.op == Op::Extents {
+            if let Err(e) = self.check(&call) {
+                return Outcome::Done(Err(e));
+            }
+            // Whole blocks, for a client asks on where one ends.
+            let block = u64::from(self.block.minimum.max(1));
+            let start = call.offset - call.offset % block;
+            let end = call.end().next_multiple_of(block).min(self.next.caps().size);
+            return self.next.whole_blocks(request, start, end - start, block);
+        }
         if !self.is_strict() {
             return self.next.pass(request);
         }
-        match self.check(request.call()) {
+        match self.check(&call) {
             // Watched, for a loan must not be used for other requests unseen.
             Ok(()) => self.next.watch(self, request, 0),
             Err(e) => Outcome::Done(Err(e)),
@@ -276,6 +302,42 @@ mod tests {
         session.trim(16_384, 0, Flags::empty()).unwrap();
     }
 
+    /// A disk that ends within a block can be read to its end.
+    #[test]
+    fn the_end_of_the_disk_may_be_a_part_of_a_block() {
+        let disk = Spec::sized(1000).disk();
+        let over = |policy| {
+            let params = [STRICT[0], STRICT[1], STRICT[2], ("blocksize-error-policy", policy)];
+            session(&disk, "blocksize-policy", &params)
+        };
+        let error = over("error");
+        error.pread(&mut [0; 488], 512).unwrap();
+        error.pread(&mut [0; 1000], 0).unwrap();
+        error.pwrite(&[0; 488], 512, Flags::empty()).unwrap();
+        error.extents(488, 512, Flags::empty()).unwrap();
+        assert!(error.pread(&mut [0; 487], 513).is_err(), "the start is aligned all the same");
+        assert!(error.pread(&mut [0; 487], 512).is_err());
+        for policy in ["strict-error", "strict"] {
+            assert_eq!(over(policy).pread(&mut [0; 488], 512).unwrap_err().errno(), Errno::EINVAL);
+            over(policy).pread(&mut [0; 512], 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn extents_are_in_whole_blocks() {
+        let data = [vec![0; 600], vec![1; 600], vec![0; 800]].concat();
+        let disk = Spec { data, ..Spec::default() }.disk();
+        let extents = |params: &[_], length, offset| {
+            let list =
+                session(&disk, "blocksize-policy", params).extents(length, offset, Flags::empty()).unwrap();
+            list.iter().map(|e| (e.offset, e.length, e.kind())).collect::<Vec<_>>()
+        };
+        let whole = [(0, 512, 3), (512, 1024, 0), (1536, 464, 3)];
+        assert_eq!(extents(&STRICT[..1], 2000, 0), whole);
+        assert_eq!(extents(&STRICT[..1], 1, 600), [(600, 424, 0)], "to the end of the block");
+        assert_eq!(extents(&STRICT, 512, 512), [(512, 512, 0)]);
+    }
+
     #[test]
     fn other_requests_pass_by_default() {
         let disk = Spec::default().disk();
@@ -332,7 +394,7 @@ mod tests {
         refused(&[("blocksize-maximum", "0")], "leave it out");
         refused(&[("blocksize-maximum", "4G")], "over 4294967295");
         refused(&[("blocksize-maximum", "x")], "blocksize-maximum: ");
-        refused(&[("blocksize-error-policy", "x")], "use allow or error");
+        refused(&[("blocksize-error-policy", "x")], "use allow, error or strict-error");
         refused(
             &[("blocksize-minimum", "4K"), ("blocksize-preferred", "512")],
             "is over blocksize-preferred",

@@ -148,8 +148,10 @@ impl Filter for ExitWhen {
         let event = match key {
             "exit-when-file-created" => Event::Created(path()?),
             "exit-when-file-deleted" => Event::Deleted(path()?),
-            "exit-when-pipe-closed" => Event::pipe(params::integer(key, value)?)?,
-            "exit-when-process-exits" => Event::process(params::integer(key, value)?)?,
+            "exit-when-pipe-closed" | "exit-when-fd-closed" => Event::pipe(params::integer(key, value)?)?,
+            "exit-when-process-exits" | "exit-when-pid-exits" => {
+                Event::process(params::integer(key, value)?)?
+            }
             "exit-when-script" => Event::Script(value.to_owned()),
             "exit-when-poll" => {
                 let seconds: u32 = params::integer(key, value)?;
@@ -161,6 +163,12 @@ impl Filter for ExitWhen {
         };
         self.events.push(event);
         Ok(())
+    }
+
+    fn dump(&self) -> Vec<(String, String)> {
+        ["file_created", "file_deleted", "process_exits", "pipe_closed", "script"]
+            .map(|event| (format!("exitwhen_{event}"), "yes".into()))
+            .into()
     }
 
     fn get_ready(&mut self, _: ThreadModel) -> anyhow::Result<()> {

@@ -31,7 +31,6 @@ pub(crate) fn new() -> Box<dyn Filter> {
 }
 
 struct ExportName {
-    /// Never empty.
     default: Option<OsString>,
     list: List,
     strict: bool,
@@ -115,15 +114,15 @@ impl Filter for ExportName {
 
     fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
         match key {
-            "default-export" => self.default = Some(value.to_owned()).filter(|name| !name.is_empty()),
-            "exportname-strict" => self.strict = params::boolean(value)?,
+            "default-export" | "default_export" => self.default = Some(value.to_owned()),
+            "exportname-strict" | "exportname_strict" => self.strict = params::boolean(value)?,
             "exportname" => self.explicit.add(value, None)?,
-            "exportname-list" => {
+            "exportname-list" | "exportname_list" => {
                 self.list = match params::text(value)? {
                     "keep" => List::Keep,
                     "error" => List::Error,
                     "empty" => List::Empty,
-                    "defaultonly" | "default" => List::DefaultOnly,
+                    "defaultonly" | "default-only" | "default" => List::DefaultOnly,
                     "explicit" => List::Explicit,
                     other => bail!(
                         "unknown exportname-list '{other}': use keep, error, empty, defaultonly or explicit"
@@ -325,7 +324,12 @@ mod tests {
         let default = |params: &[_]| connect(params).default_export(false).unwrap();
         assert_eq!(default(&[]), Some("a".into()));
         assert_eq!(default(&[("default-export", "b")]), Some("b".into()));
-        assert_eq!(default(&[("default-export", "")]), Some("a".into()));
+        assert_eq!(
+            default(&[("default-export", "")]),
+            Some("".into()),
+            "the plugin chooses when it is opened"
+        );
+        assert_eq!(default(&[("default_export", "b"), ("exportname_strict", "0")]), Some("b".into()));
         assert_eq!(described(&[("default-export", "b")], "").unwrap(), "[b]");
         assert_eq!(described(&[("default-export", "b")], "a").unwrap(), "[a]");
         assert_eq!(described(&[], "").unwrap(), "[]");

@@ -8,11 +8,12 @@ use nbdkit_core::{
     Result, Support, params,
 };
 
-const HELP: &str =
-    "fuamode=<MODE>   'none' (default), 'emulate', 'native', 'force', 'pass' or 'discard' (unsafe).";
+const HELP: &str = "\
+fuamode=<MODE>           'none' (default), 'emulate', 'native', 'force', 'pass' or 'discard' (unsafe).
+flush-on-close=<BOOL>    Flush when a client closes its connection (default false).";
 
 pub(crate) fn new() -> Box<dyn Filter> {
-    Box::new(Fua { mode: Mode::None })
+    Box::new(Fua { mode: Mode::None, flush_on_close: false })
 }
 
 /// What becomes of FUA and flush.
@@ -34,6 +35,7 @@ enum Mode {
 
 struct Fua {
     mode: Mode,
+    flush_on_close: bool,
 }
 
 impl Filter for Fua {
@@ -42,8 +44,13 @@ impl Filter for Fua {
     }
 
     fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
-        if key != "fuamode" {
-            return next(key, value);
+        match key {
+            "fuamode" => {}
+            "flush-on-close" | "flush_on_close" => {
+                self.flush_on_close = params::boolean(value)?;
+                return Ok(());
+            }
+            _ => return next(key, value),
         }
         self.mode = match params::text(value)? {
             "none" => Mode::None,
@@ -62,23 +69,26 @@ impl Filter for Fua {
         let caps = next.caps();
         let lacks = match self.mode {
             _ if !caps.write => None,
-            Mode::Emulate if !caps.flush => Some(("emulate", "flush")),
-            Mode::Native if caps.fua == Support::None => Some(("native", "FUA")),
-            Mode::Force if caps.fua == Support::None => Some(("force", "FUA")),
+            _ if self.flush_on_close && !caps.flush => Some(("flush-on-close=true", "flush")),
+            Mode::Emulate if !caps.flush => Some(("fuamode=emulate", "flush")),
+            Mode::Native if caps.fua == Support::None => Some(("fuamode=native", "FUA")),
+            Mode::Force if caps.fua == Support::None => Some(("fuamode=force", "FUA")),
             _ => None,
         };
-        if let Some((mode, what)) = lacks {
+        if let Some((parameter, what)) = lacks {
             return Err(Error::new(
                 Errno::EINVAL,
-                format!("fuamode={mode} needs {what}, and {} does not offer it", next.name()),
+                format!("{parameter} needs {what}, and {} does not offer it", next.name()),
             ));
         }
-        Ok(Box::new(Durable { mode: self.mode, next }))
+        let flush_on_close = self.flush_on_close && caps.flush;
+        Ok(Box::new(Durable { mode: self.mode, flush_on_close, next }))
     }
 }
 
 struct Durable {
     mode: Mode,
+    flush_on_close: bool,
     next: Next,
 }
 
@@ -100,6 +110,10 @@ impl Durable {
 impl Handle for Durable {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
+    }
+
+    fn finalize(&self) -> Result<()> {
+        if self.flush_on_close { self.next.flush() } else { Ok(()) }
     }
 
     fn can_flush(&self) -> Result<bool> {
@@ -168,6 +182,23 @@ mod tests {
     fn open_error(mode: &str, spec: Spec) -> String {
         let chain = chain(&spec.disk(), &["fua"], &[("fuamode", mode)]).unwrap();
         open(&chain, client(), false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_connection_that_closes_is_flushed_when_asked() {
+        for mode in MODES {
+            let disk = Spec::default().disk();
+            let on = [("fuamode", mode), ("flush-on-close", "true")];
+            drop(session(&disk, "fua", &on));
+            assert_eq!(seen(&disk), [(Op::Flush, false)], "{mode}");
+            drop(session(&disk, "fua", &on[..1]));
+            assert_eq!(seen(&disk), [], "{mode}");
+        }
+        let disk = Spec { flush: false, fua: Support::None, ..Spec::default() }.disk();
+        let chain = chain(&disk, &["fua"], &[("flush_on_close", "1")]).unwrap();
+        let error = open(&chain, client(), false).unwrap_err().to_string();
+        assert!(error.contains("flush-on-close=true needs flush"), "{error}");
+        drop(open(&chain, client(), true).unwrap());
     }
 
     #[test]

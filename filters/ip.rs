@@ -11,17 +11,17 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nbdkit_core::{
-    Below, Certificate, Client, Errno, Error, Exports, Filter, Handle, Info, NextConfig, Open, Peer, Result,
-    params,
+    Below, Certificate, Client, Errno, Error, Exports, Filter, Handle, Info, NextConfig, NextConfigComplete,
+    Open, Peer, Result, params,
 };
 
-use crate::passthrough::Passthrough;
+use crate::{passthrough::Passthrough, wildcard::matches};
 
 const HELP: &str = "\
 allow=<RULE>[,<RULE>...]  Who may connect, whatever deny= says.
 deny=<RULE>[,<RULE>...]   Who may not connect.
 Rules: any, anyipv4, anyipv6, anyunix, anyvsock, ADDRESS, ADDRESS/BITS, pid:N, uid:N, gid:N,
-vsock-cid:N, vsock-port:N, security:CONTEXT, dn:NAME, issuer-dn:NAME.";
+vsock-cid:N, vsock-port:N, security:CONTEXT, dn:WILDCARD, issuer-dn:WILDCARD.";
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(Ip::default())
@@ -31,6 +31,8 @@ pub(crate) fn new() -> Box<dyn Filter> {
 struct Ip {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
+    /// `-D ip.rules`: the rules are told in the log.
+    tell: bool,
 }
 
 /// A kind of client.
@@ -54,16 +56,40 @@ enum Rule {
 }
 
 /// The rules whose value may hold commas: they take the rest of the parameter.
-const NAMES: [(&str, NameRule); 3] =
-    [("security:", Rule::Security), ("dn:", Rule::Subject), ("issuer-dn:", Rule::Issuer)];
+const NAMES: [(&str, NameRule); 2] = [("dn:", Rule::Subject), ("issuer-dn:", Rule::Issuer)];
 
 type NameRule = fn(String) -> Rule;
 
+/// What follows a keyword, which may be in either case.
+fn after<'a>(rule: &'a str, keyword: &str) -> Option<&'a str> {
+    let (start, rest) = rule.split_at_checked(keyword.len())?;
+    start.eq_ignore_ascii_case(keyword).then_some(rest)
+}
+
+/// Whether a name is that of a rule. One that is written out has backslashes where the certificate's has, which would stand
+/// for something else in a wildcard.
+fn is_meant(wanted: &str, name: &str) -> bool {
+    wanted == name || matches(wanted, name)
+}
+
+/// The first rule of a list, and the others. The categories in a security label have commas between them too.
+fn split(list: &str) -> (&str, &str) {
+    let is_category = |word: &str| {
+        let mut ends = word.split('.').map(|end| end.strip_prefix('c'));
+        ends.all(|number| number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())))
+    };
+    let mut commas = list.match_indices(',').map(|(at, _)| (&list[..at], &list[at + 1..]));
+    let ends = |(_, rest): &(&str, &str)| {
+        after(list, "security:").is_none() || !rest.split(',').next().is_some_and(is_category)
+    };
+    commas.find(ends).unwrap_or((list, ""))
+}
+
 impl Rule {
-    /// Adds the rules of a parameter's value.
+    /// Adds the rules of a parameter's value, which may be none.
     fn parse_list(mut list: &str, rules: &mut Vec<Rule>) -> anyhow::Result<()> {
-        loop {
-            let name = NAMES.iter().find_map(|(kind, rule)| Some((list.strip_prefix(kind)?, rule)));
+        while !list.is_empty() {
+            let name = NAMES.iter().find_map(|(kind, rule)| Some((after(list, kind)?, rule)));
             if let Some((name, rule)) = name {
                 if name.is_empty() {
                     bail!("rule '{list}' lacks a name after the colon");
@@ -71,28 +97,31 @@ impl Rule {
                 rules.push(rule(name.to_owned()));
                 return Ok(());
             }
-            let (rule, rest) = list.split_once(',').map_or((list, None), |(rule, rest)| (rule, Some(rest)));
-            rules.push(Rule::parse(rule)?);
-            match rest {
-                Some(rest) => list = rest,
-                None => return Ok(()),
+            let (rule, rest) = split(list);
+            if rule.is_empty() {
+                bail!("empty entry in the list of rules: write one comma between two");
             }
+            rules.push(Rule::parse(rule)?);
+            list = rest;
         }
+        Ok(())
     }
 
     fn parse(rule: &str) -> anyhow::Result<Self> {
         if let Some((kind, number)) = rule.split_once(':') {
             let what = format!("rule '{rule}'");
-            match kind {
+            match &*kind.to_ascii_lowercase() {
                 "pid" => return Ok(Rule::Pid(params::integer(&what, OsStr::new(number))?)),
                 "uid" => return Ok(Rule::Uid(params::integer(&what, OsStr::new(number))?)),
                 "gid" => return Ok(Rule::Gid(params::integer(&what, OsStr::new(number))?)),
                 "vsock-cid" => return Ok(Rule::VsockCid(params::integer(&what, OsStr::new(number))?)),
                 "vsock-port" => return Ok(Rule::VsockPort(params::integer(&what, OsStr::new(number))?)),
+                "security" if number.is_empty() => bail!("rule '{rule}' lacks a label after the colon"),
+                "security" => return Ok(Rule::Security(number.to_owned())),
                 _ => {}
             }
         }
-        Ok(match rule {
+        Ok(match &*rule.to_ascii_lowercase() {
             "all" | "any" => Rule::Any,
             "allipv4" | "anyipv4" => Rule::AnyIpv4,
             "allipv6" | "anyipv6" => Rule::AnyIpv6,
@@ -137,8 +166,12 @@ impl Rule {
             (Rule::VsockCid(wanted), Peer::Vsock { cid, .. }) => wanted == cid,
             (Rule::VsockPort(wanted), Peer::Vsock { port, .. }) => wanted == port,
             (Rule::Security(wanted), _) => client.security_context.get() == Some(wanted),
-            (Rule::Subject(wanted), _) => certificate(|c| &c.subject) == Some(wanted),
-            (Rule::Issuer(wanted), _) => certificate(|c| &c.issuer) == Some(wanted),
+            (Rule::Subject(wanted), _) => {
+                certificate(|c| &c.subject).is_some_and(|name| is_meant(wanted, name))
+            }
+            (Rule::Issuer(wanted), _) => {
+                certificate(|c| &c.issuer).is_some_and(|name| is_meant(wanted, name))
+            }
             _ => false,
         }
     }
@@ -219,6 +252,22 @@ impl Filter for Ip {
             _ => return next(key, value),
         };
         Rule::parse_list(params::text(value)?, rules).context(key.to_owned())
+    }
+
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        let known = name == "rules";
+        if known {
+            self.tell = value != 0;
+        }
+        known
+    }
+
+    fn config_complete(&mut self, next: &mut NextConfigComplete<'_>) -> anyhow::Result<()> {
+        if self.tell {
+            log::debug!("ip: allow: {:?}", self.allow);
+            log::debug!("ip: deny: {:?}", self.deny);
+        }
+        next()
     }
 
     fn preconnect(&self, next: &Below, readonly: bool) -> Result<()> {
@@ -348,6 +397,30 @@ mod tests {
     }
 
     #[test]
+    fn what_scripts_write() {
+        let rules = |list: &str| {
+            let mut rules = Vec::new();
+            Rule::parse_list(list, &mut rules).map(|()| rules).map_err(|e| e.to_string())
+        };
+        assert_eq!(rules(""), Ok(vec![]));
+        assert_eq!(rules("ANY,AllIPv4,UID:7"), Ok(vec![Rule::Any, Rule::AnyIpv4, Rule::Uid(7)]));
+        assert_eq!(rules("any,"), Ok(vec![Rule::Any]));
+        assert!(rules("any,,any").unwrap_err().contains("empty entry"));
+        let label = "system_u:object_r:t:s0:c1.c5,c7";
+        let [plain, labelled] =
+            ["security:a,pid:3".to_owned(), format!("Security:{label},uid:7")].map(|l| rules(&l));
+        assert_eq!(plain, Ok(vec![Rule::Security("a".into()), Rule::Pid(3)]));
+        assert_eq!(labelled, Ok(vec![Rule::Security(label.into()), Rule::Uid(7)]));
+        assert_eq!(rules("DN:*,O=x"), Ok(vec![Rule::Subject("*,O=x".into())]));
+        let (mut ip, mut flagged) = (Ip::default(), 0);
+        for (name, known) in [("rules", true), ("other", false)] {
+            assert_eq!(ip.debug_flag(name, 1), known);
+            flagged += usize::from(ip.tell);
+        }
+        assert_eq!(flagged, 2, "another flag changes nothing");
+    }
+
+    #[test]
     fn security_contexts() {
         let labelled = client(&UNIX);
         labelled.security_context.set("system_u:system_r:svirt_t:s0:c1,c2".into()).unwrap();
@@ -386,6 +459,9 @@ mod tests {
         let bad = client(&UNIX);
         bad.certificate.set(Certificate { subject: "CN=bad".into(), issuer: "CN=ca".into() }).unwrap();
         enter(&[("deny", "dn:CN=bad")], bad.clone()).unwrap_err();
+        enter(&[("deny", "issuer-dn:*a"), ("allow", "dn:cn=*")], bad.clone()).unwrap_err();
+        enter(&[("deny", "all"), ("allow", "dn:CN=b?d")], bad.clone()).unwrap();
+        assert!(is_meant("O=a\\, b", "O=a\\, b") && is_meant("O=a*b", "O=a\\, b"));
         enter(&[("deny", "dn:CN=worse")], bad).unwrap();
     }
 
@@ -393,8 +469,7 @@ mod tests {
     fn rules_that_cannot_be_parsed_are_refused() {
         for (rule, message) in [
             ("foo", "cannot parse rule 'foo'"),
-            ("", "cannot parse rule ''"),
-            ("127.0.0.1,", "cannot parse rule ''"),
+            ("127.0.0.1,,any", "empty entry"),
             ("1.2.3.4/33", "only 32 bits"),
             ("::1/129", "only 128 bits"),
             ("1.2.3.4/x", "could not parse number 'x'"),

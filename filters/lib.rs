@@ -21,9 +21,9 @@ mod error;
 mod exitlast;
 mod exitwhen;
 mod exportname;
-mod finalize_on_drop;
 #[cfg(test)]
 mod exports_tests;
+mod finalize_on_drop;
 #[cfg(test)]
 mod flaky;
 mod fua;
@@ -56,6 +56,7 @@ mod testing;
 mod time_limit;
 mod tls_fallback;
 mod truncate;
+mod wildcard;
 
 macro_rules! registry {
     ($($module:ident $(= $name:literal)?)*) => {

@@ -89,6 +89,8 @@ const READ: u8 = 1;
 const WRITTEN: u8 = 2;
 /// In the token of a flush: so the group was dirty before.
 const GROUP: u8 = 4;
+/// Other connections were dirty, too.
+const OTHERS: u8 = 8;
 
 impl Member {
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {
@@ -151,7 +153,7 @@ impl Filter for MultiConn {
                     }
                 }
             }
-            "multi-conn-exportname" => self.by_name = params::boolean(value)?,
+            "multi-conn-exportname" | "multi-conn-export-name" => self.by_name = params::boolean(value)?,
             _ => return next(key, value),
         }
         Ok(())
@@ -204,6 +206,10 @@ impl Shared {
     /// The connection holds what a request left with it, or what a flush that failed did not deal with.
     fn taint(&self, token: u8) {
         self.member.taint(token & (READ | WRITTEN));
+        if token & OTHERS != 0 {
+            // Which of them it was is not known any more.
+            self.group.members.read().iter().for_each(|member| member.taint(WRITTEN));
+        }
         if token & (WRITTEN | GROUP) != 0 {
             self.group.dirty.store(true, Ordering::Release);
         }
@@ -255,7 +261,14 @@ impl Shared {
         let covers_all = self.track == Track::Fast || self.member.next.caps().multi_conn;
         let group_was = covers_all && self.group.dirty.swap(false, Ordering::AcqRel);
         // What comes in meanwhile is dirty again.
-        let was = self.member.dirty.swap(0, Ordering::AcqRel) | if group_was { GROUP } else { 0 };
+        let mut was = self.member.dirty.swap(0, Ordering::AcqRel) | if group_was { GROUP } else { 0 };
+        if covers_all {
+            for member in &*self.group.members.read() {
+                if member.dirty.swap(0, Ordering::AcqRel) != 0 {
+                    was |= OTHERS;
+                }
+            }
+        }
         let outcome = self.member.next.watch(self, request, was.into());
         if matches!(outcome, Outcome::NeedsThread) {
             self.taint(was);

@@ -40,7 +40,7 @@ impl Filter for NoCache {
         self.mode = match params::text(value)? {
             "none" => Mode::None,
             "emulate" => Mode::Emulate,
-            "nop" => Mode::Nop,
+            "nop" | "no-op" => Mode::Nop,
             other => bail!("unknown cachemode '{other}': use none, emulate or nop"),
         };
         Ok(())
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn model() {
-        for mode in ["none", "emulate", "nop"] {
+        for mode in ["none", "emulate", "nop", "no-op"] {
             check_model(&["nocache"], &[("cachemode", mode)], 20_000, &View::same(20_000));
         }
     }

@@ -25,12 +25,12 @@ impl Filter for NoParallel {
     }
 
     fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
-        if key != "serialize" {
+        if !matches!(key, "serialize" | "serialise") {
             return next(key, value);
         }
         self.model = match params::text(value)? {
             "requests" => ThreadModel::SerializeRequests,
-            "all-requests" => ThreadModel::SerializeAllRequests,
+            "all-requests" | "all_requests" => ThreadModel::SerializeAllRequests,
             "connections" => ThreadModel::SerializeConnections,
             other => bail!("unknown serialize mode '{other}': use requests, all-requests or connections"),
         };
@@ -73,6 +73,7 @@ mod tests {
         ] {
             assert_eq!(model_of(Spec::default(), &[("serialize", mode)]), model, "{mode}");
         }
+        assert_eq!(model_of(Spec::default(), &[("serialise", "all_requests")]), SerializeAllRequests);
         assert!(config_error("noparallel", &[("serialize", "x")]).contains("use requests"));
     }
 

@@ -7,8 +7,8 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, BlockSize, Call, Data, Errno, Error, Extent, Extents, Filter, Handle, Info, Next, NextConfig, Op,
-    Open, Outcome, Request, Result, params,
+    Below, BlockSize, Call, Data, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome,
+    Request, Result, params,
 };
 
 use crate::passthrough::Passthrough;
@@ -81,34 +81,6 @@ impl Swapped {
     }
 }
 
-/// Makes words of what is below: one that lies in several extents is a hole, or zero, if it is in each of them.
-fn whole_words(below: &[Extent], word: u64, out: &mut Extents) -> Result<()> {
-    let mut cut: Option<(bool, bool)> = None;
-    for extent in below {
-        let (mut start, end) = (extent.offset, extent.end());
-        if let Some((hole, zero)) = cut.take() {
-            let (hole, zero) = (hole && extent.hole, zero && extent.zero);
-            let boundary = start.next_multiple_of(word);
-            if end < boundary {
-                cut = Some((hole, zero));
-                continue;
-            }
-            out.add(boundary - word, word, hole, zero)?;
-            start = boundary;
-        }
-        let whole = end - end % word;
-        out.add(start, whole.saturating_sub(start), extent.hole, extent.zero)?;
-        if whole < end {
-            cut = Some((extent.hole, extent.zero));
-        }
-    }
-    if out.as_slice().is_empty() {
-        // Less is known than one word, so nothing is known of it.
-        out.add_data(out.start(), word)?;
-    }
-    Ok(())
-}
-
 impl Handle for Swapped {
     fn next(&self) -> Option<&Next> {
         Some(&self.next)
@@ -135,7 +107,7 @@ impl Handle for Swapped {
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
-        let (call, may_wait) = (*request.call(), request.may_wait());
+        let call = *request.call();
         if let Err(e) = self.check(&call) {
             return Outcome::Done(Err(e));
         }
@@ -148,15 +120,7 @@ impl Handle for Swapped {
             }
             // It asks for a loan.
             (Op::Write, _) => Outcome::NeedsThread,
-            (_, Data::Extents(extents)) => {
-                let mut below = Extents::new(call.offset, call.end());
-                match self.next.piece(call, Data::Extents(&mut below), may_wait) {
-                    Outcome::Done(Ok(())) => {
-                        Outcome::Done(whole_words(below.as_slice(), u64::from(self.word), extents))
-                    }
-                    outcome => outcome,
-                }
-            }
+            (Op::Extents, _) => self.next.whole_blocks(request, call.offset, call.length, self.word.into()),
             _ => self.next.submit(request),
         }
     }
@@ -244,31 +208,6 @@ mod tests {
         assert_eq!((block(1, u32::MAX).minimum, block(1, u32::MAX).maximum), (8, u32::MAX));
         assert_eq!(block(1, 10_001).maximum, 10_000);
         assert_eq!(block(512, 8192).minimum, 512);
-    }
-
-    #[test]
-    fn a_word_in_two_extents_is_what_both_are() {
-        let words = |below: &[(u64, u64, bool, bool)]| {
-            let list: Vec<_> = below
-                .iter()
-                .map(|&(offset, length, hole, zero)| Extent { offset, length, hole, zero })
-                .collect();
-            let mut out = Extents::new(8, 40);
-            whole_words(&list, 8, &mut out).unwrap();
-            out.as_slice().iter().map(|e| (e.offset, e.length, e.kind())).collect::<Vec<_>>()
-        };
-        assert_eq!(words(&[(8, 16, true, true), (24, 16, false, false)]), [(8, 16, 3), (24, 16, 0)]);
-        assert_eq!(words(&[(8, 12, true, true), (20, 20, false, true)]), [(8, 8, 3), (16, 24, 2)]);
-        assert_eq!(
-            words(&[(8, 9, true, true), (17, 1, false, false), (18, 22, true, true)]),
-            [(8, 8, 3), (16, 8, 0), (24, 16, 3)]
-        );
-        assert_eq!(
-            words(&[(8, 4, true, true), (12, 4, true, true), (16, 24, false, false)]),
-            [(8, 8, 3), (16, 24, 0)]
-        );
-        assert_eq!(words(&[(8, 10, true, true)]), [(8, 8, 3)]);
-        assert_eq!(words(&[(8, 3, true, true)]), [(8, 8, 0)]);
     }
 
     #[test]

@@ -60,7 +60,9 @@ impl Filter for TimeLimit {
 
     fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {
         match key {
-            "time-limit" => self.limit = params::delay(value).context("time-limit")?,
+            "time-limit" | "time_limit" | "timelimit" => {
+                self.limit = params::delay(value).context("time-limit")?
+            }
             _ => return next(key, value),
         }
         Ok(())

@@ -19,7 +19,7 @@ const HELP: &str = "tlsreadme=<MESSAGE>   What clients without TLS read.";
 const SECTOR: usize = 512;
 
 pub(crate) fn new() -> Box<dyn Filter> {
-    let message = "To see the disk of this NBD server, connect with TLS.\n";
+    let message = "This NBD server requires TLS authentication before it will serve useful data.\n";
     Box::new(TlsFallback { content: content(message.as_bytes()) })
 }
 
@@ -135,7 +135,7 @@ mod tests {
             let caps = session.caps();
             assert_eq!(session.size(), 512);
             assert!(!caps.write && !caps.flush && !caps.multi_conn);
-            assert!(read(&session).starts_with(b"To see the disk of this NBD server"));
+            assert!(read(&session).starts_with(b"This NBD server requires TLS authentication"));
             assert_eq!(session.extents(512, 0, Flags::empty()).unwrap().len(), 1);
             assert!(lent(&session, Op::Read, 0, 512).is_none());
             assert!(!needs_thread(&session, Op::Read));

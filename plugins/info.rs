@@ -15,7 +15,7 @@ use nbdkit_core::{
 use crate::data::decode_base64;
 
 const HELP: &str = "\
-mode=exportname|base64exportname|address|time|uptime|conntime
+mode=exportname|base64exportname|address|time|uptime|conntime|version
                   What the disk holds (default exportname).";
 
 pub(crate) fn new() -> Box<dyn Plugin> {
@@ -30,6 +30,7 @@ enum Mode {
     Time,
     Uptime,
     ConnTime,
+    Version,
 }
 
 struct Reflection {
@@ -50,15 +51,17 @@ impl Plugin for Reflection {
         if key != "mode" {
             return Ok(false);
         }
-        self.mode = match params::text(value)? {
+        self.mode = match &*params::text(value)?.to_ascii_lowercase() {
             "exportname" | "export-name" => Mode::ExportName,
             "base64exportname" | "base64-export-name" => Mode::Base64ExportName,
             "address" => Mode::Address,
             "time" => Mode::Time,
             "uptime" => Mode::Uptime,
             "conntime" => Mode::ConnTime,
+            "version" => Mode::Version,
             other => bail!(
-                "unknown mode '{other}': use exportname, base64exportname, address, time, uptime or conntime"
+                "unknown mode '{other}': use exportname, base64exportname, address, time, uptime, conntime or \
+                 version"
             ),
         };
         Ok(true)
@@ -76,6 +79,7 @@ impl Plugin for Reflection {
                 Error::new(Errno::EINVAL, format!("the export name is not valid base64: {e}"))
             })?),
             Mode::Address => Content::Address(address(&open.client.peer).into_bytes()),
+            Mode::Version => Content::Name(env!("CARGO_PKG_VERSION").into()),
             Mode::Time => Content::Time,
             Mode::Uptime => Content::Since(self.started),
             Mode::ConnTime => Content::Since(Instant::now()),

@@ -90,7 +90,7 @@ impl Plugin for Partitioning {
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
-        let default = value == "default";
+        let default = value.eq_ignore_ascii_case("default");
         match key {
             "file" => self.add(value)?,
             "partition-type" => {

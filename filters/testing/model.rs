@@ -334,7 +334,8 @@ impl<'a> Model<'a> {
         for extent in &extents {
             prop_assert_eq!(extent.offset, at, "contiguous");
             at = extent.end();
-            prop_assert!(at <= offset + length, "within the range");
+            let end = if flags.is_empty() { self.bytes.len() as u64 } else { offset + length };
+            prop_assert!(at <= end, "within the disk");
             let bytes = &self.bytes[extent.offset as usize..at as usize];
             prop_assert!(!extent.zero || bytes.iter().all(|b| *b == 0), "not zero: {:?}", extent);
         }

@@ -11,7 +11,9 @@ use std::{
     },
 };
 
-use nbdkit_core::{Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request, Result, Support};
+use nbdkit_core::{
+    BlockSize, Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request, Result, Support,
+};
 use rustix::{
     fs::{
         Advice, FileType, SeekFrom, fadvise, fdatasync, fstat, fstatfs, ioctl_blksszget, major, minor, seek,
@@ -20,7 +22,7 @@ use rustix::{
 };
 
 use super::{
-    Hints,
+    Hints, device,
     direct::{Direct, read_all, write_all},
     ranges::{Entered, Files},
     submit::Submitter,
@@ -43,6 +45,7 @@ pub(super) struct Disk {
     writable: bool,
     /// The logical block size, for a block device.
     device: Option<u64>,
+    block_size: BlockSize,
     rotational: bool,
     extents: bool,
     /// To ask for holes is quick.
@@ -55,16 +58,20 @@ pub(super) struct Disk {
     no_nowait: AtomicBool,
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
+    no_discard: AtomicBool,
+    no_zero_out: AtomicBool,
     no_dsync: AtomicBool,
     /// Against other programs.
     _lock: Option<Lock>,
 }
 
-/// Which of the two ways of `fallocate` makes zeroes.
-#[derive(Clone, Copy)]
+/// How a range is freed or zeroed: by `fallocate`, or by a request for devices alone, which some of them know only.
+#[derive(Clone, Copy, Debug)]
 enum Way {
     Punch,
     ZeroRange,
+    Discard,
+    ZeroOut,
 }
 
 impl Disk {
@@ -98,6 +105,7 @@ impl Disk {
             size,
             writable,
             device,
+            block_size: if is_device { device::block_size(&file) } else { BlockSize::default() },
             rotational: is_device && is_rotational(stat.st_rdev),
             extents: holes::are_known(&file),
             near: holes::are_near(&file),
@@ -107,27 +115,37 @@ impl Disk {
             no_nowait: AtomicBool::new(false),
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
+            no_discard: AtomicBool::new(false),
+            no_zero_out: AtomicBool::new(false),
             no_dsync: AtomicBool::new(false),
             file,
             _lock: lock,
         })
     }
 
-    /// Frees or zeroes a range by `fallocate`. `EOPNOTSUPP`: it cannot be done this way.
+    /// Frees or zeroes a range. `EOPNOTSUPP`: it cannot be done this way.
     fn allocate(&self, way: Way, length: u64, offset: u64) -> Result<()> {
         let unsupported = match way {
             Way::Punch => &self.no_punch,
             Way::ZeroRange => &self.no_zero_range,
+            Way::Discard => &self.no_discard,
+            Way::ZeroOut => &self.no_zero_out,
         };
         // A device takes whole blocks only; that says nothing about the next range.
         let odd = self.device.is_some_and(|block| !(offset | length).is_multiple_of(block));
-        if odd || unsupported.load(Relaxed) {
+        let wrong = matches!(way, Way::Discard | Way::ZeroOut) && self.device.is_none();
+        if odd || wrong || unsupported.load(Relaxed) {
             return Err(Errno::EOPNOTSUPP.into());
         }
         let done = match way {
             Way::Punch => holes::punch(&self.file, offset, length),
             Way::ZeroRange => holes::zero_range(&self.file, offset, length),
+            Way::Discard => device::discard(&self.file, offset, length),
+            Way::ZeroOut => device::zero_out(&self.file, offset, length),
         };
+        if self.hints.tell {
+            log::debug!("file: {way:?} of {length} bytes at {offset}: {done:?}");
+        }
         match done {
             Err(e) if holes::is_unsupported(e) => {
                 unsupported.store(true, Relaxed);
@@ -178,6 +196,18 @@ impl Disk {
         }
     }
 
+    /// As [`allocate`](Self::allocate), in one of several ways.
+    fn allocate_by(&self, ways: &[Way], length: u64, offset: u64) -> Result<()> {
+        let mut done = Err(Errno::EOPNOTSUPP.into());
+        for way in ways {
+            if !matches!(&done, Err(e) if Error::is_unsupported(e)) {
+                break;
+            }
+            done = self.allocate(*way, length, offset);
+        }
+        done
+    }
+
     fn sync_if(&self, flags: Flags) -> Result<()> {
         if flags.contains(Flags::FUA) { self.flush() } else { Ok(()) }
     }
@@ -201,6 +231,10 @@ impl Disk {
 impl Handle for Disk {
     fn get_size(&self) -> Result<u64> {
         Ok(self.size)
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        Ok(self.block_size)
     }
 
     fn is_rotational(&self) -> Result<bool> {
@@ -314,7 +348,7 @@ impl Handle for Disk {
         };
         if start < end {
             let _entered = self.enter(start, end - start);
-            match self.allocate(Way::Punch, end - start, start) {
+            match self.allocate_by(&[Way::Punch, Way::Discard], end - start, start) {
                 // To trim is to advise.
                 Err(e) if e.is_unsupported() => {}
                 done => done?,
@@ -325,16 +359,15 @@ impl Handle for Disk {
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
         let _entered = self.enter(offset, length);
-        let mut done = Err(Errno::EOPNOTSUPP.into());
-        if flags.contains(Flags::MAY_TRIM) {
-            done = self.allocate(Way::Punch, length, offset);
-        }
         // For a device the kernel may write the zeroes, which is not fast.
         let may_be_slow = self.device.is_some() && flags.contains(Flags::FAST_ZERO);
-        if matches!(&done, Err(e) if Error::is_unsupported(e)) && !may_be_slow {
-            done = self.allocate(Way::ZeroRange, length, offset);
-        }
-        done?;
+        let ways = match (flags.contains(Flags::MAY_TRIM), may_be_slow) {
+            (true, true) => &[Way::Punch][..],
+            (true, false) => &[Way::Punch, Way::ZeroRange, Way::ZeroOut],
+            (false, true) => &[],
+            (false, false) => &[Way::ZeroRange, Way::ZeroOut],
+        };
+        self.allocate_by(ways, length, offset)?;
         self.sync_if(flags)
     }
 

@@ -24,6 +24,7 @@ use crate::{
 
 #[cfg(test)]
 mod cold_tests;
+mod device;
 mod direct;
 mod disk;
 mod inherit;
@@ -55,6 +56,8 @@ struct Hints {
     advice: Option<Advice>,
     /// Keep the page cache free of this disk.
     uncached: bool,
+    /// `-D file.zero`: how ranges are freed and zeroed is told in the log.
+    tell: bool,
     /// Do without io_uring, as where the kernel does not allow it.
     no_ring: bool,
 }
@@ -105,13 +108,18 @@ impl Plugin for FilePlugin {
              fadvise=LEVEL           How it will be read: normal, random or sequential\n\
              cache=MODE              Use of the page cache: default or none\n\
              lock=off|auto|on        Lock the file against other programs (default auto)\n\
-             format=raw              Serve an image of another format as it is, for writing too",
+             format=raw              Serve an image of another format as it is, for writing too\n\
+             reduce-memory-pressure=BOOL  If true, as cache=none",
         )
         .magic("file")
     }
 
     fn callbacks(&self) -> Vec<&'static str> {
-        [crate::EVERYTHING, &["config_complete", "dump_plugin", "list_exports", "default_export"]].concat()
+        [
+            crate::EVERYTHING,
+            &["block_size", "config_complete", "dump_plugin", "list_exports", "default_export"],
+        ]
+        .concat()
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -136,6 +144,7 @@ impl Plugin for FilePlugin {
                 }
             }
             "lock" | "format" => return self.care.config(key, value),
+            "reduce-memory-pressure" => self.hints.uncached = params::boolean(value)?,
             "rdelay" | "wdelay" => {
                 bail!("{key} belongs to the delay filter: add --filter=delay on the command line")
             }
@@ -161,10 +170,27 @@ impl Plugin for FilePlugin {
         Ok(())
     }
 
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        let known = name == "zero";
+        if known {
+            self.hints.tell = value != 0;
+        }
+        known
+    }
+
     fn dump(&self) -> Vec<(String, String)> {
-        ["file_extents", "file_falloc_fl_punch_hole", "file_falloc_fl_zero_range"]
-            .map(|key| (key.into(), "yes".into()))
-            .into()
+        [
+            "file_blkdiscard",
+            "file_blkrotational",
+            "file_blksszget",
+            "file_blkzeroout",
+            "file_block_size",
+            "file_extents",
+            "file_falloc_fl_punch_hole",
+            "file_falloc_fl_zero_range",
+        ]
+        .map(|key| (key.into(), "yes".into()))
+        .into()
     }
 
     fn list_exports(&self, _: bool, _: bool) -> Result<Exports> {

@@ -40,6 +40,7 @@ pub(crate) fn install(lua: &Lua) -> Result<()> {
         export_name() = nbdkit::export_name();
         is_tls() = nbdkit::is_tls();
         stdio_safe() = Ok::<_, nbdkit::Error>(nbdkit::stdio_safe());
+        peer_name() = peer_name();
         peer_pid() = nbdkit::peer_pid();
         peer_uid() = nbdkit::peer_uid();
         peer_gid() = nbdkit::peer_gid();
@@ -49,6 +50,7 @@ pub(crate) fn install(lua: &Lua) -> Result<()> {
         shutdown() = done(nbdkit::shutdown);
         disconnect(force: bool) = done(|| nbdkit::disconnect(force));
         parse_size(text: String) = nbdkit::parse_size(&text);
+        parse_int(what: String, text: String) = nbdkit::parse_int(&what, &text);
         parse_bool(text: String) = nbdkit::parse_bool(&text);
         parse_probability(what: String, text: String) = nbdkit::parse_probability(&what, &text);
         parse_delay(what: String, text: String) = nbdkit::parse_delay(&what, &text).map(|d| d.as_secs_f64());
@@ -112,6 +114,15 @@ fn by_name(name: &str) -> Option<i32> {
             .find_map(|(number, its_name)| its_name.eq_ignore_ascii_case(name).then_some(number))
     };
     alias.map(|errno| errno as i32).or_else(named)
+}
+
+/// The client's address as text: that of a TCP client with its port, and `unix` for a Unix socket.
+fn peer_name() -> nbdkit::Result<String> {
+    if let Ok(address) = nbdkit::peername::<std::net::SocketAddr>() {
+        return Ok(address.to_string());
+    }
+    let unix = nbdkit::peername::<std::os::unix::net::SocketAddr>();
+    unix.map(|_| "unix".to_owned()).map_err(|e| nbdkit::Error::new(libc::ENOTSUP, format!("peer_name: {e}")))
 }
 
 fn done(action: impl FnOnce()) -> nbdkit::Result<()> {

@@ -111,7 +111,7 @@ let describe = function
 
 let is_registered = ref false
 
-let register_plugin plugin =
+let register_record plugin =
   if !is_registered then failwith "NBDKit.register_plugin was called twice";
   let required field is_missing = if is_missing then failwith ("NBDKit.register_plugin: " ^ field ^ " is required") in
   required "name" (plugin.name = "");
@@ -163,8 +163,54 @@ let register_plugin plugin =
   callback "describe" (Some describe);
   is_registered := true
 
+(* The two forms differ in their last argument, which is () or a record, and so a block of this shape. *)
+let is_plugin last =
+  let last = Obj.repr last and shape = Obj.repr default_callbacks in
+  Obj.is_block last && Obj.tag last = Obj.tag shape && Obj.size last = Obj.size shape
+
+let register_plugin
+    ?(name = "") ?(longname = "") ?(version = "") ?(description = "") ?load ?get_ready ?after_fork ?cleanup ?unload
+    ?config ?config_complete ?(config_help = "") ?thread_model ?(magic_config_key = "") ?preconnect ?open_connection
+    ?close ?get_size ?block_size ?can_cache ?can_extents ?can_fast_zero ?can_flush ?can_fua ?can_multi_conn ?can_trim
+    ?can_write ?can_zero ?is_rotational ?pread ?pwrite ?flush ?trim ?zero ?extents ?cache ?dump_plugin ?list_exports
+    ?default_export ?export_description last =
+  if is_plugin last then register_record (Obj.obj (Obj.repr last))
+  else if Obj.is_int (Obj.repr last) then
+    register_record
+      {
+        name; longname; version; description; load; get_ready; after_fork; cleanup; unload; config; config_complete;
+        config_help; thread_model; magic_config_key; preconnect; open_connection; close; get_size; block_size;
+        can_cache; can_extents; can_fast_zero; can_flush; can_fua; can_multi_conn; can_trim; can_write; can_zero;
+        is_rotational; pread; pwrite; flush; trim; zero; extents; cache; dump_plugin; list_exports; default_export;
+        export_description;
+      }
+  else failwith "NBDKit.register_plugin: the last argument must be () or a plugin"
+
 external blit_to : buf -> string -> unit = "nbdkitocaml_blit_to"
 external to_string : buf -> string = "nbdkitocaml_to_string"
+
+let buf_len = Bigarray.Array1.dim
+
+external copy_from_string : string -> int -> buf -> int -> int -> unit = "nbdkitocaml_copy_in"
+external copy_from_bytes : bytes -> int -> buf -> int -> int -> unit = "nbdkitocaml_copy_in"
+external copy_to_bytes : buf -> int -> bytes -> int -> int -> unit = "nbdkitocaml_copy_out"
+
+(* No sum here can pass the largest integer. *)
+let check_blit name source_length from target_length at length =
+  let fits whole start = start >= 0 && start <= whole && length <= whole - start in
+  if length < 0 || not (fits source_length from && fits target_length at) then invalid_arg ("NBDKit." ^ name)
+
+let blit_string_to_buf source from target at length =
+  check_blit "blit_string_to_buf" (String.length source) from (buf_len target) at length;
+  copy_from_string source from target at length
+
+let blit_bytes_to_buf source from target at length =
+  check_blit "blit_bytes_to_buf" (Bytes.length source) from (buf_len target) at length;
+  copy_from_bytes source from target at length
+
+let blit_buf_to_bytes source from target at length =
+  check_blit "blit_buf_to_bytes" (buf_len source) from (Bytes.length target) at length;
+  copy_to_bytes source from target at length
 
 let string_pread pread handle buf offset flags =
   let count = Bigarray.Array1.dim buf in
@@ -187,6 +233,7 @@ external stdio_safe : unit -> bool = "nbdkitocaml_stdio_safe"
 external nanosleep : int -> int -> unit = "nbdkitocaml_nanosleep"
 external export_name : unit -> string = "nbdkitocaml_export_name"
 external is_tls : unit -> bool = "nbdkitocaml_is_tls"
+external peer_name : unit -> Unix.sockaddr = "nbdkitocaml_peer_name"
 external peer_pid : unit -> int64 = "nbdkitocaml_peer_pid"
 external peer_uid : unit -> int64 = "nbdkitocaml_peer_uid"
 external peer_gid : unit -> int64 = "nbdkitocaml_peer_gid"

@@ -77,10 +77,67 @@ type 'a plugin = {
 (** A plugin without any callbacks, to begin with: [{ default_callbacks with name = "myplugin"; … }]. *)
 val default_callbacks : 'a plugin
 
-(** Makes this the plugin of the library. Call it exactly once, when the library is loaded.
+(** Makes this the plugin of the library. Call it exactly once, when the library is loaded, in one of two forms: with
+    labels and [()], as [register_plugin ~name:"myplugin" ~open_connection ~get_size ~pread ()], or with a record alone,
+    as [register_plugin { default_callbacks with name = "myplugin"; … }].
 
-    @raise Failure if it was called before, or if something required is missing. *)
-val register_plugin : 'a plugin -> unit
+    @raise Failure if it was called before, if something required is missing, or if the last argument is neither. *)
+val register_plugin :
+  ?name:string ->
+  ?longname:string ->
+  ?version:string ->
+  ?description:string ->
+  ?load:(unit -> unit) ->
+  ?get_ready:(unit -> unit) ->
+  ?after_fork:(unit -> unit) ->
+  ?cleanup:(unit -> unit) ->
+  ?unload:(unit -> unit) ->
+  ?config:(string -> string -> unit) ->
+  ?config_complete:(unit -> unit) ->
+  ?config_help:string ->
+  ?thread_model:(unit -> thread_model) ->
+  ?magic_config_key:string ->
+  ?preconnect:(bool -> unit) ->
+  ?open_connection:(bool -> 'a) ->
+  ?close:('a -> unit) ->
+  ?get_size:('a -> int64) ->
+  ?block_size:('a -> int * int * int64) ->
+  ?can_cache:('a -> cache_flag) ->
+  ?can_extents:('a -> bool) ->
+  ?can_fast_zero:('a -> bool) ->
+  ?can_flush:('a -> bool) ->
+  ?can_fua:('a -> fua_flag) ->
+  ?can_multi_conn:('a -> bool) ->
+  ?can_trim:('a -> bool) ->
+  ?can_write:('a -> bool) ->
+  ?can_zero:('a -> bool) ->
+  ?is_rotational:('a -> bool) ->
+  ?pread:('a -> buf -> int64 -> flags -> unit) ->
+  ?pwrite:('a -> buf -> int64 -> flags -> unit) ->
+  ?flush:('a -> flags -> unit) ->
+  ?trim:('a -> int64 -> int64 -> flags -> unit) ->
+  ?zero:('a -> int64 -> int64 -> flags -> unit) ->
+  ?extents:('a -> int64 -> int64 -> flags -> extent list) ->
+  ?cache:('a -> int64 -> int64 -> flags -> unit) ->
+  ?dump_plugin:(unit -> unit) ->
+  ?list_exports:(bool -> bool -> export list) ->
+  ?default_export:(bool -> bool -> string) ->
+  ?export_description:('a -> string) ->
+  'last ->
+  unit
+
+(** {1 Data} *)
+
+(** The size of the buffer. *)
+val buf_len : buf -> int
+
+(** [blit_string_to_buf source from buf at length] copies as [Bytes.blit] does; so do the next two.
+
+    @raise Invalid_argument if a range is not within its source or target. *)
+val blit_string_to_buf : string -> int -> buf -> int -> int -> unit
+
+val blit_bytes_to_buf : bytes -> int -> buf -> int -> int -> unit
+val blit_buf_to_bytes : buf -> int -> bytes -> int -> int -> unit
 
 (** {1 Data as strings} *)
 
@@ -128,6 +185,12 @@ val nanosleep : int -> int -> unit
 val export_name : unit -> string
 
 val is_tls : unit -> bool
+
+(** The address of the client; that of a Unix socket has no name in general.
+
+    @raise Invalid_argument if there is no client, or none with an address of these kinds. *)
+val peer_name : unit -> Unix.sockaddr
+
 val peer_pid : unit -> int64
 val peer_uid : unit -> int64
 val peer_gid : unit -> int64

@@ -20,6 +20,7 @@
 #include <caml/memory.h>
 #include <caml/mlvalues.h>
 #include <caml/printexc.h>
+#include <caml/version.h>
 
 #include <nbdkit-plugin.h>
 
@@ -134,7 +135,12 @@ SILENT_STEP (cleanup)
 static void
 cb_dump_plugin (void)
 {
+  printf ("ocaml_version_major=%d\n", OCAML_VERSION_MAJOR);
+  printf ("ocaml_version_minor=%d\n", OCAML_VERSION_MINOR);
+  printf ("ocaml_version=%s\n", OCAML_VERSION_STRING);
   fflush (stdout);
+  if (!fn_dump_plugin)
+    return;
   enter_runtime ();
   in_step ("dump_plugin", fn_dump_plugin);
   leave_runtime ();
@@ -629,6 +635,7 @@ fill_table (void)
   plugin.unload = cb_unload;
   plugin.open = cb_open_connection;
   plugin.close = cb_close;
+  plugin.dump_plugin = cb_dump_plugin;
 #define OFFER(name)                             \
   if (fn_ ## name)                              \
     plugin.name = cb_ ## name;
@@ -636,7 +643,7 @@ fill_table (void)
   OFFER (thread_model) OFFER (preconnect) OFFER (get_size) OFFER (block_size) OFFER (can_cache) OFFER (can_extents)
   OFFER (can_fast_zero) OFFER (can_flush) OFFER (can_fua) OFFER (can_multi_conn) OFFER (can_trim) OFFER (can_write)
   OFFER (can_zero) OFFER (is_rotational) OFFER (pread) OFFER (pwrite) OFFER (flush) OFFER (trim) OFFER (zero)
-  OFFER (extents) OFFER (cache) OFFER (dump_plugin) OFFER (list_exports) OFFER (default_export)
+  OFFER (extents) OFFER (cache) OFFER (list_exports) OFFER (default_export)
   OFFER (export_description)
 }
 

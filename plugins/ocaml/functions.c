@@ -4,8 +4,12 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #define CAML_NAME_SPACE
 #include <caml/alloc.h>
@@ -61,6 +65,23 @@ nbdkitocaml_to_string (value buf)
   CAMLparam1 (buf);
 
   CAMLreturn (caml_alloc_initialized_string (Caml_ba_array_val (buf)->dim[0], Caml_ba_data_val (buf)));
+}
+
+/* The caller has checked the ranges. */
+CAMLprim value
+nbdkitocaml_copy_in (value bytes, value from, value buf, value at, value length)
+{
+  memcpy ((char *) Caml_ba_data_val (buf) + Long_val (at), (const char *) String_val (bytes) + Long_val (from),
+          Long_val (length));
+  return Val_unit;
+}
+
+CAMLprim value
+nbdkitocaml_copy_out (value buf, value from, value bytes, value at, value length)
+{
+  memcpy ((char *) Bytes_val (bytes) + Long_val (at), (const char *) Caml_ba_data_val (buf) + Long_val (from),
+          Long_val (length));
+  return Val_unit;
 }
 
 /* A function of newer servers. */
@@ -229,6 +250,60 @@ nbdkitocaml_is_tls (value unit)
 PEER_NUMBER (peer_pid)
 PEER_NUMBER (peer_uid)
 PEER_NUMBER (peer_gid)
+
+/* Unix.sockaddr: ADDR_UNIX of string or ADDR_INET of inet_addr * int, where inet_addr is a string of the address's bytes.
+ * It is made here, since not every plugin is linked with the library unix.
+ */
+enum { ADDR_UNIX, ADDR_INET };
+
+static value
+inet (const void *address, size_t length, in_port_t port)
+{
+  CAMLparam0 ();
+  CAMLlocal2 (bytes, name);
+
+  bytes = caml_alloc_initialized_string (length, address);
+  name = caml_alloc (2, ADDR_INET);
+  Store_field (name, 0, bytes);
+  Store_field (name, 1, Val_int (ntohs (port)));
+  CAMLreturn (name);
+}
+
+CAMLprim value
+nbdkitocaml_peer_name (value unit)
+{
+  CAMLparam1 (unit);
+  CAMLlocal2 (path, name);
+  union {
+    struct sockaddr any;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+    struct sockaddr_un un;
+    struct sockaddr_storage storage;
+  } address;
+  socklen_t length = sizeof address;
+  const size_t start = offsetof (struct sockaddr_un, sun_path);
+
+  if (nbdkit_peer_name (&address.any, &length) == -1)
+    caml_invalid_argument ("NBDKit.peer_name");
+  switch (address.any.sa_family) {
+  case AF_INET:
+    CAMLreturn (inet (&address.in.sin_addr, sizeof address.in.sin_addr, address.in.sin_port));
+  case AF_INET6:
+    CAMLreturn (inet (&address.in6.sin6_addr, sizeof address.in6.sin6_addr, address.in6.sin6_port));
+  case AF_UNIX:
+    /* A name in the file system ends with a zero byte, which the length may count. */
+    length = length > start ? length - start : 0;
+    if (length > 0 && address.un.sun_path[0])
+      length = strnlen (address.un.sun_path, length);
+    path = caml_alloc_initialized_string (length, address.un.sun_path);
+    name = caml_alloc (1, ADDR_UNIX);
+    Store_field (name, 0, path);
+    CAMLreturn (name);
+  default:
+    caml_invalid_argument ("NBDKit.peer_name: it has another kind of address");
+  }
+}
 
 #define PEER_TEXT(name)                                         \
   CAMLprim value                                                \

@@ -1,5 +1,6 @@
 //! The module `nbdkit` that scripts import: the server's functions and the constants of the interface.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 
@@ -158,12 +159,12 @@ fn nanosleep(py: Python<'_>, sec: u32, nsec: u32) -> PyResult<()> {
     Err(PyOSError::new_err((libc::ESHUTDOWN, "the sleep ended early: the client or the server stops")))
 }
 
-/// Read a password: the value itself, "-" asks for it, "+FILE" and "-FD" read it.
+/// Read a password, as bytes: the value itself, "-" asks for it, "+FILE" and "-FD" read it.
 #[pyfunction]
-fn read_password(py: Python<'_>, value: OsString) -> PyResult<OsString> {
+fn read_password(py: Python<'_>, value: OsString) -> PyResult<Cow<'static, [u8]>> {
     let value = argument(value)?;
     let password = py.detach(|| server::read_password(&value));
-    password.map(text).ok_or_else(|| PyRuntimeError::new_err("the password cannot be read"))
+    password.map(Cow::Owned).ok_or_else(|| PyRuntimeError::new_err("the password cannot be read"))
 }
 
 /// Return the process ID of the client, which must be on a Unix socket.

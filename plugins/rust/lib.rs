@@ -121,4 +121,4 @@ pub use peer::{FromSockaddr, peername};
 #[doc(hidden)]
 pub use registration::Registration;
 pub use server::Server;
-pub use values::{absolute_path, nanosleep, parse_delay, read_password, realpath};
+pub use values::{absolute_path, nanosleep, parse_delay, parse_int, read_password, realpath};

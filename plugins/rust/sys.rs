@@ -8,6 +8,7 @@ unsafe extern "C" {
     pub(crate) fn nbdkit_set_error(errno: c_int);
 
     pub(crate) fn nbdkit_parse_size(text: *const c_char) -> i64;
+    pub(crate) fn nbdkit_parse_int64_t(what: *const c_char, text: *const c_char, result: *mut i64) -> c_int;
     pub(crate) fn nbdkit_parse_bool(text: *const c_char) -> c_int;
 
     pub(crate) fn nbdkit_read_password(value: *const c_char, password: *mut *mut c_char) -> c_int;

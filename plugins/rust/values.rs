@@ -11,6 +11,22 @@ use std::{
 
 use crate::{Error, Result, sys};
 
+/// Parses an integer as every plugin does: decimal, octal after `0` or hexadecimal after `0x`. `what` names it in the error
+/// message.
+///
+/// # Errors
+///
+/// `EINVAL`: not an integer of 64 bits; the server has logged it.
+pub fn parse_int(what: &str, s: &str) -> Result<i64> {
+    let (c_what, text) = (argument(what)?, argument(s)?);
+    let mut result = 0;
+    // SAFETY: two C strings and a place for the result, all of which live through the call.
+    match unsafe { sys::nbdkit_parse_int64_t(c_what.as_ptr(), text.as_ptr(), &raw mut result) } {
+        -1 => Err(Error::new(libc::EINVAL, format!("{what}: not an integer: {s:?}"))),
+        _ => Ok(result),
+    }
+}
+
 /// Parses a delay: a number of seconds, or with a suffix: `1.5`, `100ms`, `20us`, `5ns`. `what` names it in the error
 /// message.
 ///

@@ -65,11 +65,15 @@ pub(super) fn judge(method: &str, ended: Ended) -> (Option<Wish>, Result<Answer>
         How::Exited(0 | 4 | 7) => Ok(Answer::Done(ended.stdout)),
         How::Exited(2) => Ok(Answer::Missing),
         How::Exited(3) => Ok(Answer::No),
-        How::Exited(code) => Err(error(&ended.stderr, || {
-            format!("the {method} script failed with exit code {code} and said nothing on stderr")
-        })),
+        How::Exited(code) => {
+            // What a script that ends the server or the connection refuses, it refuses for that reason.
+            let unnamed = if matches!(code, 5 | 8) { Errno::ESHUTDOWN } else { Errno::EIO };
+            Err(error(&ended.stderr, unnamed, || {
+                format!("the {method} script failed with exit code {code} and said nothing on stderr")
+            }))
+        }
         How::Killed(signal) => {
-            let said = error(&ended.stderr, String::new);
+            let said = error(&ended.stderr, Errno::EIO, String::new);
             Err(Error::new(
                 said.errno(),
                 format!("the {method} script was killed by signal {signal}: {said}"),
@@ -95,8 +99,8 @@ const NAMES: [(&str, Errno); 12] = [
     ("EOPNOTSUPP", Errno::EOPNOTSUPP),
 ];
 
-/// Reads the first line of standard error: `ERRNO message`, where either may be missing.
-fn error(stderr: &[u8], nothing: impl FnOnce() -> String) -> Error {
+/// Reads the first line of standard error: `ERRNO message`, where either may be missing; `unnamed` is the errno then.
+fn error(stderr: &[u8], unnamed: Errno, nothing: impl FnOnce() -> String) -> Error {
     let line = stderr.split(|b| *b == b'\n').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line);
     let (word, rest) = line.split_once(|c: char| c.is_ascii_whitespace()).unwrap_or((&*line, ""));
@@ -104,8 +108,8 @@ fn error(stderr: &[u8], nothing: impl FnOnce() -> String) -> Error {
     let text = if named.is_some() { rest } else { &*line };
     match (named, text.trim()) {
         (Some(errno), "") => errno.into(),
-        (None, "") => Error::new(Errno::EIO, nothing()),
-        (errno, text) => Error::new(errno.unwrap_or(Errno::EIO), text.to_owned()),
+        (None, "") => Error::new(unnamed, nothing()),
+        (errno, text) => Error::new(errno.unwrap_or(unnamed), text.to_owned()),
     }
 }
 
@@ -135,10 +139,10 @@ mod tests {
         assert_eq!(code(2), (None, Ok(Answer::Missing)));
         assert_eq!(code(3), (None, Ok(Answer::No)));
         assert_eq!(code(4), (Some(Wish::ShutDown), done()));
-        assert_eq!(code(5), (Some(Wish::ShutDown), Err(Errno::EIO)));
+        assert_eq!(code(5), (Some(Wish::ShutDown), Err(Errno::ESHUTDOWN)));
         assert_eq!(code(6), (Some(Wish::Disconnect { force: true }), Err(Errno::EIO)));
         assert_eq!(code(7), (Some(Wish::Disconnect { force: false }), done()));
-        assert_eq!(code(8), (Some(Wish::Disconnect { force: false }), Err(Errno::EIO)));
+        assert_eq!(code(8), (Some(Wish::Disconnect { force: false }), Err(Errno::ESHUTDOWN)));
         for other in [9, 15, 16, 127, 255] {
             assert_eq!(code(other), (None, Err(Errno::EIO)));
         }

@@ -105,9 +105,10 @@ pub(super) fn exports(output: &[u8]) -> Result<Exports> {
     Ok(exports)
 }
 
-/// Lines of `OFFSET LENGTH [TYPE]`.
+/// Lines of `OFFSET LENGTH [TYPE]`, blank ones and comments.
 pub(super) fn extents(output: &[u8], extents: &mut Extents) -> Result<()> {
-    for text in line(output).split(|b| *b == b'\n').filter(|_| !output.is_empty()) {
+    let is_said = |text: &&[u8]| !matches!(text.trim_ascii_start(), [] | [b'#', ..]);
+    for text in line(output).split(|b| *b == b'\n').filter(is_said) {
         let mut words = words(text);
         let mut size = || params::size(OsStr::from_bytes(words.next()?)).ok();
         let (Some(offset), Some(length)) = (size(), size()) else {
@@ -155,6 +156,7 @@ mod tests {
         assert_eq!(support("can_fua", b"none").unwrap(), Support::None);
         assert!(support("can_fua", b"").unwrap_err().to_string().contains("can_fua"));
         assert_eq!(thread_model(b"parallel\n"), Some(ThreadModel::Parallel));
+        assert_eq!(thread_model(b"Serialize-Requests"), Some(ThreadModel::SerializeRequests));
         assert_eq!(thread_model(b"fast\n"), None);
         assert_eq!(key(b"size\n").as_deref(), Some("size"));
         assert_eq!(key(b"a b\n"), None);
@@ -200,7 +202,11 @@ mod tests {
         }
         assert_eq!(list("0 512K\n512K 512K zero\n"), Ok(vec![(1 << 19, 0), (1 << 19, 2)]));
         assert_eq!(list(""), Ok(vec![]));
-        for wrong in ["0", "x 1M", "\n0 1M", "-1 1M"] {
+        assert_eq!(
+            list("# where data is\n\n0 512K # first\n \t\n\n  # more\n512K 512K 2\n"),
+            Ok(vec![(1 << 19, 0), (1 << 19, 2)])
+        );
+        for wrong in ["0", "x 1M", "-1 1M", "0 #"] {
             assert!(list(wrong).unwrap_err().contains("lines of OFFSET LENGTH"), "{wrong}");
         }
         assert!(list("512 1M").unwrap_err().contains("first extent"));

@@ -207,9 +207,7 @@ impl<M: Methods> Plugin for Scripted<M> {
             return parse::exports(&output);
         }
         let mut exports = Exports::new();
-        if let Some(name) = self.default_export(readonly, tls)? {
-            exports.add(name, None)?;
-        }
+        exports.use_default();
         Ok(exports)
     }
 

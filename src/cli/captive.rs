@@ -3,7 +3,7 @@
 use std::{
     ffi::{CString, OsStr, OsString},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     sync::Arc,
@@ -21,7 +21,10 @@ use rustix::{
     process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
 
-use crate::signals::{self, Events};
+use crate::{
+    signals::{self, Events},
+    stdio::Stdio,
+};
 
 /// How long a command has to end after a signal ended the server.
 const GRACE: Duration = Duration::from_secs(2);
@@ -85,11 +88,12 @@ impl Shared {
     }
 }
 
-/// Starts `command` by /bin/sh with `variables` set (not exported). Its end is one of the [`Events`].
+/// Starts `command` by /bin/sh with `variables` set (not exported) and the user's standard input and output. Its end is
+/// one of the [`Events`].
 ///
 /// # Errors
 /// If there is no shell.
-pub fn run(command: &OsStr, variables: &[(&str, OsString)]) -> Result<Captive> {
+pub fn run(command: &OsStr, variables: &[(&str, OsString)], stdio: &Stdio) -> Result<Captive> {
     let mut script = OsString::new();
     for (name, value) in variables {
         script.push(format!("{name}="));
@@ -97,7 +101,7 @@ pub fn run(command: &OsStr, variables: &[(&str, OsString)]) -> Result<Captive> {
         script.push("\n");
     }
     script.push(command);
-    let pidfd = spawn(script).context("cannot run /bin/sh")?;
+    let pidfd = spawn(script, stdio).context("cannot run /bin/sh")?;
     let shared = Arc::new(Shared { pidfd, state: Mutex::default(), changed: Condvar::new() });
     let (on_signal, on_end) = (shared.clone(), shared.clone());
     signals::on_signal(move |signal| on_signal.received(signal));
@@ -106,7 +110,7 @@ pub fn run(command: &OsStr, variables: &[(&str, OsString)]) -> Result<Captive> {
 }
 
 /// Starts a shell. By posix_spawn, which does not copy the server's memory first.
-fn spawn(script: OsString) -> Result<OwnedFd> {
+fn spawn(script: OsString, stdio: &Stdio) -> Result<OwnedFd> {
     let mut attributes = PosixSpawnAttr::init()?;
     // The server blocks the signals that end it, and ignores one; the command must not.
     attributes.set_sigmask(&SigSet::empty())?;
@@ -116,7 +120,9 @@ fn spawn(script: OsString) -> Result<OwnedFd> {
     let environment = std::env::vars_os()
         .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()));
     let environment = environment.collect::<Result<Vec<_>, _>>()?;
-    let actions = PosixSpawnFileActions::init()?;
+    let mut actions = PosixSpawnFileActions::init()?;
+    actions.add_dup2(stdio.input.as_raw_fd(), 0)?;
+    actions.add_dup2(stdio.output.as_raw_fd(), 1)?;
     let pid = posix_spawn(c"/bin/sh", &actions, &attributes, &words, &environment)?;
     let pid = Pid::from_raw(pid.as_raw()).context("it has no process ID")?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)

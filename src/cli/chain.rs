@@ -22,7 +22,10 @@ pub fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Resu
     let filters = filters.iter().map(|name| find_filter(name, &mut debug)).collect::<Result<_>>()?;
     let mut chain = Chain::new(plugin, filters);
     let names: Vec<_> = chain.infos().into_iter().map(|info| info.name).collect();
-    debug.warn_unused(&names);
+    // What is not used yet may be for the plugin that will be compiled.
+    if chain.plugin_name() != COMPILER {
+        debug.warn_unused(&names);
+    }
     if let Some(script) = script {
         chain.config("script", script.as_os_str())?;
     }
@@ -33,8 +36,13 @@ pub fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Resu
 const COMPILER: &str = "cc";
 
 /// A bundled plugin of that name.
-fn bundled(name: &str) -> Option<Box<dyn Plugin>> {
-    if name == COMPILER { Some(nbdkit_loader::cc()) } else { nbdkit_plugins::load(name) }
+fn bundled(name: &str, debug: &mut DebugFlags) -> Option<Box<dyn Plugin>> {
+    if name == COMPILER {
+        return Some(nbdkit_loader::cc(debug));
+    }
+    let mut plugin = nbdkit_plugins::load(name)?;
+    debug.give(name, |flag, value| plugin.debug_flag(flag, value));
+    Some(plugin)
 }
 
 /// The names of the bundled plugins, in alphabetical order.
@@ -44,7 +52,7 @@ fn bundled_names() -> impl Iterator<Item = &'static str> {
 
 /// Finds a plugin, and its script if the name is that of one.
 fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>, Option<PathBuf>)> {
-    if let Some(bundled) = name.to_str().and_then(bundled) {
+    if let Some(bundled) = name.to_str().and_then(|name| bundled(name, debug)) {
         return Ok((bundled, None));
     }
     match lookup::find(Kind::Plugin, name) {
@@ -63,7 +71,7 @@ fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>,
 
 /// Finds the plugin that runs a script: not a script itself.
 fn find_language(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Plugin>> {
-    if let Some(bundled) = name.to_str().and_then(bundled) {
+    if let Some(bundled) = name.to_str().and_then(|name| bundled(name, debug)) {
         return Ok(bundled);
     }
     match lookup::find(Kind::Plugin, name) {
@@ -73,8 +81,10 @@ fn find_language(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Plugin>
 }
 
 fn find_filter(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Filter>> {
-    if let Some(bundled) = name.to_str().and_then(nbdkit_filters::load) {
-        return Ok(bundled);
+    let bundled = name.to_str().and_then(|name| Some((name, nbdkit_filters::load(name)?)));
+    if let Some((name, mut filter)) = bundled {
+        debug.give(name, |flag, value| filter.debug_flag(flag, value));
+        return Ok(filter);
     }
     match lookup::find(Kind::Filter, name) {
         Some(Found::Library(path)) => load_filter(&path, debug),

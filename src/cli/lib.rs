@@ -15,4 +15,5 @@ pub mod progress;
 pub mod readiness;
 pub mod signals;
 pub mod std_fds;
+pub mod stdio;
 pub mod usage;

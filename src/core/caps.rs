@@ -41,11 +41,13 @@ impl fmt::Display for ThreadModel {
 impl FromStr for ThreadModel {
     type Err = anyhow::Error;
 
+    /// Reads a name, with hyphens or underscores.
     fn from_str(name: &str) -> anyhow::Result<Self> {
         use ThreadModel::*;
+        let plain = name.replace('-', "_");
         [SerializeConnections, SerializeAllRequests, SerializeRequests, Parallel]
             .into_iter()
-            .find(|model| model.name() == name)
+            .find(|model| model.name() == plain)
             .ok_or_else(|| anyhow::anyhow!("unknown thread model '{name}'"))
     }
 }
@@ -255,6 +257,7 @@ mod tests {
             ThreadModel::Parallel.min(ThreadModel::SerializeAllRequests),
             ThreadModel::SerializeAllRequests
         );
+        assert_eq!("serialize-requests".parse::<ThreadModel>().unwrap(), ThreadModel::SerializeRequests);
         assert_eq!("serialize_requests".parse::<ThreadModel>().unwrap(), ThreadModel::SerializeRequests);
         assert!("fast".parse::<ThreadModel>().is_err());
     }

@@ -373,17 +373,56 @@ impl Below {
             target: CONTROLPATH,
             "{name}: list_exports readonly={} tls={}", i32::from(readonly), i32::from(tls)
         );
-        match filter {
-            Some(filter) => filter.list_exports(&self.under(), readonly, tls),
-            None => self.chain.plugin.list_exports(readonly, tls),
+        let mut exports = match filter {
+            Some(filter) => filter.list_exports(&self.under(), readonly, tls)?,
+            None => self.chain.plugin.list_exports(readonly, tls)?,
+        };
+        if exports.take_default() {
+            match self.default_export(readonly, tls) {
+                Ok(Some(default)) => exports.add(default, None)?,
+                Ok(None) => {}
+                // The list is what there is without it.
+                Err(e) => log::error!("{name}: default_export: {e}"),
+            }
         }
+        Ok(exports)
     }
 
-    /// The name that the empty export name stands for.
+    /// The name that the empty export name stands for. A layer is asked once for each client.
     ///
     /// # Errors
     /// Those of the layers.
     pub fn default_export(&self, readonly: bool, tls: bool) -> Result<Option<OsString>> {
+        self.once(self.level, readonly, tls, || self.ask_default_export(readonly, tls))
+    }
+
+    /// As [`default_export`](Self::default_export), of the layer above this part of the chain, which asks itself by `ask`.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn default_export_above(
+        &self,
+        readonly: bool,
+        tls: bool,
+        ask: impl FnOnce() -> Result<Option<OsString>>,
+    ) -> Result<Option<OsString>> {
+        self.once(self.level + 1, readonly, tls, ask)
+    }
+
+    fn once(
+        &self,
+        level: usize,
+        readonly: bool,
+        tls: bool,
+        ask: impl FnOnce() -> Result<Option<OsString>>,
+    ) -> Result<Option<OsString>> {
+        match &self.client {
+            Some(client) => client.default_export(level, readonly, tls, ask),
+            None => ask(),
+        }
+    }
+
+    fn ask_default_export(&self, readonly: bool, tls: bool) -> Result<Option<OsString>> {
         let (filter, name) = self.top();
         debug!(
             target: CONTROLPATH,

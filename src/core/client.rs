@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
+
 use crate::{Errno, Error, Result, Stop};
 
 /// Where a client comes from.
@@ -59,13 +61,42 @@ pub struct Client {
     pub certificate: OnceLock<Certificate>,
     /// Raised when the client is gone or must go: its sleeping requests end.
     pub gone: Stop,
-    /// Raised when a layer asks for the connection to be closed. A door takes no more requests then; it sends the
-    /// replies in flight, unless [`gone`](Self::gone) is up.
+    /// Raised when a layer asks for the connection to be closed. A front end refuses further requests with `ESHUTDOWN`
+    /// then, until the client leaves; if [`gone`](Self::gone) is up too, it closes the connection at once.
     pub leave: Stop,
     server: Arc<Stop>,
+    /// What layers have said of their default exports.
+    default_exports: Mutex<Vec<(Asked, Option<OsString>)>>,
 }
 
+/// A layer's level, read-only or not, with TLS or without.
+type Asked = (usize, bool, bool);
+
 impl Client {
+    /// The level of a plugin, for [`default_export`](Self::default_export).
+    pub const PLUGIN: usize = 1;
+
+    /// The answer of the layer at `level`, which is asked if it was not before.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn default_export(
+        &self,
+        level: usize,
+        readonly: bool,
+        tls: bool,
+        ask: impl FnOnce() -> Result<Option<OsString>>,
+    ) -> Result<Option<OsString>> {
+        let key = (level, readonly, tls);
+        let known = self.default_exports.lock().iter().find(|(k, _)| *k == key).map(|(_, name)| name.clone());
+        if let Some(name) = known {
+            return Ok(name);
+        }
+        let name = ask()?;
+        self.default_exports.lock().push((key, name.clone()));
+        Ok(name)
+    }
+
     /// A client of the server whose shutdown flag is `server`.
     pub fn new(number: u64, peer: Peer, server: Arc<Stop>) -> Self {
         Client {
@@ -76,10 +107,11 @@ impl Client {
             gone: Stop::new(),
             leave: Stop::new(),
             server,
+            default_exports: Mutex::default(),
         }
     }
 
-    /// Asks the door to close the connection, with `force` before the replies in flight are sent.
+    /// Asks for the end of the connection: with `force` at once, else when the client has heard of it.
     pub fn disconnect(&self, force: bool) {
         if force {
             self.gone.raise();

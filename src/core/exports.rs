@@ -15,7 +15,11 @@ pub struct Export {
 
 /// A bounded list of exports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Exports(Vec<Export>);
+pub struct Exports {
+    list: Vec<Export>,
+    /// The default export belongs to it.
+    default: bool,
+}
 
 impl Exports {
     /// More are refused.
@@ -34,7 +38,7 @@ impl Exports {
     /// `EINVAL` for the 10,001st, for a string over 4096 bytes and for a NUL within one.
     pub fn add(&mut self, name: impl Into<OsString>, description: Option<String>) -> Result<()> {
         let name = name.into();
-        if self.0.len() >= Self::MAX {
+        if self.list.len() >= Self::MAX {
             return Err(Error::new(Errno::EINVAL, format!("more than {} exports", Self::MAX)));
         }
         check_name(&name)?;
@@ -44,13 +48,24 @@ impl Exports {
                 format!("an export's description is over {} bytes", Self::MAX_STRING),
             ));
         }
-        self.0.push(Export { name, description });
+        self.list.push(Export { name, description });
         Ok(())
+    }
+
+    /// Adds the default export of the layer that makes the list, if it has one: the name is found out when the list is
+    /// complete.
+    pub fn use_default(&mut self) {
+        self.default = true;
+    }
+
+    /// Whether the default export is still to be added. Not again after this.
+    pub(crate) fn take_default(&mut self) -> bool {
+        std::mem::take(&mut self.default)
     }
 
     /// The exports, in the order they were added.
     pub fn as_slice(&self) -> &[Export] {
-        &self.0
+        &self.list
     }
 }
 
@@ -73,7 +88,7 @@ impl<'a> IntoIterator for &'a Exports {
     type IntoIter = std::slice::Iter<'a, Export>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
+        self.list.iter()
     }
 }
 

@@ -132,6 +132,15 @@ impl Extents {
         self.add(offset, length, false, false)
     }
 
+    /// Forgets what is told past the end of a disk of `size` bytes.
+    pub(crate) fn clip(&mut self, size: u64) {
+        while self.list.pop_if(|e| e.offset >= size).is_some() {}
+        if let Some(last) = self.list.last_mut().filter(|last| last.end() > size) {
+            last.length = size - last.offset;
+            self.expected = Some(size);
+        }
+    }
+
     /// The extents, ascending from the start of the range; the last one may pass its end.
     pub fn as_slice(&self) -> &[Extent] {
         &self.list
@@ -179,6 +188,19 @@ mod tests {
         e.add(0, 12, false, false).unwrap();
         assert!(e.add(13, 1, false, false).is_err());
         assert!(e.add(12, u64::MAX, false, false).is_err());
+    }
+
+    #[test]
+    fn end_where_the_disk_does() {
+        let mut e = Extents::new(0, 1000);
+        e.add(0, 100, false, false).unwrap();
+        e.add(100, 400, true, true).unwrap();
+        e.clip(300);
+        assert_eq!(all(&e), [(0, 100, 0), (100, 200, 3)]);
+        e.add(300, 700, false, false).unwrap();
+        assert_eq!(e.covered_to(), 1000);
+        e.clip(100);
+        assert_eq!(all(&e), [(0, 100, 0)]);
     }
 
     #[test]

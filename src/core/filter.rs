@@ -26,6 +26,13 @@ pub trait Filter: Send + Sync {
         next(key, value)
     }
 
+    /// Takes a debug flag, `-D FILTER.name=value`, before the first parameter; false: there is no such flag. One that is
+    /// loaded from a file has variables instead.
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        let _ = (name, value);
+        false
+    }
+
     /// All parameters were given. Must call `next`.
     ///
     /// # Errors

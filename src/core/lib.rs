@@ -31,6 +31,7 @@ mod plugin;
 mod request;
 mod session;
 mod stop;
+mod whole_extents;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
 pub use chain::{Below, Chain, WriteObserver};

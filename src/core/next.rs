@@ -322,6 +322,9 @@ impl Next {
         }
         let outcome = if self.last { self.enter_plugin(request) } else { self.handle.submit(request) };
         let may_wait = request.may_wait();
+        if let (Outcome::Done(Ok(())), Data::Extents(extents)) = (&outcome, request.data()) {
+            extents.clip(self.caps.size);
+        }
         match (outcome, request.data()) {
             (Outcome::Done(Ok(())), Data::Extents(extents))
                 if extents.as_slice().is_empty() && length > 0 =>

@@ -143,6 +143,13 @@ pub trait Plugin: Send + Sync {
         let _ = above;
     }
 
+    /// Takes a debug flag, `-D PLUGIN.name=value`, before the first parameter; false: there is no such flag. One that is
+    /// loaded from a file has variables instead.
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        let _ = (name, value);
+        false
+    }
+
     /// Takes a parameter; `Ok(false)`: "not mine", and the start fails with an error that names it.
     ///
     /// # Errors
@@ -220,10 +227,9 @@ pub trait Plugin: Send + Sync {
     /// # Errors
     /// Any: the client gets no list.
     fn list_exports(&self, readonly: bool, tls: bool) -> Result<Exports> {
+        let _ = (readonly, tls);
         let mut exports = Exports::new();
-        if let Some(name) = self.default_export(readonly, tls)? {
-            exports.add(name, None)?;
-        }
+        exports.use_default();
         Ok(exports)
     }
 

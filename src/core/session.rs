@@ -400,8 +400,8 @@ impl Session {
         self.run_with(Call::new(Op::Cache, offset, length), Data::None)
     }
 
-    /// The extents of a range, clipped to it: at least one, ascending, contiguous from `offset`; they may end
-    /// before the range does. Flags: REQ_ONE.
+    /// The extents of a range: at least one, ascending, contiguous from `offset`. They may end before the range does, and
+    /// the last one may pass its end, unless with REQ_ONE, but not that of the disk. Flags: REQ_ONE.
     ///
     /// # Errors
     /// `EINVAL` out of range or empty; those of the layers.
@@ -419,11 +419,12 @@ impl Session {
         let call = Call::new(Op::Extents, offset, length).with_flags(flags);
         let asked = self.ask(call, Data::Extents(&mut extents), wait)?;
         Some(asked.map(|()| {
-            let one = if flags.contains(Flags::REQ_ONE) { 1 } else { usize::MAX };
             let mut list = extents.into_list();
-            list.truncate(one);
-            if let Some(last) = list.last_mut() {
-                last.length = last.length.min(offset + length - last.offset);
+            if flags.contains(Flags::REQ_ONE) {
+                list.truncate(1);
+                if let Some(only) = list.last_mut() {
+                    only.length = only.length.min(length);
+                }
             }
             list
         }))

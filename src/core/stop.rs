@@ -3,7 +3,10 @@
 //! There is one for the server (shutdown) and one for each client (gone); sleeps in filters end early through
 //! them, which is why a server in a 60 s delay still stops at once.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -12,6 +15,8 @@ type Hook = Box<dyn FnOnce() + Send>;
 /// See the module.
 #[derive(Default)]
 pub struct Stop {
+    /// As in the state, for those who ask for each request.
+    is_raised: AtomicBool,
     state: Mutex<State>,
     raised: Condvar,
 }
@@ -39,6 +44,7 @@ impl Stop {
         let hooks = {
             let mut state = self.state.lock();
             state.raised = true;
+            self.is_raised.store(true, Ordering::Release);
             std::mem::take(&mut state.hooks)
         };
         self.raised.notify_all();
@@ -49,7 +55,7 @@ impl Stop {
 
     /// Whether the flag is up.
     pub fn is_raised(&self) -> bool {
-        self.state.lock().raised
+        self.is_raised.load(Ordering::Acquire)
     }
 
     /// Runs `hook` when the flag goes up, on the thread that raises it; at once if it is up already.

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, Stop, ThreadModel};
 
-use crate::{DebugFlags, load_plugin};
+use crate::{DebugFlags, plugin::load_compiled};
 
 const HELP: &str = "\
 script=<FILENAME>     (required) The source; '-' reads it from standard input.
@@ -27,9 +27,9 @@ All other parameters are the compiled plugin's.";
 /// Debugging symbols, and a shared object.
 const CFLAGS: &str = "-g -O2 -fPIC -shared";
 
-/// The plugin `cc`.
-pub fn cc() -> Box<dyn Plugin> {
-    Box::new(Cc { cc: "cc".into(), cflags: default_flags(), ..Cc::default() })
+/// The plugin `cc`. The compiled plugin takes those of `flags` that are its own.
+pub fn cc(flags: &DebugFlags) -> Box<dyn Plugin> {
+    Box::new(Cc { cc: "cc".into(), cflags: default_flags(), flags: flags.clone(), ..Cc::default() })
 }
 
 /// See the module.
@@ -40,6 +40,7 @@ struct Cc {
     cflags: OsString,
     extra: OsString,
     parameters: Vec<(String, OsString)>,
+    flags: DebugFlags,
     /// A client speaks on standard input.
     no_stdin: bool,
     plugin: Option<Box<dyn Plugin>>,
@@ -62,6 +63,25 @@ fn default_flags() -> OsString {
         flags.push(quote(include.as_os_str()));
     }
     flags
+}
+
+/// What OCaml's compiler has to know, if the server was installed with what plugins in OCaml are compiled with, and OCaml
+/// does not look there.
+fn ocaml() -> Vec<(&'static str, OsString)> {
+    let binary = std::env::current_exe().ok();
+    let prefix = binary.as_deref().and_then(Path::parent).and_then(Path::parent);
+    let Some(lib) = prefix.map(|prefix| prefix.join("lib")) else { return Vec::new() };
+    if !lib.join("ocaml/NBDKit.cmx").is_file() || std::env::var_os("OCAMLPARAM").is_some() {
+        return Vec::new();
+    }
+    let mut include = OsString::from("_,I=");
+    include.push(lib.join("ocaml"));
+    let mut libraries = lib.into_os_string();
+    if let Some(others) = std::env::var_os("LIBRARY_PATH") {
+        libraries.push(":");
+        libraries.push(others);
+    }
+    vec![("OCAMLPARAM", include), ("LIBRARY_PATH", libraries)]
 }
 
 /// Quotes a word for the shell.
@@ -96,7 +116,9 @@ impl Cc {
         let words = [&*self.cc, &self.cflags, &self.extra, &path, OsStr::new("-o"), &output];
         let command = words.join(OsStr::new(" "));
         log::debug!("{}", command.display());
-        let status = Command::new("/bin/sh").arg("-c").arg(&command).stdin(Stdio::null()).status();
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(&command).stdin(Stdio::null()).envs(ocaml());
+        let status = shell.status();
         let status = status.context("cannot run /bin/sh")?;
         ensure!(
             status.success(),
@@ -104,7 +126,10 @@ impl Cc {
             self.cc.display()
         );
         ensure!(library.is_file(), "cannot compile {shown}: {} made no file", self.cc.display());
-        load_plugin(&library, &mut DebugFlags::default()).with_context(|| shown)
+        let mut flags = self.flags.clone();
+        let plugin = load_compiled(&library, &mut flags).with_context(|| shown)?;
+        flags.warn_unused(&["cc"]);
+        Ok(plugin)
     }
 
     fn plugin(&self) -> nbdkit_core::Result<&dyn Plugin> {
@@ -216,9 +241,9 @@ mod tests {
 
     #[test]
     fn the_source_comes_first() {
-        let said = cc().config("file", OsStr::new("x")).unwrap_err().to_string();
+        let said = cc(&DebugFlags::default()).config("file", OsStr::new("x")).unwrap_err().to_string();
         assert!(said.contains("nbdkit cc SOURCE.c"), "{said}");
-        let said = cc().config_complete().unwrap_err().to_string();
+        let said = cc(&DebugFlags::default()).config_complete().unwrap_err().to_string();
         assert!(said.contains("the source is missing"), "{said}");
     }
 }

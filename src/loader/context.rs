@@ -8,7 +8,10 @@ use std::{
     cell::{Cell, RefCell},
     ffi::{CString, c_int},
     ptr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nbdkit_core::{Below, Client, Errno, Error, Stop};
@@ -29,17 +32,35 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn new(open: &nbdkit_core::Open, export_name: CString) -> Self {
-        let _ = SERVER.set(open.client.server().clone());
+        serve(open.client.server());
         Opened { client: open.client.clone(), export_name, tls: open.tls, strings: Strings::default() }
     }
 }
 
-/// The server's shutdown flag, known since the first client came.
+/// The server's shutdown flag, known since `after_fork`.
 static SERVER: OnceLock<Arc<Stop>> = OnceLock::new();
+/// C code has asked for the end of a server that did not serve yet.
+static ASKED_EARLY: AtomicBool = AtomicBool::new(false);
 
 /// The server's shutdown flag.
 pub(crate) fn server() -> Option<&'static Arc<Stop>> {
     SERVER.get()
+}
+
+/// From now on this is the flag that C code raises. It is raised at once if that was asked for before.
+pub(crate) fn serve(server: &Arc<Stop>) {
+    let _ = SERVER.set(server.clone());
+    if ASKED_EARLY.swap(false, Ordering::AcqRel) {
+        server.raise();
+    }
+}
+
+/// Asks the server to stop, on nobody's behalf: at once or, if it does not serve yet, when it does.
+pub(crate) fn shut_down() {
+    match server() {
+        Some(server) => server.raise(),
+        None => ASKED_EARLY.store(true, Ordering::Release),
+    }
 }
 
 /// When what a callee says is logged.

@@ -1,11 +1,14 @@
 //! `-D NAME.FLAG=N`: sets the C variable `NAME_debug_FLAG` of a plugin or filter.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use nbdkit_core::params;
+use parking_lot::Mutex;
 
-/// The flags of a command line.
+/// The flags of a command line. Copies share what was used: a plugin that is compiled later takes its flags then.
 #[derive(Clone, Debug, Default)]
-pub struct DebugFlags(Vec<Flag>);
+pub struct DebugFlags(Arc<Mutex<Vec<Flag>>>);
 
 #[derive(Clone, Debug)]
 struct Flag {
@@ -24,12 +27,12 @@ impl DebugFlags {
         let flags = words.into_iter().map(|word| {
             Flag::parse(word).with_context(|| format!("-D '{word}' must have the format NAME.FLAG=N"))
         });
-        flags.collect::<Result<_>>().map(DebugFlags)
+        Ok(DebugFlags(Arc::new(Mutex::new(flags.collect::<Result<_>>()?))))
     }
 
     /// Sets the variables of the layer `name`; `find` looks for one by its name with a NUL.
     pub(crate) fn apply(&mut self, name: &str, find: impl Fn(&[u8]) -> Option<*mut i32>) {
-        for flag in self.0.iter_mut().filter(|flag| flag.layer == name && !flag.used) {
+        for flag in self.0.lock().iter_mut().filter(|flag| flag.layer == name && !flag.used) {
             flag.used = true;
             let symbol = flag.symbol();
             match find(format!("{symbol}\0").as_bytes()) {
@@ -40,9 +43,16 @@ impl DebugFlags {
         }
     }
 
-    /// Warns of what nobody took, when the chain with these layers is loaded. Bundled layers have no flags.
+    /// Gives its flags to a bundled layer; `take` says whether there is one of that name.
+    pub fn give(&mut self, layer: &str, mut take: impl FnMut(&str, i32) -> bool) {
+        for flag in self.0.lock().iter_mut().filter(|flag| flag.layer == layer && !flag.used) {
+            flag.used = take(&flag.name, flag.value);
+        }
+    }
+
+    /// Warns of what nobody took, when the chain with these layers is loaded.
     pub fn warn_unused(&mut self, layers: &[impl AsRef<str>]) {
-        for flag in self.0.iter_mut().filter(|flag| !flag.used) {
+        for flag in self.0.lock().iter_mut().filter(|flag| !flag.used) {
             flag.used = true;
             if layers.iter().any(|layer| layer.as_ref() == flag.layer) {
                 flag.warn_missing();
@@ -54,7 +64,8 @@ impl DebugFlags {
 
     /// The value of a flag of the server's own, `-D nbdkit.NAME=N`.
     pub fn take(&mut self, name: &str) -> Option<i32> {
-        let flag = self.0.iter_mut().rev().find(|flag| flag.layer == "nbdkit" && flag.name == name)?;
+        let mut flags = self.0.lock();
+        let flag = flags.iter_mut().rev().find(|flag| flag.layer == "nbdkit" && flag.name == name)?;
         flag.used = true;
         Some(flag.value)
     }

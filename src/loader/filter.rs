@@ -21,7 +21,7 @@ use nbdkit_core::{
 
 use crate::{
     DebugFlags,
-    context::{Opened, Outcome, Scope, call, current},
+    context::{Opened, Outcome, Scope, call, current, serve},
     exports::{self, ExportList, note},
     filter_handle::FilterHandle,
     layout::{self, Layout, Model},
@@ -76,7 +76,7 @@ pub fn load_filter(path: &Path, flags: &mut DebugFlags) -> Result<Box<dyn Filter
         unsafe { layout::read(registered.succeeded()) }.with_context(|| path.display().to_string())?;
     let head = layout.head;
     // SAFETY: the strings and functions are the library's.
-    let name = unsafe { module.load("filter", head.name, head.load, head.unload, flags) }?;
+    let name = unsafe { module.load("filter", head.name, head.load, head.unload, flags, false) }?;
     // SAFETY: as above.
     let info =
         unsafe { module::info(&module, head._version, head.longname, head.description, head.config_help) };
@@ -241,6 +241,7 @@ impl Filter for CFilter {
     }
 
     fn after_fork(&self, next: &Below) -> Result<()> {
+        serve(next.server());
         let backend = self.loaded.backend.as_ptr();
         let scope = Scope { say: Scope::start().say, ..self.loaded.scope(next, false) };
         let Some(callback) = self.loaded.callbacks.after_fork else { return Ok(()) };
@@ -279,7 +280,7 @@ impl Filter for CFilter {
             callback(next_list_exports, backend, readonly.into(), tls.into(), address)
         });
         self.loaded.check("list_exports", outcome, 0)?;
-        list.finish(|| self.default_export(next, readonly, tls))
+        Ok(list.finish())
     }
 
     fn default_export(
@@ -306,7 +307,9 @@ impl Filter for CFilter {
         self.loaded.backend.learn(next);
         let mut export_name = open.export_name.clone();
         if export_name.is_empty() && self.loaded.callbacks.default_export.is_some() {
-            export_name = self.default_export(next, open.readonly, open.tls)?.ok_or_else(|| {
+            let ask = || self.default_export(next, open.readonly, open.tls);
+            let default = next.default_export_above(open.readonly, open.tls, ask)?;
+            export_name = default.ok_or_else(|| {
                 Error::new(Errno::ENOENT, "the filter has no default export: ask for an export by its name")
             })?;
         }

@@ -27,6 +27,6 @@ mod tests;
 
 pub use cc::cc;
 pub use debug_flags::DebugFlags;
-pub use exports::stdio_is_taken;
+pub use exports::{flush_stdio, stdio_is_taken};
 pub use filter::load_filter;
 pub use plugin::load_plugin;

@@ -71,7 +71,7 @@ impl Module {
         })
     }
 
-    /// Checks the name, sets the debug flags and calls `load`.
+    /// Checks the name, sets the debug flags and calls `load`. `any_name`: nobody asks for it by its name.
     ///
     /// # Errors
     /// A name that is missing or has the wrong form.
@@ -85,11 +85,16 @@ impl Module {
         load: Option<unsafe extern "C" fn()>,
         unload: Option<unsafe extern "C" fn()>,
         flags: &mut DebugFlags,
+        any_name: bool,
     ) -> Result<String> {
         // SAFETY: the caller promises it.
         let name = unsafe { text(name) };
-        let name =
-            check_name(kind, name.map(CStr::to_bytes)).with_context(|| self.path.display().to_string())?;
+        let name = match name {
+            Some(name) if any_name => name.to_string_lossy().into_owned(),
+            name => {
+                check_name(kind, name.map(CStr::to_bytes)).with_context(|| self.path.display().to_string())?
+            }
+        };
         self.name = name.clone();
         self.unload = unload;
         debug!("registered {kind} {} (name {name})", self.path.display());

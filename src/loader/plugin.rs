@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use crate::{
     DebugFlags,
-    context::{Opened, Outcome, Scope, call},
+    context::{Opened, Outcome, Scope, call, serve},
     exports::{self, ExportList},
     module::{self, Module},
     plugin_handle::PluginHandle,
@@ -63,6 +63,18 @@ struct CPlugin {
 /// # Errors
 /// If it cannot be loaded, is not a plugin, or lacks something; the error names the file and the reason.
 pub fn load_plugin(path: &Path, flags: &mut DebugFlags) -> Result<Box<dyn Plugin>> {
+    load(path, flags, false)
+}
+
+/// As [`load_plugin`], for one that nobody asks for by its name, which may be any.
+///
+/// # Errors
+/// As `load_plugin`.
+pub(crate) fn load_compiled(path: &Path, flags: &mut DebugFlags) -> Result<Box<dyn Plugin>> {
+    load(path, flags, true)
+}
+
+fn load(path: &Path, flags: &mut DebugFlags, any_name: bool) -> Result<Box<dyn Plugin>> {
     let mut module = Module::open("plugin", path)?;
     let init: abi::PluginInit = module.entry("plugin", c"plugin_init")?;
     // SAFETY: the entry point takes nothing and returns a pointer.
@@ -75,7 +87,7 @@ pub fn load_plugin(path: &Path, flags: &mut DebugFlags) -> Result<Box<dyn Plugin
     let table = unsafe { copy_table(registered.succeeded()) };
     check(&table).with_context(|| path.display().to_string())?;
     // SAFETY: the strings and functions are the library's.
-    let name = unsafe { module.load("plugin", table.name, table.load, table.unload, flags) }?;
+    let name = unsafe { module.load("plugin", table.name, table.load, table.unload, flags, any_name) }?;
     let max_model = thread_model(table._thread_model)
         .with_context(|| format!("{}: _thread_model is {}", path.display(), table._thread_model))?;
     // SAFETY: the strings are the library's.
@@ -254,7 +266,8 @@ impl Plugin for CPlugin {
         Ok(())
     }
 
-    fn after_fork(&self, _: &Arc<Stop>) -> Result<()> {
+    fn after_fork(&self, server: &Arc<Stop>) -> Result<()> {
+        serve(server);
         self.step("after_fork", self.loaded.table.after_fork)
     }
 
@@ -284,7 +297,7 @@ impl Plugin for CPlugin {
             }
             None => list.use_default(),
         }
-        list.finish(|| self.default_export(readonly, tls))
+        Ok(list.finish())
     }
 
     fn default_export(&self, readonly: bool, tls: bool) -> nbdkit_core::Result<Option<OsString>> {
@@ -304,7 +317,9 @@ impl Plugin for CPlugin {
         };
         let mut export_name = open.export_name.clone();
         if export_name.is_empty() {
-            export_name = self.default_export(open.readonly, open.tls)?.ok_or_else(|| {
+            let ask = || self.default_export(open.readonly, open.tls);
+            let default = open.client.default_export(Client::PLUGIN, open.readonly, open.tls, ask)?;
+            export_name = default.ok_or_else(|| {
                 Error::new(Errno::ENOENT, "the plugin has no default export: ask for an export by its name")
             })?;
         }

@@ -37,12 +37,14 @@ pub(crate) fn run(
     log::debug!("{end}");
 }
 
-/// Closes the connection when a layer asks for it, after the replies in flight unless the client counts as gone.
+/// Closes the connection when a layer asks for it by force. Where it asks without, the client is told by the errors that
+/// its further requests get, and leaves by itself.
 fn close_on_request(client: &Arc<Client>, stream: &Arc<dyn Stream>) {
     let (asked, stream) = (Arc::downgrade(client), stream.clone());
-    client.leave.on_raise(move || match asked.upgrade() {
-        Some(client) if !client.gone.is_raised() => stream.close_input(),
-        _ => stream.close(),
+    client.leave.on_raise(move || {
+        if asked.upgrade().is_none_or(|client| client.gone.is_raised()) {
+            stream.close();
+        }
     });
 }
 

@@ -431,7 +431,8 @@ impl Negotiation<'_> {
             Ok(exports) => exports,
             Err(e) => {
                 log::error!("list_exports: {e}");
-                return self.answer(option::LIST, rep::ERR_PLATFORM, "the exports cannot be listed");
+                let why = said(&e, "the exports cannot be listed");
+                return self.answer(option::LIST, rep::ERR_PLATFORM, &why);
             }
         };
         for export in &exports {
@@ -456,7 +457,8 @@ impl Negotiation<'_> {
             Ok(session) => session,
             Err(e) => {
                 log::error!("open: {e}");
-                return self.answer(option, rep::ERR_UNKNOWN, "the export cannot be opened");
+                let why = said(&e, "the export cannot be opened");
+                return self.answer(option, rep::ERR_UNKNOWN, &why);
             }
         };
         let flags = export_flags(session.caps(), self.agreed.replies.is_some());
@@ -536,6 +538,13 @@ pub(crate) fn open(connection: &Arc<Connection>, name: &OsStr, tls: bool) -> nbd
     let default: Option<OsString> = connection.default_export(tls)?;
     let name = default.ok_or_else(|| Error::new(Errno::ENOENT, "there is no default export: name one"))?;
     connection.open(&name, tls)
+}
+
+/// What a client is told of a failure: what happened, and the layer's own words.
+fn said(error: &Error, what: &str) -> String {
+    let mut text = format!("{what}: {error}");
+    text.truncate(text.floor_char_boundary(MAX_STRING));
+    text
 }
 
 /// The transmission flags of an export.

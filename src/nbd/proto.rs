@@ -394,7 +394,7 @@ impl Replies {
         self.chunk(REPLY_BLOCK_STATUS, request, 4 + 8 * count, last).with(id)
     }
 
-    /// One block status descriptor. Without extended headers, `length` is that of a range of such a request.
+    /// One block status descriptor. Without extended headers, `length` is below 2^32.
     pub fn descriptor(self, length: u64, kind: u32) -> Head {
         if self == Replies::Extended {
             return Head::new().with(length.to_be_bytes()).with(u64::from(kind).to_be_bytes());

@@ -51,6 +51,9 @@ impl Requests {
 
     /// Checks flags and negotiation, which the chain knows nothing of; ranges and capabilities are the session's.
     pub(crate) fn check(&self, request: &Request) -> Result<()> {
+        if self.session.client().leave.is_raised() {
+            return Err(Error::new(Errno::ESHUTDOWN, "the server wants the client to disconnect"));
+        }
         let caps = self.session.caps();
         let own = match request.command {
             cmd::READ if self.replies != Replies::Simple => cmd_flag::DF,
@@ -325,7 +328,7 @@ impl Requests {
             return false;
         };
         let mark = out.mark();
-        if let Err(e) = found.and_then(|list| self.put_status(request, context, &statuses(list), true, out)) {
+        if let Err(e) = found.and_then(|list| self.put_status(request, context, statuses(list), true, out)) {
             out.rewind(mark);
             self.fail(request, &e, None, out);
         }
@@ -342,7 +345,7 @@ impl Requests {
             } else {
                 self.session.context_status(&context.name, length, offset, flags)?
             };
-            self.put_status(request, context, &list, i + 1 == self.contexts.len(), out)?;
+            self.put_status(request, context, list, i + 1 == self.contexts.len(), out)?;
         }
         Ok(())
     }
@@ -351,19 +354,35 @@ impl Requests {
         &self,
         request: &Request,
         context: &Context,
-        list: &[Status],
+        list: Vec<Status>,
         last: bool,
         out: &mut Buffer,
     ) -> Result<()> {
-        let list = &list[..list.len().min(MAX_DESCRIPTORS)];
+        let list = self.fitting(list);
         if list.is_empty() {
             return Err(Error::new(Errno::EIO, "the chain told no extent"));
         }
         out.put(self.replies.block_status(request, context.id, list.len(), last).as_slice())?;
-        for status in list {
+        for status in &list {
             out.put(self.replies.descriptor(status.length, status.flags).as_slice())?;
         }
         Ok(())
+    }
+
+    /// As much of a block status as one reply can tell.
+    fn fitting(&self, mut list: Vec<Status>) -> Vec<Status> {
+        list.truncate(MAX_DESCRIPTORS);
+        if self.replies == Replies::Extended {
+            return list;
+        }
+        // In whole blocks, for a client asks on where one ends.
+        let block = u64::from(self.session.caps().block_size.minimum.max(1));
+        let longest = u64::from(u32::MAX) - u64::from(u32::MAX) % block;
+        if let Some(i) = list.iter().position(|status| status.length > longest) {
+            list[i].length = longest;
+            list.truncate(i + 1);
+        }
+        list
     }
 
     /// Appends the reply of a request that failed, `from` on if that is not all of it.

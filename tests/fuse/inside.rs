@@ -106,6 +106,13 @@ fn the_block_size_is_that_of_the_disk() {
     assert_eq!(out.code, 0, "{}", out.stderr);
     assert_eq!(run_ok(["blockdev", "--getss", out.stdout.trim()]), "4096\n");
     assert_eq!(b.undo("mnt").code, 0);
+    // A partition table counts in its own sectors.
+    let b = Background::new();
+    let file = b.ext4(true);
+    let out = b.start(&["--loop", "--filter=blocksize-policy", "file", &file, "blocksize-minimum=4096"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    assert_eq!(run_ok(["blockdev", "--getss", out.stdout.trim()]), "512\n");
+    assert_eq!(b.undo("mnt").code, 0);
 }
 
 #[test]

@@ -430,6 +430,8 @@ fn functions_of_the_server() {
             nbdkit.debug('hello from the script')
             nbdkit.debug('%s and %d', 'words', 42)
             assert(nbdkit.parse_size('1K') == 1024)
+            assert(nbdkit.parse_int('n', '0x10') == 16 and nbdkit.parse_int('n', '-7') == -7)
+            assert(not pcall(nbdkit.parse_int, 'n', '7x') and not pcall(nbdkit.peer_name))
             assert(nbdkit.parse_bool('yes') == true and nbdkit.parse_bool('off') == false)
             assert(not pcall(nbdkit.parse_bool, 'perhaps'))
             assert(nbdkit.realpath('/usr/../usr') == '/usr')
@@ -444,6 +446,7 @@ fn functions_of_the_server() {
         end
         function open(readonly)
             assert(nbdkit.peer_uid() >= 0 and nbdkit.peer_gid() >= 0 and nbdkit.peer_pid() > 0)
+            assert(nbdkit.peer_name() == 'unix')
             nbdkit.nanosleep(0.001)
             assert(not pcall(nbdkit.nanosleep, -1))
             return 1

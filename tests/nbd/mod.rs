@@ -21,3 +21,4 @@ mod sparse;
 mod status;
 mod syscalls;
 mod tls;
+mod told;

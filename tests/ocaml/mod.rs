@@ -455,3 +455,48 @@ fn errors_are_those_of_unix() {
     assert!(constructors.len() > 60);
     assert_eq!(table, constructors);
 }
+
+/// What current sources of others write: labels, and copies from and to buffers.
+#[test]
+fn plugins_with_labels() {
+    let Some(sdk) = sdk() else { return };
+    let dir = temp();
+    let plugin = compiled(dir.path(), sdk, "labelled", "");
+    let wrong =
+        "blit_string_to_buf NBDKit.blit_bytes_to_buf NBDKit.blit_buf_to_bytes NBDKit.blit_buf_to_bytes";
+    let python = format!(
+        "assert h.get_size() == 1048576
+text = bytes(h.pread(1000, 0)).rstrip(b'\\0').decode().split('\\n')
+assert text[1:] == ['12d-'] + 'NBDKit.{wrong}'.split(), text
+assert text[0].startswith('unix '), text
+h.pwrite(b'x' * 512, 4096); assert h.pread(513, 4096) == b'x' * 512 + b'\\0'"
+    );
+    for program in SERVERS {
+        serve(program, &[&plugin], &python);
+        let dump = run_ok([program, &plugin, "--dump-plugin"]);
+        let version = run_ok(["ocamlopt.opt", "-version"]);
+        assert!(dump.contains(&format!("\nocaml_version={version}")), "{dump}");
+        let major = version.split('.').next().expect("a number");
+        assert!(dump.contains(&format!("\nocaml_version_major={major}\nocaml_version_minor=")), "{dump}");
+    }
+    let ours = "let () = NBDKit.register_plugin 7";
+    let wrong = compiled_text(dir.path(), sdk, "wrong", ours, "");
+    let said = run([NBDKIT, &wrong]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("required"), "{}", said.stderr);
+}
+
+/// The plugin cc compiles with any compiler that makes a library.
+#[test]
+fn a_source_is_a_plugin() {
+    let Some(sdk) = sdk() else { return };
+    let dir = temp();
+    let source = dir.path().join("labelled.ml");
+    fs::copy(root().join("tests/ocaml/labelled.ml"), &source).expect("copy the source");
+    let flags = format!(
+        "CFLAGS=-I {sdk} -ccopt -L{sdk} -output-obj -runtime-variant _pic NBDKit.cmx -cclib -lnbdkitocaml",
+        sdk = sdk.display()
+    );
+    let words = ["cc", source.to_str().expect("UTF-8"), "CC=ocamlopt.opt", &flags];
+    serve(NBDKIT, &words, "assert h.get_size() == 1048576");
+}

@@ -195,7 +195,7 @@ def config_complete():
     raises(TypeError, nbdkit.set_error, 'EIO')
     raises(OverflowError, nbdkit.set_error, 1 << 40)
     raises(RuntimeError, nbdkit.export_name)
-    assert nbdkit.read_password('secret') == 'secret'
+    assert nbdkit.read_password('secret') == b'secret'
     with __builtins__.open('/dev/null') as null:
         raises(RuntimeError, nbdkit.read_password, '+/none')
     nbdkit.debug('a note \\u00e9')

@@ -123,13 +123,13 @@ fn exit_codes_end_connections_and_the_server() {
     let words = |code: u32| {
         ["eval".to_owned(), "get_size=echo 1M".into(), format!("pread=head -c $3 /dev/zero; exit {code}")]
     };
-    for (code, heard) in [(4, "done"), (5, "EIO")] {
+    for (code, heard) in [(4, "done"), (5, "ESHUTDOWN")] {
         let mut server = Server::start(words(code));
         let script = "try:\n\x20h.pread(4, 0)\n\x20print(\"done\")\nexcept nbd.Error as e: print(e.errno)";
         assert_eq!(shell(&server.uri(), script).trim(), heard, "{code}");
         assert_eq!(server.wait(), 0);
     }
-    for (code, heard) in [(6, "gone"), (7, "done"), (8, "EIO")] {
+    for (code, heard) in [(6, "gone"), (7, "done"), (8, "ESHUTDOWN")] {
         let server = Server::start(words(code));
         let script = "try:\n\x20h.pread(4, 0)\n\x20print(\"done\")\n\
             except nbd.Error as e: print(e.errno if not h.aio_is_dead() and e.errno else \"gone\")\n\

@@ -213,3 +213,28 @@ fn messages_name_the_script_and_what_it_said() {
     assert!(failure.stderr.contains("pread: the pool is full\n"), "{}", failure.stderr);
     assert_eq!(failure.ok(), "ENOSPC\n");
 }
+
+/// A client that is told to leave hears so until it does; the request that told it has its answer.
+#[test]
+fn a_client_is_told_to_leave() {
+    const HEARD: &str = "
+def heard(ask):
+    try: ask()
+    except nbd.Error as e: return e.errno
+for _ in range(2): print(heard(lambda: h.pread(512, 0)))
+print(heard(lambda: h.pwrite(b\"x\" * 512, 0)), heard(h.flush), heard(lambda: h.pread(512, 0)), h.aio_is_ready())
+h.shutdown()
+";
+    for (code, first) in [("7", "None"), ("8", "ESHUTDOWN"), ("8; echo", "ESHUTDOWN")] {
+        let pread = format!("pread=head -c $3 /dev/zero; exit {code}");
+        let words = ["eval", "get_size=echo 512", "pwrite=cat >/dev/null", "flush=true", &pread];
+        let out = captive(words, &nbdsh(HEARD)).ok();
+        assert_eq!(out, format!("{first}\nESHUTDOWN\nESHUTDOWN ESHUTDOWN ESHUTDOWN True\n"), "exit {code}");
+    }
+    let ask = "try: h.pread(512, 0)\nexcept nbd.Error as e: print(e.errno)";
+    for (pread, errno) in [("exit 5", "ESHUTDOWN"), ("echo ENOSPC >&2; exit 5", "ENOSPC")] {
+        let pread = format!("pread={pread}");
+        let out = captive(["eval", "get_size=echo 512", &pread], &nbdsh(ask)).ok();
+        assert_eq!(out, format!("{errno}\n"), "{pread}");
+    }
+}

@@ -1,7 +1,9 @@
 //! The life of a mount, from a configured chain to the end.
 
 use std::{
+    fs::File,
     io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nbdkit_cli::{captive, daemon, parent, pidfile, progress::Throughput, signals};
+use nbdkit_cli::{captive, daemon, parent, pidfile, progress::Throughput, signals, stdio::Stdio};
 use nbdkit_core::{Chain, Stop};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
@@ -43,6 +45,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     chain.count_requests();
     chain.set_readonly(plan.readonly);
     chain.get_ready().at(Stage::Setup)?;
+    let stdio = Stdio::take().at(Stage::Setup)?;
     signals::block().at(Stage::Signals)?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose().at(Stage::Setup)?;
 
@@ -63,12 +66,15 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
         watcher.watch(device, &place.path);
     }
 
-    let inside = set_up(&plan, &mount).at(Stage::Mount);
+    let inside = set_up(&plan, &mount, &stdio).at(Stage::Mount);
     let mut stored = store(&place, &mount, inside.as_ref().ok());
     let served = inside.map(|inside| {
-        let server = serve(&plan, &mount, &chain, socket.as_mut(), &stop, (ready, ready_fd)).at(Stage::Setup);
+        let server =
+            serve(&plan, &mount, &chain, socket.as_mut(), &stop, (ready, ready_fd), &stdio).at(Stage::Setup);
         (inside, server)
     });
+    // Who waits for its end has all there is.
+    drop(stdio);
     if !matches!(served, Ok((_, Ok(_)))) {
         stop.raise();
     }
@@ -113,16 +119,28 @@ fn config(plan: &Plan, place: &Place) -> Config {
     }
 }
 
+/// The sectors of a loop device. What is on the disk may count in 512 bytes, although the disk below likes larger
+/// requests, as many drives do.
+fn sector_size(file: &Path, block_size: u32) -> u32 {
+    const GPT: &[u8] = b"EFI PART";
+    let mut head = [0; 4096 + GPT.len()];
+    let read = File::open(file).and_then(|file| file.read_exact_at(&mut head, 0));
+    let counts_in_512 = head[512..].starts_with(GPT)
+        || (head[510..512] == [0x55, 0xaa] && !head.ends_with(GPT))
+        || (head.starts_with(b"XFSB") && head[102..104] == [2, 0]);
+    if read.is_ok() && counts_in_512 { 512 } else { block_size }
+}
+
 /// Sets up what is wanted on the disk, and prints the name of the loop device.
-fn set_up(plan: &Plan, mount: &Mount) -> Result<Inside> {
+fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<Inside> {
     let shape = || {
-        let block_size = mount.block_size()?.clamp(512, 4096);
+        let block_size = sector_size(mount.file(), mount.block_size()?.clamp(512, 4096));
         Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
     };
     let inside = Inside::set_up(&plan.inside, mount.file(), shape)?;
     if let Some(device) = inside.loop_device.as_deref().filter(|_| plan.inside.loop_device) {
-        writeln!(std::io::stdout(), "{}", device.display())
-            .context("cannot print the name of the loop device")?;
+        let mut stdout = File::from(stdio.output.try_clone()?);
+        writeln!(stdout, "{}", device.display()).context("cannot print the name of the loop device")?;
     }
     Ok(inside)
 }
@@ -173,6 +191,7 @@ fn serve(
     socket: Option<&mut Socket>,
     stop: &Arc<Stop>,
     (ready, ready_fd): (daemon::Ready, Option<ReadyFd>),
+    stdio: &Stdio,
 ) -> Result<(Option<captive::Captive>, Option<Server>)> {
     let server = socket.map(|socket| nbd_door(plan, chain, socket, stop)).transpose()?;
     if let Some(path) = &plan.pidfile {
@@ -181,7 +200,7 @@ fn serve(
     let captive = plan.run.as_deref().map(|command| {
         let file = mount.file();
         let directory = file.parent().unwrap_or(file);
-        captive::run(command, &[("file", file.into()), ("mnt", directory.into())])
+        captive::run(command, &[("file", file.into()), ("mnt", directory.into())], stdio)
     });
     let captive = captive.transpose()?;
     ready.tell(plan.verbose)?;

@@ -73,13 +73,15 @@ fn run(program: &mut String) -> Result<u8> {
     let Some(plugin) = &args.plugin else {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
+    // First: a layer that prints must not print to the client.
+    let taken = args.single.then(Stdio::take).transpose()?;
     let mut chain = chain::load(plugin, &args.filter, debug)?;
     if args.single {
         chain.stdio_is_taken();
     }
     chain::configure(&mut chain, &args.parameters)?;
     chain.config_complete()?;
-    serve::serve(chain, plan)
+    serve::serve(chain, plan, taken)
 }
 
 /// What the options that only print have to say.

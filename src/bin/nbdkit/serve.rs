@@ -2,8 +2,9 @@
 
 use std::{
     ffi::OsString,
+    fs::File,
     io::{self, IsTerminal, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
 };
@@ -24,17 +25,18 @@ use crate::{
 };
 
 /// Serves until a signal, the `--run` command's end, or the end of the one client of `-s`. Returns the exit code.
+/// `taken`: standard input and output, which are the one client's.
 ///
 /// # Errors
 /// Anything that keeps the server from starting or ends it.
-pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
+pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> Result<u8> {
     if plan.exit_with_parent {
         parent::exit_with_parent()?;
     }
-    // First: a layer that prints must not print to the client.
-    let stdio = matches!(plan.listen[..], [Where::Stdio]).then(take_stdio).transpose()?;
     chain.set_readonly(plan.config.readonly);
     chain.get_ready()?;
+    let client_on_stdio = taken.is_some();
+    let stdio = taken.map_or_else(Stdio::take, Ok)?;
     signals::block()?;
     if plan.swap {
         rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE)
@@ -46,7 +48,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     let stop = chain.server().clone();
     // The command keeps the caller's rights; unless there are rights to lose, it starts when all is ready.
     let drops = plan.identity.changes();
-    let mut captive = if drops { start(&plan, &bound)? } else { None };
+    let mut captive = if drops { start(&plan, &bound, &stdio)? } else { None };
     if drops {
         plan.identity.assume()?;
         if plan.exit_with_parent {
@@ -66,7 +68,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     let chain = Arc::new(chain);
     chain.after_fork()?;
     if !drops {
-        captive = start(&plan, &bound)?;
+        captive = start(&plan, &bound, &stdio)?;
     }
     ready.tell(logger::keeps_stderr())?;
     if !plan.foreground {
@@ -78,22 +80,21 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan) -> Result<u8> {
     readiness::notify("READY=1\n")?;
     bound.unlink.clear();
 
-    match stdio {
-        Some((input, output)) => nbdkit_nbd::serve_one(chain.clone(), plan.config, input, output, stop)?,
-        None => {
-            let handle = || events.iter().for_each(Events::handle);
-            let aside =
-                events.as_ref().map(|events| nbdkit_nbd::Aside { fd: events.as_fd(), ready: &handle });
-            let listeners = std::mem::take(&mut bound.listeners);
-            nbdkit_nbd::serve(chain.clone(), plan.config, listeners, stop, aside)?;
-        }
+    if client_on_stdio {
+        nbdkit_nbd::serve_one(chain.clone(), plan.config, stdio.input, stdio.output, stop)?;
+    } else {
+        drop(stdio);
+        let handle = || events.iter().for_each(Events::handle);
+        let aside = events.as_ref().map(|events| nbdkit_nbd::Aside { fd: events.as_fd(), ready: &handle });
+        let listeners = std::mem::take(&mut bound.listeners);
+        nbdkit_nbd::serve(chain.clone(), plan.config, listeners, stop, aside)?;
     }
     chain.cleanup();
     Ok(captive.map_or(0, |captive| captive.status(events.as_ref())))
 }
 
 /// Prints the URI and starts the `--run` command.
-fn start(plan: &Plan, bound: &Bound) -> Result<Option<captive::Captive>> {
+fn start(plan: &Plan, bound: &Bound, stdio: &Stdio) -> Result<Option<captive::Captive>> {
     let export_name = &plan.config.export_name;
     let credentials = plan.credentials.as_ref().map(|(name, path)| (*name, &**path));
     let (level, tls) = match &plan.config.tls {
@@ -110,16 +111,14 @@ fn start(plan: &Plan, bound: &Bound) -> Result<Option<captive::Captive>> {
     let uris = bound.addresses.iter().map(|address| Uri { address, export_name, tls }.to_string());
     let uris: Vec<String> = uris.collect();
     if plan.print_uri {
+        let mut stdout = File::from(stdio.output.try_clone()?);
         for uri in &uris {
-            writeln!(std::io::stdout(), "{}", captive::quote(uri.as_ref()).display())?;
+            writeln!(stdout, "{}", captive::quote(uri.as_ref()).display())?;
         }
-        if let (Some(uri), true) = (uris.first(), std::io::stdout().is_terminal()) {
+        if let (Some(uri), true) = (uris.first(), stdout.is_terminal()) {
             let uri = captive::quote(uri.as_ref());
             let uri = uri.display();
-            writeln!(
-                std::io::stdout(),
-                "Connect with:\n  nbdinfo {uri}\n  nbdcopy {uri} disk.img\n  nbdsh -u {uri}"
-            )?;
+            writeln!(stdout, "Connect with:\n  nbdinfo {uri}\n  nbdcopy {uri} disk.img\n  nbdsh -u {uri}")?;
         }
     }
     let Some(command) = &plan.run else { return Ok(None) };
@@ -143,7 +142,7 @@ fn start(plan: &Plan, bound: &Bound) -> Result<Option<captive::Captive>> {
         ("tls_certificates", of_kind("tls-certificates")),
         ("tls_psk", of_kind("tls-psk-file")),
     ];
-    captive::run(command, &variables).map(Some)
+    captive::run(command, &variables, stdio).map(Some)
 }
 
 /// The sockets, of which the private ones go when the server does.
@@ -218,15 +217,4 @@ impl Bound {
         }
         Ok(())
     }
-}
-
-/// Takes the client's connection from standard input and output, which then point to /dev/null, so that nothing
-/// that prints can break the protocol.
-fn take_stdio() -> Result<(OwnedFd, OwnedFd)> {
-    let input = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let output = std::io::stdout().as_fd().try_clone_to_owned()?;
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    Ok((input, output))
 }

@@ -150,17 +150,12 @@ impl ExportList {
         Ok(())
     }
 
-    /// The list, with the default export if it belongs there.
-    ///
-    /// # Errors
-    /// Those of `default`; too many.
-    pub(crate) fn finish(mut self, default: impl FnOnce() -> Result<Option<OsString>>) -> Result<Exports> {
-        if self.use_default
-            && let Some(name) = default()?
-        {
-            self.exports.add(name, None)?;
+    /// The list.
+    pub(crate) fn finish(mut self) -> Exports {
+        if self.use_default {
+            self.exports.use_default();
         }
-        Ok(self.exports)
+        self.exports
     }
 }
 

@@ -73,7 +73,7 @@ table! {
 }
 
 /// Writes out what C code has printed: the programs print without C's buffers.
-pub(crate) fn flush_stdio() {
+pub fn flush_stdio() {
     // SAFETY: null means all streams. A failure is that of whoever reads the output.
     unsafe { nix::libc::fflush(std::ptr::null_mut()) };
 }

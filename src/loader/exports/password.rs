@@ -93,14 +93,14 @@ fn typed() -> Result<Vec<u8>> {
     ensure!(stdio_is_safe(), "stdin is in use: give the password by +FILE or -FD");
     let stdin = std::io::stdin();
     ensure!(stdin.is_terminal(), "stdin is not a terminal: give the password by +FILE or -FD");
-    print!("password: ");
-    std::io::stdout().flush()?;
     let shown = tcgetattr(&stdin)?;
     let mut hidden = shown.clone();
     hidden.local_flags.remove(LocalFlags::ECHO);
-    tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
-    let typed = line(stdin.lock());
-    tcsetattr(&stdin, SetArg::TCSAFLUSH, &shown)?;
+    // Before the prompt, on which a program at the other end types at once; and nothing that was typed is dropped.
+    tcsetattr(&stdin, SetArg::TCSANOW, &hidden)?;
+    print!("password: ");
+    let typed = std::io::stdout().flush().map_err(Into::into).and_then(|()| line(stdin.lock()));
+    tcsetattr(&stdin, SetArg::TCSADRAIN, &shown)?;
     println!();
     typed.context("cannot read the password")
 }

@@ -8,14 +8,10 @@ use std::{
 };
 
 use nbdkit_core::Errno;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 
 use super::messages::{error, error_with};
 use crate::{
-    context::{current, server},
+    context::{current, server, shut_down},
     panic::boundary,
 };
 
@@ -68,20 +64,14 @@ pub(super) extern "C" fn nbdkit_nanosleep(seconds: c_uint, nanoseconds: c_uint) 
 pub(super) extern "C" fn nbdkit_shutdown() {
     boundary((), || {
         let client = current(|frame| frame.and_then(|frame| frame.scope.client).cloned());
-        match (client, server()) {
-            (Some(client), _) => client.shut_down_server(),
-            (None, Some(server)) => server.raise(),
-            // No client has come yet. The signal does the same, and waits until the server listens to it.
-            (None, None) => {
-                if let Err(e) = kill(Pid::this(), Signal::SIGTERM) {
-                    error(format!("nbdkit_shutdown: {e}"));
-                }
-            }
+        match client {
+            Some(client) => client.shut_down_server(),
+            None => shut_down(),
         }
     });
 }
 
-/// Asks for the connection to be closed, with `force` before the replies in flight are sent.
+/// Asks for the end of the connection: with `force` at once, else by failing all further requests with `ESHUTDOWN`.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn nbdkit_disconnect(force: c_int) {
     boundary((), || match current(|frame| frame.and_then(|frame| frame.scope.client).cloned()) {

@@ -259,6 +259,8 @@ turn_extents (nbdkit_next *next, void *handle, uint32_t count, uint64_t offset, 
 
     return nbdkit_extents_aligned (next, end - start, start, flags, 4096, extents, err);
   }
+  if (is ("aligned-end"))
+    return nbdkit_extents_aligned (next, next->get_size (next), 0, flags, 131072, extents, err);
   full = nbdkit_extents_full (next, count, offset, flags, err);
   if (full == NULL)
     return -1;

@@ -177,7 +177,12 @@ fn aligned_extents() {
     let c = chain(&lab, "aligned");
     let session = open(&c, "x").unwrap();
     assert_eq!(extents(&session, 65536, 0), [(0, 32768, 0), (32768, 32768, 3)]);
-    assert_eq!(extents(&session, 100, 32700), [(32700, 68, 0), (32768, 32, 3)]);
+    assert_eq!(extents(&session, 100, 32700), [(32700, 68, 0), (32768, 32768, 3)]);
+
+    // A disk that ends within a block.
+    let lab = Lab::new();
+    let c = chain(&lab, "aligned-end");
+    assert_eq!(extents(&open(&c, "x").unwrap(), 100, 0), [(0, 65536, 0)]);
 }
 
 #[test]
