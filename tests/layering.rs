@@ -16,9 +16,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("nbdkit-python-plugin", &["nbdkit"]),
         ("nbdkit-plugins", &["nbdkit-core", "nbdkit-common"]),
         ("nbdkit-filters", &["nbdkit-core", "nbdkit-common"]),
+        ("nbdkit-cli", &["nbdkit-core", "nbdkit-loader", "nbdkit-plugins", "nbdkit-filters"]),
         (
             "nbdkit-rs",
             &[
+                "nbdkit-cli",
                 "nbdkit-core",
                 "nbdkit-nbd",
                 "nbdkit-fuse",

@@ -17,33 +17,11 @@ mod stats;
 mod undo;
 mod watcher;
 
-#[path = "../common/captive.rs"]
-mod captive;
-#[path = "../common/chain.rs"]
-mod chain;
-#[path = "../common/daemon.rs"]
-mod daemon;
-#[path = "../common/logger.rs"]
-mod logger;
-#[path = "../common/parent.rs"]
-mod parent;
-#[path = "../common/pidfile.rs"]
-mod pidfile;
-#[path = "../common/progress.rs"]
-mod progress;
-#[path = "../common/readiness.rs"]
-mod readiness;
-#[path = "../common/signals.rs"]
-mod signals;
-#[path = "../common/std_fds.rs"]
-mod std_fds;
-#[path = "../common/usage.rs"]
-mod usage;
-
 use std::{io::Write, process::ExitCode};
 
 use anyhow::{Result, bail, ensure};
 use clap::{CommandFactory, Parser};
+use nbdkit_cli::{chain, logger, std_fds, usage};
 use nbdkit_loader::DebugFlags;
 
 use crate::{

@@ -9,19 +9,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nbdkit_cli::{captive, daemon, parent, pidfile, progress::Throughput, signals};
 use nbdkit_core::{Chain, Stop};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    above, captive, daemon,
+    above,
     failure::{At as _, Failure, Stage},
     inside::Inside,
-    loopdev, parent, pidfile,
+    loopdev,
     plan::Plan,
-    progress::Throughput,
     ready::{self, ReadyFd},
-    signals,
     state::{State, Stored},
     watcher::Watcher,
 };

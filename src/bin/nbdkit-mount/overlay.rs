@@ -3,12 +3,13 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nbdkit_cli::{chain, progress::Progress};
 use nbdkit_core::{Chain, Client, Flags, Peer, Session, Stop};
 use nbdkit_filters::{Change, Changes, OverlayFile};
 use nbdkit_loader::DebugFlags;
 use serde_json::json;
 
-use crate::{args::Args, chain, progress::Progress};
+use crate::args::Args;
 
 /// Data are copied in pieces of this size, zeroes in larger ones.
 const PIECE: u64 = 1 << 20;

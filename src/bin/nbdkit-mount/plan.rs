@@ -7,12 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nbdkit_cli::chain;
 use nbdkit_core::params;
 use nbdkit_fuse::Cache;
 
 use crate::{
     args::Args,
-    chain,
     failure::{At as _, Failure, Stage},
     inside::Wish,
 };

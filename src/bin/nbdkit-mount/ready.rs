@@ -3,8 +3,7 @@
 use std::{fs::File, io::Write, os::fd::RawFd};
 
 use anyhow::{Context as _, Result, ensure};
-
-use crate::readiness;
+use nbdkit_cli::readiness;
 
 /// The descriptor of `--ready-fd`.
 #[derive(Debug)]

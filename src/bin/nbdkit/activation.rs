@@ -11,9 +11,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nbdkit_cli::readiness;
 use nbdkit_core::params;
-
-use crate::readiness;
 
 /// The first descriptor that is handed over.
 const FIRST: RawFd = 3;

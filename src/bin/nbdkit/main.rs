@@ -12,34 +12,18 @@ mod serve;
 mod shebang;
 mod tls;
 
-#[path = "../common/captive.rs"]
-mod captive;
-#[path = "../common/chain.rs"]
-mod chain;
-#[path = "../common/daemon.rs"]
-mod daemon;
-#[path = "../common/logger.rs"]
-mod logger;
-#[path = "../common/parent.rs"]
-mod parent;
-#[path = "../common/pidfile.rs"]
-mod pidfile;
-#[path = "../common/readiness.rs"]
-mod readiness;
-#[path = "../common/signals.rs"]
-mod signals;
-#[path = "../common/std_fds.rs"]
-mod std_fds;
-#[path = "../common/usage.rs"]
-mod usage;
-
 use std::{io::Write, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
+use nbdkit_cli::{
+    chain,
+    logger::{self, Sink},
+    std_fds, usage,
+};
 use nbdkit_loader::DebugFlags;
 
-use crate::{activation::Inherited, args::Args, logger::Sink, plan::Plan};
+use crate::{activation::Inherited, args::Args, plan::Plan};
 
 fn main() -> ExitCode {
     let mut name = String::from("nbdkit");

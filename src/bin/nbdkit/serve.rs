@@ -9,16 +9,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nbdkit_cli::{
+    captive, daemon, logger, parent, pidfile, readiness,
+    signals::{self, Events},
+};
 use nbdkit_core::Chain;
 use nbdkit_nbd::Tls;
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    captive, daemon, logger, parent, pidfile,
     plan::{Address, Plan, Uri, Where},
     privileges::Identity,
-    readiness, selinux,
-    signals::{self, Events},
+    selinux,
 };
 
 /// Serves until a signal, the `--run` command's end, or the end of the one client of `-s`. Returns the exit code.

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 ///
 /// # Errors
 /// `EBADF` if it is not open.
-pub(crate) fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
+pub fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(rustix::io::Errno::BADF.into());
     }
@@ -38,7 +38,7 @@ pub(crate) fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// If there is one and it cannot be told.
-pub(crate) fn notify(message: &str) -> Result<()> {
+pub fn notify(message: &str) -> Result<()> {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
         return Ok(());
     };

@@ -21,11 +21,11 @@ use rustix::process::set_parent_process_death_signal;
 
 /// The child's promise to tell the parent that it serves. Dropping it without that is a failure.
 #[derive(Debug)]
-pub(crate) struct Ready(Option<PipeWriter>);
+pub struct Ready(Option<PipeWriter>);
 
 impl Ready {
     /// For a process that stays in the foreground: nobody waits.
-    pub(crate) fn nobody() -> Self {
+    pub fn nobody() -> Self {
         Ready(None)
     }
 
@@ -33,7 +33,7 @@ impl Ready {
     ///
     /// # Errors
     /// If /dev/null cannot be opened.
-    pub(crate) fn tell(self, keep_stderr: bool) -> Result<()> {
+    pub fn tell(self, keep_stderr: bool) -> Result<()> {
         let Some(mut pipe) = self.0 else { return Ok(()) };
         set_parent_process_death_signal(None)?;
         null_stdio(keep_stderr)?;
@@ -65,7 +65,7 @@ fn null_stdio(keep_stderr: bool) -> Result<()> {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(crate) fn fork_to_background() -> Result<Ready> {
+pub fn fork_to_background() -> Result<Ready> {
     let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let parent = Pid::this();
     // SAFETY: called before any thread is started, so the child may do all that the parent may.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 ///
 /// # Errors
 /// If the parent is gone already.
-pub(crate) fn exit_with_parent() -> Result<()> {
+pub fn exit_with_parent() -> Result<()> {
     let parent = rustix::process::getppid();
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
         .context("--exit-with-parent")?;

@@ -28,7 +28,7 @@ static BACKGROUND: AtomicBool = AtomicBool::new(false);
 
 /// A place for errors.
 #[derive(Debug)]
-pub(crate) enum Sink {
+pub enum Sink {
     /// Standard error.
     Stderr,
     /// syslog(3).
@@ -44,8 +44,7 @@ impl Sink {
     ///
     /// # Errors
     /// For an unknown word, and a file that cannot be opened.
-    #[allow(dead_code, reason = "nbdkit-mount has no --log")]
-    pub(crate) fn parse(word: &OsStr) -> Result<Option<Self>> {
+    pub fn parse(word: &OsStr) -> Result<Option<Self>> {
         Ok(Some(match word.to_str() {
             Some("default") => return Ok(None),
             Some("stderr") => Sink::Stderr,
@@ -64,20 +63,17 @@ impl Sink {
 }
 
 /// Sends errors to `sink` from now on. Only the first call counts.
-#[allow(dead_code, reason = "nbdkit-mount has no --log")]
-pub(crate) fn send_errors_to(sink: Sink) {
+pub fn send_errors_to(sink: Sink) {
     let _ = SINK.set(sink);
 }
 
 /// Whether standard error is still of use in the background.
-#[allow(dead_code, reason = "nbdkit-mount has no --log")]
-pub(crate) fn keeps_stderr() -> bool {
+pub fn keeps_stderr() -> bool {
     log::log_enabled!(target: "nbdkit", Level::Debug) || matches!(SINK.get(), Some(Sink::Stderr))
 }
 
 /// From now on the program has no terminal.
-#[allow(dead_code, reason = "nbdkit-mount has no --log")]
-pub(crate) fn in_background() {
+pub fn in_background() {
     BACKGROUND.store(true, Ordering::Relaxed);
 }
 
@@ -109,8 +105,7 @@ static MUTABLE: [(&str, &str, AtomicBool); 2] = [
 ];
 
 /// Silences the messages whose flag is set to 0.
-#[allow(dead_code, reason = "nbdkit-mount has no debug flags")]
-pub(crate) fn mute(mut is_off: impl FnMut(&str) -> bool) {
+pub fn mute(mut is_off: impl FnMut(&str) -> bool) {
     for (flag, _, muted) in &MUTABLE {
         muted.store(is_off(flag), Ordering::Relaxed);
     }
@@ -120,8 +115,7 @@ pub(crate) fn mute(mut is_off: impl FnMut(&str) -> bool) {
 static ADDED: std::sync::OnceLock<&str> = std::sync::OnceLock::new();
 
 /// Shows the messages of this target too, as if they were the product's own. Works once.
-#[allow(dead_code, reason = "nbdkit has no library with messages for users")]
-pub(crate) fn add(target: &'static str) {
+pub fn add(target: &'static str) {
     let _ = ADDED.set(target);
 }
 
@@ -173,7 +167,7 @@ fn lines(start: &str, message: &str) -> String {
 }
 
 /// Starts logging for the program `name`; `verbose` is `-v`.
-pub(crate) fn start(name: &str, verbose: bool) {
+pub fn start(name: &str, verbose: bool) {
     // syslog keeps the pointer, so the name is never freed.
     if let Ok(name) = CString::new(name) {
         let _ = openlog(Some(Box::leak(name.into_boxed_c_str())), LogFlags::LOG_PID, Facility::LOG_DAEMON);
@@ -186,7 +180,7 @@ pub(crate) fn start(name: &str, verbose: bool) {
 }
 
 /// An error that ends the program, on one line; a layer may have said it already.
-pub(crate) fn fatal(name: &str, error: &anyhow::Error) {
+pub fn fatal(name: &str, error: &anyhow::Error) {
     if error.downcast_ref::<nbdkit_core::Error>().is_some_and(nbdkit_core::Error::is_logged) {
         return;
     }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 ///
 /// # Errors
 /// If the file cannot be written.
-pub(crate) fn write(path: &Path) -> Result<()> {
+pub fn write(path: &Path) -> Result<()> {
     let text = format!("{}\n", std::process::id());
     let write_to = |file: &mut std::fs::File| file.write_all(text.as_bytes());
     let context = || format!("cannot write the pidfile {}", path.display());

@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// The running command.
 #[derive(Debug)]
-pub(crate) struct Captive(Arc<Shared>);
+pub struct Captive(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -89,7 +89,7 @@ impl Shared {
 ///
 /// # Errors
 /// If there is no shell.
-pub(crate) fn run(command: &OsStr, variables: &[(&str, OsString)]) -> Result<Captive> {
+pub fn run(command: &OsStr, variables: &[(&str, OsString)]) -> Result<Captive> {
     let mut script = OsString::new();
     for (name, value) in variables {
         script.push(format!("{name}="));
@@ -126,7 +126,7 @@ impl Captive {
     /// Waits for the command, which may outlive the server: a filter or an unmount can end that. Returns the
     /// command's exit code, 128+N if signal N killed it or ended the server before it. `events`: unless a thread
     /// handles them.
-    pub(crate) fn status(&self, events: Option<&Events>) -> u8 {
+    pub fn status(&self, events: Option<&Events>) -> u8 {
         let shared = &*self.0;
         let mut state = shared.state.lock();
         let code = loop {
@@ -149,7 +149,7 @@ impl Captive {
 }
 
 /// Quotes a word for the shell.
-pub(crate) fn quote(word: &OsStr) -> OsString {
+pub fn quote(word: &OsStr) -> OsString {
     let mut quoted = vec![b'\''];
     for &b in word.as_bytes() {
         match b {

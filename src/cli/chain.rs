@@ -17,7 +17,7 @@ use nbdkit_loader::{
 ///
 /// # Errors
 /// A name that is not known; the message suggests one that looks like it. What is wrong with a file.
-pub(crate) fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Result<Chain> {
+pub fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Result<Chain> {
     let (plugin, script) = find_plugin(plugin, &mut debug)?;
     let filters = filters.iter().map(|name| find_filter(name, &mut debug)).collect::<Result<_>>()?;
     let mut chain = Chain::new(plugin, filters);
@@ -100,7 +100,7 @@ fn unknown(kind: Kind, name: &OsStr, names: impl Iterator<Item = &'static str>) 
 ///
 /// # Errors
 /// Those of the layers, and a bare word that nobody wants.
-pub(crate) fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
+pub fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
     for (index, word) in words.iter().enumerate() {
         match split(word) {
             Some((key, value)) => chain.config(key, value)?,
@@ -122,7 +122,7 @@ pub(crate) fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
 ///
 /// # Errors
 /// Those of the plugin.
-pub(crate) fn configure_script(chain: &mut Chain, words: &[OsString]) -> Result<()> {
+pub fn configure_script(chain: &mut Chain, words: &[OsString]) -> Result<()> {
     let info = chain.plugin().info();
     let runs_scripts = info.path.is_some() && info.magic_config_key.as_deref() == Some("script");
     match words.first() {
@@ -134,7 +134,7 @@ pub(crate) fn configure_script(chain: &mut Chain, words: &[OsString]) -> Result<
 }
 
 /// Splits `KEY=VALUE`, if the word has that form.
-pub(crate) fn split(word: &OsStr) -> Option<(&str, &OsStr)> {
+pub fn split(word: &OsStr) -> Option<(&str, &OsStr)> {
     use std::os::unix::ffi::OsStrExt;
     let bytes = word.as_bytes();
     let at = bytes.iter().position(|b| *b == b'=')?;
@@ -143,7 +143,7 @@ pub(crate) fn split(word: &OsStr) -> Option<(&str, &OsStr)> {
 }
 
 /// What `--help` says about the layers, the outermost first.
-pub(crate) fn help(chain: &Chain) -> String {
+pub fn help(chain: &Chain) -> String {
     let infos = chain.infos();
     let mut text = String::new();
     for (i, info) in infos.iter().enumerate() {
@@ -160,12 +160,12 @@ pub(crate) fn help(chain: &Chain) -> String {
 }
 
 /// What `--version` says about the layers, the outermost first.
-pub(crate) fn versions(chain: &Chain) -> String {
+pub fn versions(chain: &Chain) -> String {
     chain.infos().iter().map(|info| format!("{} {}\n", info.name, info.version)).collect()
 }
 
 /// The lists of names for a `--help` without a plugin.
-pub(crate) fn names_help() -> String {
+pub fn names_help() -> String {
     let list = |names: Vec<&str>| names.join(" ");
     format!(
         "Plugins: {}\nFilters: {}",

@@ -46,7 +46,7 @@ fn set() -> SigSet {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(crate) fn block() -> Result<()> {
+pub fn block() -> Result<()> {
     set().thread_block().context("cannot block signals")
 }
 
@@ -65,7 +65,7 @@ fn add(fd: impl AsFd, event: u64) -> Result<()> {
 
 /// The first of the signals, and the end of the command. A process has one of this.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub struct Events {
     epoll: &'static OwnedFd,
     signals: SignalFd,
     stop: Arc<Stop>,
@@ -82,7 +82,7 @@ impl Events {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn new(stop: Arc<Stop>) -> Result<Self> {
+    pub fn new(stop: Arc<Stop>) -> Result<Self> {
         let signals =
             SignalFd::with_flags(&set(), SfdFlags::SFD_CLOEXEC).context("cannot wait for signals")?;
         add(&signals, SIGNAL)?;
@@ -90,7 +90,7 @@ impl Events {
     }
 
     /// Does what has to be done for an event that came, if one did.
-    pub(crate) fn handle(&self) {
+    pub fn handle(&self) {
         let mut list = Vec::with_capacity(1);
         if epoll::wait(self.epoll, spare_capacity(&mut list), Some(&Timespec::default())).is_err() {
             return;
@@ -116,7 +116,7 @@ impl Events {
     }
 
     /// Waits for an event, at most for `timeout`.
-    pub(crate) fn wait(&self, timeout: Option<&Timespec>) {
+    pub fn wait(&self, timeout: Option<&Timespec>) {
         match poll(&mut [PollFd::new(self.epoll, PollFlags::IN)], timeout) {
             Ok(_) | Err(Errno::INTR) => self.handle(),
             Err(e) => log::error!("cannot wait for signals: {e}"),
@@ -127,7 +127,7 @@ impl Events {
     ///
     /// # Errors
     /// If no thread can be started.
-    pub(crate) fn handle_on_thread(self) -> Result<()> {
+    pub fn handle_on_thread(self) -> Result<()> {
         let handle = move || {
             loop {
                 self.wait(None);
@@ -139,7 +139,7 @@ impl Events {
 }
 
 /// Runs `hook` with the signal that comes, after the server was told to stop.
-pub(crate) fn on_signal(hook: impl FnOnce(Signal) + Send + 'static) {
+pub fn on_signal(hook: impl FnOnce(Signal) + Send + 'static) {
     *ON_SIGNAL.lock() = Some(Box::new(hook));
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn on_signal(hook: impl FnOnce(Signal) + Send + 'static) {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub(crate) fn on_end(pidfd: impl AsFd, hook: impl FnOnce() + Send + 'static) -> Result<()> {
+pub fn on_end(pidfd: impl AsFd, hook: impl FnOnce() + Send + 'static) -> Result<()> {
     *ON_END.lock() = Some(Box::new(|()| hook()));
     add(pidfd, END)
 }

@@ -30,7 +30,7 @@ static LOOK: extern "C" fn() = look;
 ///
 /// # Errors
 /// Then.
-pub(crate) fn check() -> anyhow::Result<()> {
+pub fn check() -> anyhow::Result<()> {
     anyhow::ensure!(
         !CLOSED.load(Ordering::Relaxed),
         "stdin, stdout or stderr is closed: open all three, to /dev/null if need be"

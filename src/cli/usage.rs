@@ -1,7 +1,7 @@
 //! What the command line parser says: help, and errors on one line.
 
 /// What was wrong with the command line, as one line that names the fix.
-pub(crate) fn one_line(error: &clap::Error) -> anyhow::Error {
+pub fn one_line(error: &clap::Error) -> anyhow::Error {
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("bad command line");
@@ -15,6 +15,6 @@ pub(crate) fn one_line(error: &clap::Error) -> anyhow::Error {
 }
 
 /// The help text: options, examples, then `names`, the layers there are.
-pub(crate) fn help(mut command: clap::Command, names: &str) -> String {
+pub fn help(mut command: clap::Command, names: &str) -> String {
     format!("{}\n{names}\n", command.render_help())
 }

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The progress of a job over a number of bytes.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     done: u64,
     total: u64,
     show: Show,
@@ -36,7 +36,7 @@ enum Show {
 
 impl Progress {
     /// Starts a job of `total` bytes, called `what` on the terminal. `json`: lines on standard output instead.
-    pub(crate) fn new(what: &'static str, total: u64, json: bool) -> Self {
+    pub fn new(what: &'static str, total: u64, json: bool) -> Self {
         let show = if json {
             Show::Lines(None)
         } else if std::io::stderr().is_terminal() {
@@ -53,7 +53,7 @@ impl Progress {
     }
 
     /// Some more bytes are done.
-    pub(crate) fn advance(&mut self, bytes: u64) {
+    pub fn advance(&mut self, bytes: u64) {
         self.done += bytes;
         match &mut self.show {
             Show::Nothing => {}
@@ -68,7 +68,7 @@ impl Progress {
     }
 
     /// The job is done; `result` goes into the last line.
-    pub(crate) fn finish(self, mut result: Value) {
+    pub fn finish(self, mut result: Value) {
         match self.show {
             Show::Nothing => {}
             Show::Bar(bar) => bar.finish_and_clear(),
@@ -88,7 +88,7 @@ fn line(value: &Value) {
 
 /// Live throughput on the terminal, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Throughput {
+pub struct Throughput {
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
 }
@@ -98,7 +98,7 @@ impl Throughput {
     ///
     /// # Errors
     /// If there can be no further thread.
-    pub(crate) fn show(chain: Arc<Chain>) -> Result<Self> {
+    pub fn show(chain: Arc<Chain>) -> Result<Self> {
         let stop = Arc::new(Stop::new());
         if !std::io::stderr().is_terminal() {
             return Ok(Throughput { stop, thread: None });

@@ -1,0 +1,18 @@
+//! What both programs are made of: the way from words on the command line to a chain, and how a program lives, in the
+//! foreground, in the background or for one command.
+//!
+//! Nothing here knows whether the chain is served over NBD or shown through FUSE.
+
+#![deny(unsafe_code)]
+
+pub mod captive;
+pub mod chain;
+pub mod daemon;
+pub mod logger;
+pub mod parent;
+pub mod pidfile;
+pub mod progress;
+pub mod readiness;
+pub mod signals;
+pub mod std_fds;
+pub mod usage;
