@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, Errno, Error, Exports, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, params, Result};
+use nbdkit_core::{
+    Below, Completion, Errno, Error, Exports, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, Result,
+    params,
+};
 
 const HELP: &str = "\
 default-export=<NAME>     The export that the empty name stands for (default: as below).

@@ -1,7 +1,8 @@
 //! The bundled filters: one file each, and this registry.
 //!
-//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Filter>` and put its name into the list below.
-//! A name with dashes follows its module: `multi_conn = "multi-conn"`.
+//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Filter>`, and put its `mod` line and its name into
+//! the two lists below: rustfmt does not see modules that a macro declares. A name with dashes follows its module:
+//! `multi_conn = "multi-conn"`.
 
 #![deny(unsafe_code)]
 
@@ -9,10 +10,53 @@ use nbdkit_core::Filter;
 
 pub use self::cow::export::{Change, Changes, OverlayFile};
 
+mod blocksize;
+mod blocksize_policy;
+mod checkwrite;
+mod contents;
+mod count;
+mod cow;
+mod delay;
+mod error;
+mod exitlast;
+mod exitwhen;
+mod exportname;
+#[cfg(test)]
+mod flaky;
+mod fua;
+mod ip;
+mod limit;
+mod log;
+mod map;
+mod multi_conn;
+mod nocache;
+mod noextents;
+mod nofilter;
+mod noparallel;
+mod nozero;
+mod offset;
+mod opened;
+mod openonce;
+mod part;
+mod partition;
+mod pause;
+mod protect;
+mod rate;
+mod readonly;
+mod retry;
+mod retry_request;
+mod rotational;
+mod stats;
+mod swab;
+#[cfg(test)]
+mod testing;
+mod time_limit;
+mod tls_fallback;
+mod transparent;
+mod truncate;
+
 macro_rules! registry {
     ($($module:ident $(= $name:literal)?)*) => {
-        $(mod $module;)*
-
         /// Name and constructor of each bundled filter, in alphabetical order.
         const REGISTRY: &[(&str, fn() -> Box<dyn Filter>)] =
             &[$((registry!(@name $module $($name)?), $module::new)),*];
@@ -20,15 +64,6 @@ macro_rules! registry {
     (@name $module:ident) => { stringify!($module) };
     (@name $module:ident $name:literal) => { $name };
 }
-
-mod contents;
-#[cfg(test)]
-mod flaky;
-mod opened;
-mod part;
-#[cfg(test)]
-mod testing;
-mod transparent;
 
 registry! {
     blocksize

@@ -3,7 +3,10 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, emulate, Filter, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
+use nbdkit_core::{
+    Below, Completion, Filter, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, Result, Support, emulate,
+    params,
+};
 
 const HELP: &str = "cachemode=<MODE>   'none' (default), 'emulate' or 'nop'.";
 

@@ -3,7 +3,10 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
-use nbdkit_core::{Below, Completion, emulate, Errno, Error, Filter, Flags, Handle, Info, Io, Loan, Next, NextConfig, Op, Open, params, Result, Support};
+use nbdkit_core::{
+    Below, Completion, Errno, Error, Filter, Flags, Handle, Info, Io, Loan, Next, NextConfig, Op, Open,
+    Result, Support, emulate, params,
+};
 
 const HELP: &str = "\
 zeromode=<MODE>       'none' (default), 'emulate', 'notrim' or 'plugin'.

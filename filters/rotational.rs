@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{Below, Completion, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, params, Result};
+use nbdkit_core::{
+    Below, Completion, Filter, Handle, Info, Io, Loan, Next, NextConfig, Open, Result, params,
+};
 
 const HELP: &str = "rotational=<BOOL>   Whether the disk counts as a spinning one (default true).";
 

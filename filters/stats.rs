@@ -13,8 +13,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{
-    Below, Completion, Io, Extents, Filter, Flags, Handle, Info, Next, NextConfig, NextConfigComplete, Op, Open, Result,
-    ThreadModel, params,
+    Below, Completion, Extents, Filter, Flags, Handle, Info, Io, Next, NextConfig, NextConfigComplete, Op,
+    Open, Result, ThreadModel, params,
 };
 use parking_lot::Mutex;
 

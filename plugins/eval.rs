@@ -87,8 +87,9 @@ impl Methods for Fragments {
 
     fn find(&self, method: &str) -> Found<'_> {
         let inferred = || {
-            let (_, _, prints) =
-                INFERRED.iter().find(|(question, about, _)| *question == method && self.0.contains_key(*about))?;
+            let (_, _, prints) = INFERRED
+                .iter()
+                .find(|(question, about, _)| *question == method && self.0.contains_key(*about))?;
             Some(Found::Prints(prints))
         };
         // The others are not for scripts of this kind.

@@ -25,7 +25,11 @@ impl Plugin for Full {
     }
 
     fn callbacks(&self) -> Vec<&'static str> {
-        [crate::READ_ONLY, &["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"]].concat()
+        [
+            crate::READ_ONLY,
+            &["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"],
+        ]
+        .concat()
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {

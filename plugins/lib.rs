@@ -1,18 +1,11 @@
 //! The bundled plugins: one file each, and this registry.
 //!
-//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Plugin>` and put its name into the list below.
+//! To add one, write its file with a `pub(crate) fn new() -> Box<dyn Plugin>`, and put its `mod` line and its name into
+//! the two lists below: rustfmt does not see modules that a macro declares.
 
 #![deny(unsafe_code)]
 
 use nbdkit_core::Plugin;
-
-mod backing;
-#[cfg(test)]
-mod conformance;
-mod holes;
-mod joined;
-#[cfg(test)]
-mod testkit;
 
 /// The callbacks of a disk that can do everything, as [`Plugin::callbacks`] names them.
 const EVERYTHING: &[&str] = &[
@@ -35,10 +28,29 @@ const EVERYTHING: &[&str] = &[
 /// Those of a disk that any number of clients may read.
 const READ_ONLY: &[&str] = &["can_multi_conn", "can_cache", "cache"];
 
+mod backing;
+#[cfg(test)]
+mod conformance;
+mod data;
+mod eval;
+mod file;
+mod full;
+mod holes;
+mod info;
+mod joined;
+mod memory;
+mod null;
+mod ones;
+mod partitioning;
+mod pattern;
+mod sh;
+mod split;
+#[cfg(test)]
+mod testkit;
+mod zero;
+
 macro_rules! registry {
     ($($module:ident)*) => {
-        $(mod $module;)*
-
         /// Name and constructor of each bundled plugin, in alphabetical order.
         const REGISTRY: &[(&str, fn() -> Box<dyn Plugin>)] = &[$((stringify!($module), $module::new)),*];
     };

@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use nbdkit_core::{Completion, Extents, Io, Flags, Handle, Loan, Next, Op, Open, Result};
+use nbdkit_core::{Completion, Extents, Flags, Handle, Io, Loan, Next, Op, Open, Result};
 
 use super::{
     count,

@@ -104,7 +104,8 @@ fn range() -> impl Strategy<Value = (usize, usize)> {
         4 => (0..SIZE / 4096).prop_map(|n| n * 4096),
         1 => SIZE - 2000..SIZE,
     ];
-    let length = prop_oneof![1..2000_usize, Just(4096_usize), Just(512), Just(8192), 1..200_000_usize, Just(SIZE)];
+    let length =
+        prop_oneof![1..2000_usize, Just(4096_usize), Just(512), Just(8192), 1..200_000_usize, Just(SIZE)];
     (point, length).prop_map(|(start, length)| (start, length.min(SIZE - start)))
 }
 
@@ -175,8 +176,17 @@ fn no_byte_is_lost_between_neighbours() {
                         for index in 0..SIZE / PIECE {
                             let whole = index % 16 >= 8;
                             if index % 4 == id && !whole {
-                                write(&session, &[round * 4 + id as u8; PIECE], (index * PIECE) as u64, Flags::empty());
-                            } else if whole && index % 2 == 0 && index / 2 % 4 == id && index + 1 < SIZE / PIECE {
+                                write(
+                                    &session,
+                                    &[round * 4 + id as u8; PIECE],
+                                    (index * PIECE) as u64,
+                                    Flags::empty(),
+                                );
+                            } else if whole
+                                && index % 2 == 0
+                                && index / 2 % 4 == id
+                                && index + 1 < SIZE / PIECE
+                            {
                                 write(
                                     &session,
                                     &[round * 4 + id as u8; 2 * PIECE],
@@ -192,7 +202,11 @@ fn no_byte_is_lost_between_neighbours() {
         let found = read(&open(&chain), SIZE, 0);
         for (index, piece) in found.chunks(PIECE).enumerate() {
             let owner = if index % 16 >= 8 { index / 2 % 4 } else { index % 4 };
-            assert!(piece.iter().all(|byte| *byte == 8 + owner as u8), "piece {index} of {owner}: {}", piece[0]);
+            assert!(
+                piece.iter().all(|byte| *byte == 8 + owner as u8),
+                "piece {index} of {owner}: {}",
+                piece[0]
+            );
         }
     }
 }

@@ -17,6 +17,8 @@ use ranges::Files;
 use source::Source;
 
 mod aligned;
+#[cfg(test)]
+mod cold_tests;
 mod direct;
 mod disk;
 mod inherit;
@@ -24,8 +26,6 @@ mod ranges;
 mod ring;
 mod source;
 mod submit;
-#[cfg(test)]
-mod cold_tests;
 #[cfg(test)]
 mod tests;
 

@@ -39,7 +39,8 @@ impl Source {
     /// The files of a directory.
     pub(super) fn dir(path: &Path) -> anyhow::Result<Source> {
         let dir = open_dir(CWD, path).map_err(io::Error::from);
-        let dir = dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
+        let dir =
+            dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
         Ok(Source::Dir("dir", dir))
     }
 

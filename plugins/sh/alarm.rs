@@ -22,7 +22,8 @@ pub(super) struct Alarm {
 impl Alarm {
     /// Goes off when `stop` is raised.
     pub(super) fn on(stop: &Stop) -> Result<Arc<Self>> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(std::io::Error::from)?;
+        let event =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(std::io::Error::from)?;
         let alarm = Arc::new(Alarm { event, since: OnceLock::new() });
         let weak = Arc::downgrade(&alarm);
         stop.on_raise(move || {

@@ -70,7 +70,10 @@ pub(super) fn judge(method: &str, ended: Ended) -> (Option<Wish>, Result<Answer>
         })),
         How::Killed(signal) => {
             let said = error(&ended.stderr, String::new);
-            Err(Error::new(said.errno(), format!("the {method} script was killed by signal {signal}: {said}")))
+            Err(Error::new(
+                said.errno(),
+                format!("the {method} script was killed by signal {signal}: {said}"),
+            ))
         }
     };
     (wish, answer)

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use nbdkit_core::{
-    BlockSize, Client, Errno, Error, Extents, Flags, Handle, Open, Result, Support,
-};
+use nbdkit_core::{BlockSize, Client, Errno, Error, Extents, Flags, Handle, Open, Result, Support};
 
 use super::{
     alarm::{Alarm, Patience},

@@ -193,7 +193,8 @@ mod tests {
             extents(output.as_bytes(), &mut list).map_err(|e| e.to_string())?;
             Ok::<_, String>(list.as_slice().iter().map(|e| (e.length, e.kind())).collect::<Vec<_>>())
         };
-        for (kind, want) in [("", 0), ("3", 3), ("7", 3), ("hole", 1), ("zero,HOLE", 3), ("hole,x", 1), ("data", 0)]
+        for (kind, want) in
+            [("", 0), ("3", 3), ("7", 3), ("hole", 1), ("zero,HOLE", 3), ("hole,x", 1), ("data", 0)]
         {
             assert_eq!(list(&format!(" 0\t1M {kind} ignored\n")), Ok(vec![(1 << 20, want)]), "{kind}");
         }

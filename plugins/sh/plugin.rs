@@ -4,17 +4,12 @@ use std::{
     ffi::{OsStr, OsString},
     io::Write as _,
     os::unix::ffi::OsStrExt,
-    sync::{
-        Arc,
-        atomic::Ordering,
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use nbdkit_core::{
-    Client, Exports, Handle, Info, Interface, Open, Plugin, Result, Stop, ThreadModel,
-};
+use nbdkit_core::{Client, Exports, Handle, Info, Interface, Open, Plugin, Result, Stop, ThreadModel};
 use parking_lot::Mutex;
 
 use super::{
@@ -97,7 +92,9 @@ impl<M: Methods> Scripted<M> {
         let model = answer.as_deref().map(|answer| {
             let model = parse::thread_model(answer);
             if model.is_none() {
-                log::warn!("thread_model: the script printed none that is known, and requests are serialized");
+                log::warn!(
+                    "thread_model: the script printed none that is known, and requests are serialized"
+                );
             }
             model
         });

@@ -257,7 +257,9 @@ impl<M: Methods> Scripts<M> {
         match (answer, expected) {
             (Ok(Answer::Done(_)), Some(expected)) if printed < expected => Err(Error::new(
                 Errno::EIO,
-                format!("the {method} script printed {printed} bytes, and not {expected} as it was asked for"),
+                format!(
+                    "the {method} script printed {printed} bytes, and not {expected} as it was asked for"
+                ),
             )),
             (answer, _) => answer,
         }
@@ -294,7 +296,8 @@ impl<M: Methods> Scripts<M> {
 }
 
 fn unexpected_no(method: &str) -> Error {
-    let text = format!("the {method} script ended with exit code 3, which only means something in can_ methods");
+    let text =
+        format!("the {method} script ended with exit code 3, which only means something in can_ methods");
     Error::new(Errno::EIO, text)
 }
 

@@ -103,8 +103,7 @@ fn one_that_nobody_waits_for_is_ended_with_all_that_it_has_started() {
     let alarm = Alarm::on(&stop).unwrap();
     stop.raise();
     let pids = directory.path().join("pids");
-    let text =
-        format!("trap '' TERM; sleep 1000 & echo $! $$ >{}; wait; sleep 1001", pids.display());
+    let text = format!("trap '' TERM; sleep 1000 & echo $! $$ >{}; wait; sleep 1001", pids.display());
     // As one that has started before the flag was raised.
     let patience = Patience::until([&alarm]).at_least(Duration::from_millis(300));
     let ended = shell(&text, None, Output::Kept(1), patience.clone());
@@ -125,7 +124,8 @@ fn what_eval_is_not_told_it_infers() {
     let caps = |more: &[(&str, &str)]| disk("eval", &[&[size], more].concat()).caps().clone();
     let bare = caps(&[]);
     assert!(!bare.write && !bare.extents && !bare.multi_conn && bare.cache == nbdkit_core::Support::None);
-    let full = caps(&[("pwrite", "true"), ("zero", "true"), ("trim", "true"), ("flush", "true"), ("cache", "true")]);
+    let full =
+        caps(&[("pwrite", "true"), ("zero", "true"), ("trim", "true"), ("flush", "true"), ("cache", "true")]);
     assert!(full.write && full.trim && full.flush && !full.fast_zero);
     assert_eq!((full.zero, full.fua), (nbdkit_core::Support::Native, nbdkit_core::Support::Emulate));
     assert_eq!(full.cache, nbdkit_core::Support::Native);

@@ -127,6 +127,18 @@ impl Server for RamDisk {
 }
 
 plugin!(RamDisk {
-    cache, can_cache, can_fua, can_multi_conn, config, config_complete, config_help, dump_plugin, extents, flush,
-    thread_model, trim, write_at, zero
+    cache,
+    can_cache,
+    can_fua,
+    can_multi_conn,
+    config,
+    config_complete,
+    config_help,
+    dump_plugin,
+    extents,
+    flush,
+    thread_model,
+    trim,
+    write_at,
+    zero
 });
