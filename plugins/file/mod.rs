@@ -111,9 +111,6 @@ impl Plugin for FilePlugin {
                     other => bail!("unknown cache mode '{other}': use default or none"),
                 }
             }
-            "rdelay" | "wdelay" => {
-                bail!("{key} belongs to the delay filter: add --filter=delay on the command line")
-            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -21,7 +21,10 @@ use rustix::{
     process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
 
-use crate::signals::{self, Events};
+use crate::{
+    descriptors,
+    signals::{self, Events},
+};
 
 /// How long a command has to end after a signal ended the server.
 const GRACE: Duration = Duration::from_secs(2);
@@ -91,6 +94,9 @@ impl Shared {
 /// If there is no shell.
 pub fn run(command: &OsStr, variables: &[(&str, OsString)]) -> Result<Captive> {
     let mut script = OsString::new();
+    if let Some(limit) = descriptors::former_limit() {
+        script.push(format!("ulimit -Sn {limit}\n"));
+    }
     for (name, value) in variables {
         script.push(format!("{name}="));
         script.push(quote(value));

@@ -86,6 +86,19 @@ impl Credentials {
     /// Files that cannot be read or do not fit together, and an unknown list.
     pub fn certificates(directory: &Path, verify_peer: bool, priority: Option<&str>) -> anyhow::Result<Self> {
         let file = |name: &str| directory.join(name);
+        ensure!(
+            directory.is_dir(),
+            "there is no directory {}: name one with certificates, such as certtool makes",
+            directory.display()
+        );
+        let names = ["server-cert.pem", "server-key.pem", "ca-cert.pem"];
+        let missing: Vec<_> = names.into_iter().filter(|name| !file(name).exists()).collect();
+        ensure!(
+            missing.is_empty(),
+            "the directory {} lacks {}: such files are made by certtool",
+            directory.display(),
+            missing.join(", ")
+        );
         let mut context = context(priority, Kind::Certificates)?;
         let certificate = file("server-cert.pem");
         context

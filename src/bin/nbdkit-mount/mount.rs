@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nbdkit_cli::{captive, daemon, parent, pidfile, progress::Throughput, signals};
+use nbdkit_cli::{captive, daemon, descriptors, parent, pidfile, progress::Throughput, signals};
 use nbdkit_core::{Chain, Stop};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
@@ -42,6 +42,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     }
     chain.count_requests();
     chain.get_ready().at(Stage::Setup)?;
+    descriptors::raise_limit();
     signals::block().at(Stage::Signals)?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose().at(Stage::Setup)?;
 
@@ -118,7 +119,18 @@ fn set_up(plan: &Plan, mount: &Mount) -> Result<Inside> {
         let block_size = mount.block_size()?.clamp(512, 4096);
         Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
     };
-    let inside = Inside::set_up(&plan.inside, mount.file(), shape)?;
+    let inside = Inside::set_up(&plan.inside, mount.file(), shape).map_err(|e| {
+        // What is often forgotten.
+        match mount.partitions() {
+            Ok(numbers)
+                if plan.inside.mount.is_some() && plan.inside.partition.is_none() && !numbers.is_empty() =>
+            {
+                let each = numbers.iter().fold(String::new(), |all, n| all + &format!(" --partition={n}"));
+                e.context(format!("the disk has partitions: say which, by one of{each}"))
+            }
+            _ => e,
+        }
+    })?;
     if let Some(device) = inside.loop_device.as_deref().filter(|_| plan.inside.loop_device) {
         writeln!(std::io::stdout(), "{}", device.display())
             .context("cannot print the name of the loop device")?;

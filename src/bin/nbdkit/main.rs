@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser};
 use nbdkit_cli::{
     chain,
     logger::{self, Sink},
-    std_fds, usage,
+    std_fds, usage, version,
 };
 use nbdkit_loader::DebugFlags;
 
@@ -73,6 +73,7 @@ fn run(program: &mut String) -> Result<u8> {
     let Some(plugin) = &args.plugin else {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
+    chain::check_order(&[std::slice::from_ref(plugin), &args.parameters].concat())?;
     let mut chain = chain::load(plugin, &args.filter, debug)?;
     if args.single {
         chain.stdio_is_taken();
@@ -97,7 +98,7 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
         }
     } else if args.version {
         let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
-        format!("nbdkit {}\n{versions}", env!("CARGO_PKG_VERSION"))
+        version::text("nbdkit") + &versions
     } else if args.short_options {
         dump::short_options(&Args::command())
     } else if args.long_options {

@@ -26,7 +26,7 @@ fn options_and_variables() {
     assert!(sh(&format!("{nbdkit} --dump-config")).contains("tls=yes\n"));
     for (words, why) in [
         (&["--tls=maybe"][..], "off, on or require"),
-        (&["--tls=require", "--tls-certificates=/nonexistent"], "/nonexistent/server-cert.pem"),
+        (&["--tls=require", "--tls-certificates=/nonexistent"], "no directory /nonexistent"),
         (&["--tls-psk=/nonexistent"], "/nonexistent"),
         (&["--tls=require", "-o", "--tls-psk=/x"], "-o"),
     ] {
