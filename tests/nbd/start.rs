@@ -145,3 +145,16 @@ fn both_versions_and_the_commit() {
     assert_eq!(version, expected);
     assert!(value("version").expect("a version").starts_with("1."));
 }
+
+#[test]
+fn probes_for_tracers() {
+    let notes = util::run_ok(["readelf", "-n", NBDKIT]);
+    let probes: Vec<(&str, &str)> = notes
+        .lines()
+        .zip(notes.lines().skip(1))
+        .filter_map(|(a, b)| Some((a.trim().strip_prefix("Provider: ")?, b.trim().strip_prefix("Name: ")?)))
+        .collect();
+    for name in ["handle_single_connection", "preconnect"] {
+        assert!(probes.contains(&("nbdkit", name)), "{probes:?}");
+    }
+}

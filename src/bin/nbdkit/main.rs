@@ -53,10 +53,11 @@ fn run(program: &mut String) -> Result<u8> {
     logger::start(program, args.verbose);
     let mut debug = DebugFlags::parse(args.debug.iter().map(String::as_str))?;
     logger::mute(|flag| debug.take(flag) == Some(0));
-    for flag in ["tls.log", "tls.session"] {
-        // Known, though OpenSSL has no such levels.
-        debug.take(flag);
-    }
+    let tls = ["tls.log", "tls.session"].map(|flag| debug.take(flag).unwrap_or_default());
+    #[cfg(feature = "tls")]
+    nbdkit_nbd::tls::set_debug(tls[0].try_into().unwrap_or_default(), tls[1] > 0);
+    #[cfg(not(feature = "tls"))]
+    let _ = tls;
     if debug.take("environ").is_some_and(|value| value > 0) {
         for (name, value) in std::env::vars_os() {
             log::debug!("{}={}", name.display(), value.display());
