@@ -20,8 +20,13 @@ error=EPERM|EIO|ENOMEM|EINVAL|ENOSPC|EOVERFLOW|ESHUTDOWN
                             The error to inject (default EIO).
 error-rate=0%..100%|0..1    How many of the requests fail (default none).
 error-file=<TRIGGER>        Inject only while this file exists.
-error-pread*, error-pwrite*, error-trim*, error-zero*, error-extents*, error-cache*
-                            The same three for one kind of request, such as error-pread-rate.";
+error-pread=, error-pread-rate=, error-pread-file=       The same three for reads alone,
+error-pwrite=, error-pwrite-rate=, error-pwrite-file=    for writes,
+error-trim=, error-trim-rate=, error-trim-file=          trims,
+error-zero=, error-zero-rate=, error-zero-file=          zeroes,
+error-extents=, error-extents-rate=, error-extents-file=
+                            extents requests,
+error-cache=, error-cache-rate=, error-cache-file=       and cache requests.";
 
 /// The errors that the protocol can carry, by name.
 const ERRORS: [(&str, Errno); 7] = [

@@ -3,6 +3,7 @@
 mod abi;
 mod bad_input;
 mod chain;
+mod command_lines;
 mod docs;
 mod filters;
 mod fuse;

@@ -145,9 +145,6 @@ impl Plugin for FilePlugin {
             }
             "lock" | "format" => return self.care.config(key, value),
             "reduce-memory-pressure" => self.hints.uncached = params::boolean(value)?,
-            "rdelay" | "wdelay" => {
-                bail!("{key} belongs to the delay filter: add --filter=delay on the command line")
-            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -61,8 +61,6 @@ fn bad_parameters_are_named_with_the_fix() {
         (vec![("fd", "-5".into())], "from 3 up"),
         (vec![("fd", "1000000".into())], "not open"),
         (vec![("fd", "three".into())], "three"),
-        (vec![("file", disk.clone()), ("rdelay", "1".into())], "add --filter=delay on the command line"),
-        (vec![("file", disk.clone()), ("wdelay", "1".into())], "add --filter=delay on the command line"),
         (vec![("file", disk.clone()), ("fadvise", "fast".into())], "sequential"),
         (vec![("file", disk.clone()), ("cache", "all".into())], "none"),
         (vec![("file", disk.clone()), ("lock", "maybe".into())], "off, auto or on"),

@@ -22,6 +22,7 @@ use rustix::{
 };
 
 use crate::{
+    descriptors,
     signals::{self, Events},
     stdio::Stdio,
 };
@@ -95,6 +96,9 @@ impl Shared {
 /// If there is no shell.
 pub fn run(command: &OsStr, variables: &[(&str, OsString)], stdio: &Stdio) -> Result<Captive> {
     let mut script = OsString::new();
+    if let Some(limit) = descriptors::former_limit() {
+        script.push(format!("ulimit -Sn {limit}\n"));
+    }
     for (name, value) in variables {
         script.push(format!("{name}="));
         script.push(quote(value));

@@ -5,12 +5,14 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
-use nbdkit_core::{Chain, Filter, Plugin, params};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nbdkit_core::{Chain, Filter, Plugin, UnknownParameter, params};
 use nbdkit_loader::{
     DebugFlags, load_filter, load_plugin,
     lookup::{self, Found, Kind},
 };
+
+use crate::advice;
 
 /// Loads the plugin and the filters, the outermost filter first. Nothing is configured yet, but a plugin that runs
 /// a script has it.
@@ -32,11 +34,19 @@ pub fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Resu
     Ok(chain)
 }
 
+/// Checks the order of the words, the first of which is to be the plugin's name.
+///
+/// # Errors
+/// If it is a later one: the message says so.
+pub fn check_order(words: &[OsString]) -> Result<()> {
+    advice::order(words)
+}
+
 /// The plugin that needs the loader, and so is not among the others.
 const COMPILER: &str = "cc";
 
 /// A bundled plugin of that name.
-fn bundled(name: &str, debug: &mut DebugFlags) -> Option<Box<dyn Plugin>> {
+pub(crate) fn bundled(name: &str, debug: &mut DebugFlags) -> Option<Box<dyn Plugin>> {
     if name == COMPILER {
         return Some(nbdkit_loader::cc(debug));
     }
@@ -46,7 +56,7 @@ fn bundled(name: &str, debug: &mut DebugFlags) -> Option<Box<dyn Plugin>> {
 }
 
 /// The names of the bundled plugins, in alphabetical order.
-fn bundled_names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn bundled_names() -> impl Iterator<Item = &'static str> {
     std::iter::once(COMPILER).chain(nbdkit_plugins::names())
 }
 
@@ -56,7 +66,10 @@ fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>,
         return Ok((bundled, None));
     }
     match lookup::find(Kind::Plugin, name) {
-        Some(Found::Library(path)) => Ok((load_plugin(&path, debug)?, None)),
+        Some(Found::Library(path)) => {
+            advice::library(Kind::Plugin, name, &path)?;
+            Ok((load_plugin(&path, debug)?, None))
+        }
         Some(Found::Script { path, plugin: Some(language) }) => {
             let plugin =
                 find_language(language.as_ref(), debug).with_context(|| path.display().to_string())?;
@@ -65,7 +78,7 @@ fn find_plugin(name: &OsStr, debug: &mut DebugFlags) -> Result<(Box<dyn Plugin>,
         Some(Found::Script { path, plugin: None }) => {
             bail!("{}: the first line of the script must be #!/usr/sbin/nbdkit PLUGIN", path.display())
         }
-        None => Err(unknown(Kind::Plugin, name, bundled_names())),
+        None => Err(advice::unknown(Kind::Plugin, name)),
     }
 }
 
@@ -76,7 +89,7 @@ fn find_language(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Plugin>
     }
     match lookup::find(Kind::Plugin, name) {
         Some(Found::Library(path)) => load_plugin(&path, debug),
-        _ => Err(unknown(Kind::Plugin, name, bundled_names())),
+        _ => Err(advice::unknown(Kind::Plugin, name)),
     }
 }
 
@@ -87,44 +100,87 @@ fn find_filter(name: &OsStr, debug: &mut DebugFlags) -> Result<Box<dyn Filter>> 
         return Ok(filter);
     }
     match lookup::find(Kind::Filter, name) {
-        Some(Found::Library(path)) => load_filter(&path, debug),
-        _ => Err(unknown(Kind::Filter, name, nbdkit_filters::names())),
-    }
-}
-
-/// The error for a name that nothing has; it suggests one that looks like it.
-fn unknown(kind: Kind, name: &OsStr, names: impl Iterator<Item = &'static str>) -> Error {
-    let (kind, name) = (kind.name(), name.to_string_lossy());
-    let near = names
-        .map(|known| (strsim::jaro_winkler(&name, known), known))
-        .filter(|(score, _)| *score > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match near {
-        Some((_, known)) => anyhow!("unknown {kind} '{name}': did you mean '{known}'?"),
-        None => anyhow!("unknown {kind} '{name}': --help lists those there are"),
+        Some(Found::Library(path)) => {
+            advice::library(Kind::Filter, name, &path)?;
+            load_filter(&path, debug)
+        }
+        _ => Err(advice::unknown(Kind::Filter, name)),
     }
 }
 
 /// Gives the words after the plugin's name to the chain: `KEY=VALUE`, or bare ones for the plugin's magic
-/// parameter. Without such a parameter the first word, if bare, is the plugin's `script`.
+/// parameter. Without such a parameter the first word, if bare, is the plugin's `script`. `@FILE` stands for the words in
+/// a file.
 ///
 /// # Errors
 /// Those of the layers, and a bare word that nobody wants.
 pub fn configure(chain: &mut Chain, words: &[OsString]) -> Result<()> {
     for (index, word) in words.iter().enumerate() {
-        match split(word) {
-            Some((key, value)) => chain.config(key, value)?,
-            // A script says what it takes once it is known.
-            None => match chain.plugin().info().magic_config_key {
-                Some(key) => chain.config(&key, word)?,
-                None if index == 0 => chain
-                    .config("script", word)
-                    .with_context(|| format!("'{}' has no KEY= and is taken as script=", word.display()))?,
-                None => bail!("expecting key=value on the command line but got: {}", word.display()),
-            },
+        match parameters_file(chain, word)? {
+            Some((path, inner)) => {
+                for (index, word) in inner.iter().enumerate() {
+                    parameter(chain, index, word).with_context(|| path.display().to_string())?;
+                }
+            }
+            None => parameter(chain, index, word)?,
         }
     }
     Ok(())
+}
+
+/// Gives one word to the chain, the one at `index`.
+fn parameter(chain: &mut Chain, index: usize, word: &OsStr) -> Result<()> {
+    advice::url(chain, word)?;
+    if let Some((key, value)) = split(word) {
+        return give(chain, key, value);
+    }
+    // A script says what it takes once it is known.
+    match chain.plugin().info().magic_config_key {
+        Some(key) => give(chain, &key, word).map_err(|e| match advice::misplaced(chain, word) {
+            Some(advice) if !word.is_empty() => advice,
+            _ if index == 0 => e,
+            _ => e.context(format!("'{}' has no KEY= and is taken as {key}=", word.display())),
+        }),
+        None if index == 0 => chain.config("script", word).map_err(|e| {
+            if e.is::<UnknownParameter>() {
+                return advice::misplaced(chain, word).unwrap_or_else(|| advice::too_many(chain, word));
+            }
+            e.context(format!("'{}' has no KEY= and is taken as script=", word.display()))
+        }),
+        None => Err(advice::misplaced(chain, word).unwrap_or_else(|| {
+            anyhow!("expecting key=value on the command line but got: {}", word.display())
+        })),
+    }
+}
+
+/// Gives a parameter to the chain. Who takes it instead, if nobody does, is in the error.
+fn give(chain: &mut Chain, key: &str, value: &OsStr) -> Result<()> {
+    chain.config(key, value).map_err(|e| match e.downcast_ref() {
+        Some(UnknownParameter(key)) => advice::unknown_parameter(chain, key, value),
+        None => e,
+    })
+}
+
+/// The file that `@FILE` names, and the words in it: each line that is neither empty nor begins with `#` is one.
+/// None: some other word.
+fn parameters_file(chain: &Chain, word: &OsStr) -> Result<Option<(PathBuf, Vec<OsString>)>> {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(path) = word.as_bytes().strip_prefix(b"@").map(|path| PathBuf::from(OsStr::from_bytes(path)))
+    else {
+        return Ok(None);
+    };
+    // "@1M" is data too.
+    if chain.plugin().info().magic_config_key.as_deref() == Some("data") && !path.is_file() {
+        return Ok(None);
+    }
+    ensure!(!path.as_os_str().is_empty(), "'@' needs the name of a file with parameters: @FILE");
+    let text = std::fs::read(&path).with_context(|| {
+        format!("cannot read the parameters in {} (from the word '{}')", path.display(), word.display())
+    })?;
+    let lines = text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+    let words = lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"));
+    let words = words.map(|line| OsStr::from_bytes(line).to_owned()).collect();
+    Ok(Some((path, words)))
 }
 
 /// Gives the script to a plugin that runs one, so that `--help` can tell about it. `words` are those of
@@ -195,12 +251,5 @@ mod tests {
         assert_eq!(split(OsStr::new("./a=b")), None);
         assert_eq!(split(OsStr::new("=b")), None);
         assert_eq!(split(OsStr::new("plain")), None);
-    }
-
-    #[test]
-    fn near_names() {
-        let text = |name: &str| load(OsStr::new(name), &[], DebugFlags::default()).unwrap_err().to_string();
-        assert!(text("memroy").contains("'memory'"), "{}", text("memroy"));
-        assert!(text("qqqq").contains("--help"));
     }
 }

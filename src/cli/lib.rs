@@ -5,9 +5,11 @@
 
 #![deny(unsafe_code)]
 
+mod advice;
 pub mod captive;
 pub mod chain;
 pub mod daemon;
+pub mod descriptors;
 pub mod logger;
 pub mod parent;
 pub mod pidfile;
@@ -17,3 +19,4 @@ pub mod signals;
 pub mod std_fds;
 pub mod stdio;
 pub mod usage;
+pub mod version;

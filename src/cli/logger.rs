@@ -79,6 +79,7 @@ pub fn in_background() {
 
 /// Says `text` of one or more lines, which all begin with the part for `start`.
 fn say(level: Level, name: &str, start: &str, text: &str) {
+    let text = &*nbdkit_core::without_numbers(text);
     let background = BACKGROUND.load(Ordering::Relaxed);
     let sink = match (level, SINK.get()) {
         (Level::Error, Some(sink)) => sink,

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use log::debug;
 use parking_lot::RwLock;
 
@@ -268,6 +268,18 @@ impl Chain {
     }
 }
 
+/// A parameter, by its key, that no layer of the chain takes. The programs find it in the error to say who would.
+#[derive(Clone, Debug)]
+pub struct UnknownParameter(pub String);
+
+impl std::fmt::Display for UnknownParameter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "unknown parameter '{}'", self.0)
+    }
+}
+
+impl std::error::Error for UnknownParameter {}
+
 fn config(
     plugin: &mut dyn Plugin,
     filters: &mut [Box<dyn Filter>],
@@ -282,11 +294,7 @@ fn config(
         }
         None => {
             if !plugin.config(key, value)? {
-                let name = &names[0];
-                if names.len() > 1 {
-                    bail!("unknown parameter '{key}': neither {name} nor a filter takes it (see --help)");
-                }
-                bail!("unknown parameter '{key}': {name} does not take it (see nbdkit {name} --help)");
+                return Err(UnknownParameter(key.to_owned()).into());
             }
             Ok(())
         }

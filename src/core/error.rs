@@ -72,10 +72,32 @@ impl Error {
     }
 }
 
+/// A message without the numbers that the standard library puts behind the system's errors, "(os error 2)": the words
+/// before it say the same to people. Everything that the programs say passes through here.
+pub fn without_numbers(message: &str) -> Cow<'_, str> {
+    const START: &str = " (os error ";
+    if !message.contains(START) {
+        return message.into();
+    }
+    let mut parts = message.split(START);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        match part[digits..].strip_prefix(')') {
+            Some(rest) if digits > 0 => text += rest,
+            _ => {
+                text += START;
+                text += part;
+            }
+        }
+    }
+    text.into()
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.message {
-            Some(message) => f.write_str(message),
+            Some(message) => f.write_str(&without_numbers(message)),
             None => f.write_str(self.errno.desc()),
         }
     }
@@ -112,6 +134,22 @@ mod tests {
         let e = Error::from(io::Error::from_raw_os_error(28)).context("pwrite").context("file");
         assert_eq!(e.errno(), Errno::ENOSPC);
         assert_eq!(e.to_string(), "file: pwrite: No space left on device");
+    }
+
+    #[test]
+    fn numbers_of_errors_are_not_shown() {
+        let e = io::Error::from_raw_os_error(2);
+        assert_eq!(
+            without_numbers(&format!("/a: {e}: {e}, b")),
+            "/a: No such file or directory: No such file or directory, b"
+        );
+        for same in ["plain", "a (os error x)", "a (os error 2", " (os error )"] {
+            assert_eq!(without_numbers(same), same);
+        }
+        assert_eq!(
+            Error::new(Errno::EIO, format!("open: {e}")).to_string(),
+            "open: No such file or directory"
+        );
     }
 
     #[test]

@@ -34,9 +34,9 @@ mod stop;
 mod whole_extents;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
-pub use chain::{Below, Chain, WriteObserver};
+pub use chain::{Below, Chain, UnknownParameter, WriteObserver};
 pub use client::{Certificate, Client, Open, Peer};
-pub use error::{Errno, Error, Result};
+pub use error::{Errno, Error, Result, without_numbers};
 pub use exports::{Export, Exports};
 pub use extents::{Extent, Extents, Status};
 pub use filter::{Filter, NextConfig, NextConfigComplete};

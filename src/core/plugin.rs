@@ -28,7 +28,8 @@ pub struct Info {
 pub struct Interface {
     /// The version of the interface.
     pub api_version: i32,
-    /// Size in bytes of the structure it registered, for one that is loaded from a file.
+    /// Size in bytes of the structure it registered, for one that is loaded from a file. That of a bundled one is the
+    /// interface's own, which the core does not know.
     pub struct_size: Option<u64>,
     /// An errno left by a failed call is the errno of the request.
     pub errno_is_preserved: bool,

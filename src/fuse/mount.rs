@@ -244,6 +244,14 @@ impl Mount {
         self.first(|file| file.session.caps().block_size.minimum.max(1))
     }
 
+    /// The numbers of the partitions of the first export, shown or not.
+    ///
+    /// # Errors
+    /// Those of the chain: the export is opened if it is not.
+    pub fn partitions(&self) -> anyhow::Result<Vec<u32>> {
+        self.first(|file| crate::partitions::read(&file.session).0.iter().map(|place| place.number).collect())
+    }
+
     fn first<T>(&self, tell: impl FnOnce(&ExportFile) -> T) -> anyhow::Result<T> {
         let serving = self.serving.as_ref().context("the mount has ended")?;
         Ok(tell(&*serving.volume.open(0)?))

@@ -25,6 +25,9 @@ mod strings;
 #[cfg(test)]
 mod tests;
 
+/// Size in bytes of a plugin's structure in the interface as the programs know it.
+pub const PLUGIN_STRUCT_SIZE: u64 = size_of::<nbdkit_abi::Plugin>() as u64;
+
 pub use cc::cc;
 pub use debug_flags::DebugFlags;
 pub use exports::{flush_stdio, stdio_is_taken};

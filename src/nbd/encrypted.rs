@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use crate::{
     certificate,
     stream::{Interest, Ready, Stream},
-    tls::Credentials,
+    tls::{self, Credentials},
 };
 
 /// Bytes received at once.
@@ -152,6 +152,7 @@ impl Encrypted {
         let state = &mut *self.state.lock();
         state.ssl.get_mut().exhausted = false;
         let result = state.ssl.accept();
+        self.log_step(state);
         let flushed = state.ssl.get_mut().flush_now()?;
         match result {
             _ if !flushed => Ok(Progress::Wants(WRITE)),
@@ -168,6 +169,32 @@ impl Encrypted {
                     verified => bail!("{reason}: {}", verified.error_string()),
                 }
             }
+        }
+    }
+
+    /// Tells how far the handshake has come, if that is wanted.
+    fn log_step(&self, state: &State) {
+        let (level, session) = tls::debug();
+        if level == 0 && !session {
+            return;
+        }
+        let ssl = state.ssl.ssl();
+        let wire = state.ssl.get_ref();
+        if level > 0 {
+            log::debug!("TLS: handshake: {}", ssl.state_string_long());
+        }
+        if level > 1 {
+            log::debug!("TLS: {} bytes received, {} to be sent", wire.end, wire.output.len());
+        }
+        if session && ssl.is_init_finished() {
+            let cipher = ssl.current_cipher().map_or("none", |cipher| cipher.name());
+            let client = match ssl.peer_certificate() {
+                Some(_) if ssl.verify_result() == X509VerifyResult::OK => "with a certificate",
+                Some(_) => "with a certificate that was not verified",
+                None => "without a certificate",
+            };
+            let (version, kind) = (ssl.version_str(), self.credentials.kind());
+            log::debug!("TLS: session: {version}, cipher {cipher}, by {kind}, a client {client}");
         }
     }
 

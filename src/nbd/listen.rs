@@ -27,7 +27,7 @@ const UNIX_BUFFER: usize = 4 << 20;
 /// `VMADDR_CID_ANY`.
 const ANY_CID: u32 = u32::MAX;
 /// Longest path of a Unix socket, in bytes.
-const UNIX_PATH_MAX: usize = 107;
+pub const UNIX_PATH_MAX: usize = 107;
 
 /// Which kinds of internet addresses to listen on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -212,11 +212,35 @@ fn service(services: &str, wanted: &str) -> Option<u16> {
     })
 }
 
-/// Listens on a Unix socket, which is made at `path`.
+/// Listens on a Unix socket, which is made at `path`. A socket that a server left there when it ended is replaced.
 ///
 /// # Errors
 /// When the path is too long or taken, or the socket cannot be made there: one line for people.
 pub fn unix(path: &Path) -> anyhow::Result<Listener> {
+    if is_stale(path) {
+        // If it is gone by now, so much the better; if not, that is an error below.
+        let _ = std::fs::remove_file(path);
+    }
+    private(path)
+}
+
+/// Whether there is a socket that nobody listens on any more: a connect is refused.
+fn is_stale(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let refuses = || {
+        let socket = stream_socket(AddressFamily::UNIX).ok()?;
+        let address = SocketAddrUnix::new(path).ok()?;
+        Some(rustix::net::connect(&socket, &address) == Err(Errno::CONNREFUSED))
+    };
+    is_socket && refuses().unwrap_or_default()
+}
+
+/// As [`unix`], but leaves alone what is there: for a name that was chosen by chance.
+///
+/// # Errors
+/// As `unix`.
+pub fn private(path: &Path) -> anyhow::Result<Listener> {
     let length = path.as_os_str().len();
     let shown = path.display();
     ensure!(
@@ -229,7 +253,15 @@ pub fn unix(path: &Path) -> anyhow::Result<Listener> {
     let socket = stream_socket(AddressFamily::UNIX).map_err(io::Error::from).with_context(failed)?;
     match bind(&socket, &address) {
         Err(Errno::ADDRINUSE) => {
-            bail!("cannot listen on '{shown}': the file exists; remove it if no other server uses it")
+            let is_socket = std::os::unix::net::UnixStream::connect(path).is_ok();
+            match is_socket {
+                true => {
+                    bail!("cannot listen on '{shown}': another server listens there; choose another path")
+                }
+                false => bail!(
+                    "cannot listen on '{shown}': there is a file of that name; remove it or choose another path"
+                ),
+            }
         }
         result => result.map_err(io::Error::from).with_context(failed)?,
     }

@@ -4,6 +4,8 @@
 //! of OpenSSL. Of the former, what takes something away that the server could otherwise speak is obeyed or refused;
 //! what would add something that it does not speak is ignored.
 
+use std::path::PathBuf;
+
 use anyhow::bail;
 use openssl::ssl::SslVersion;
 
@@ -66,7 +68,7 @@ const VERSIONS: [(&str, SslVersion); 2] = [("TLS1.2", SslVersion::TLS1_2), ("TLS
 /// Words that a string of GnuTLS starts with, and what they stand for.
 fn start(word: &str) -> Option<Chosen> {
     let ciphers = match word {
-        "NORMAL" | "PERFORMANCE" | "SECURE" | "SECURE128" | "LEGACY" | "PFS" | "@SYSTEM" => [true; 3],
+        "NORMAL" | "PERFORMANCE" | "SECURE" | "SECURE128" | "LEGACY" | "PFS" => [true; 3],
         "SECURE192" | "SECURE256" => [false, true, true],
         "SUITEB128" => [true, true, false],
         "SUITEB192" => [false, true, false],
@@ -155,6 +157,9 @@ impl Priority {
     /// Words that are not understood, and strings that leave nothing to speak.
     pub(crate) fn parse(text: Option<&str>, kind: Kind) -> anyhow::Result<Self> {
         let text = text.filter(|text| !text.is_empty()).unwrap_or("NORMAL");
+        if let Some(text) = text.strip_prefix('@') {
+            return Self::system(text, &system_file(), kind);
+        }
         let mut words = text.split(':');
         if let Some(mut chosen) = words.next().and_then(start) {
             words.try_for_each(|word| chosen.obey(word))?;
@@ -171,6 +176,78 @@ impl Priority {
             (priority.suites, priority.ciphers) = (suites.join(":"), ciphers.join(":"));
         }
         Ok(priority)
+    }
+}
+
+/// The machine's policy, for programs that use GnuTLS: where GnuTLS looks for it, and where crypto-policies(7) puts it.
+/// Empty: there is none.
+fn system_file() -> String {
+    let named = std::env::var_os("GNUTLS_SYSTEM_PRIORITY_FILE").map(PathBuf::from);
+    let usual = ["/etc/crypto-policies/back-ends/gnutls.config", "/etc/gnutls/config"].map(PathBuf::from);
+    let places = named.into_iter().chain(usual);
+    places.filter_map(|path| std::fs::read_to_string(path).ok()).next().unwrap_or_default()
+}
+
+impl Priority {
+    /// Reads `KEYWORD,KEYWORD…:WORD…`, where the first keyword that the file of the machine has stands for what it has
+    /// there; none: for NORMAL. What the administrator allows or forbids for the machine counts too.
+    fn system(text: &str, file: &str, kind: Kind) -> anyhow::Result<Self> {
+        let mut words = text.split(':');
+        let keywords = words.next().unwrap_or_default();
+        // A word that is not known here was not written for this server.
+        let mut chosen = None;
+        let policy = Policy::parse(file);
+        for keyword in keywords.split(',') {
+            if let Some(value) =
+                policy.values.iter().find_map(|(key, value)| (*key == keyword).then_some(*value))
+            {
+                let mut parts = value.split(':');
+                chosen = parts.next().and_then(start);
+                if let Some(chosen) = &mut chosen {
+                    parts.for_each(|word| chosen.obey(word).unwrap_or_default());
+                }
+                break;
+            }
+        }
+        let all = Chosen { ciphers: [true; 3], versions: [true; 2] };
+        let mut chosen = chosen.unwrap_or(all);
+        policy.overrides.iter().for_each(|word| chosen.obey(word).unwrap_or_default());
+        words.try_for_each(|word| chosen.obey(word))?;
+        chosen.priority(kind)
+    }
+}
+
+/// A file of GnuTLS's system-wide configuration.
+struct Policy<'a> {
+    /// Keywords and what they stand for.
+    values: Vec<(&'a str, &'a str)>,
+    /// What is forbidden or, where all else is forbidden, allowed: as words of a priority string.
+    overrides: Vec<String>,
+}
+
+impl<'a> Policy<'a> {
+    fn parse(file: &'a str) -> Self {
+        let mut policy = Policy { values: Vec::new(), overrides: Vec::new() };
+        let mut section = "priorities";
+        for line in file.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            if let Some(name) = line.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+                section = name;
+            } else if let Some((key, value)) = line.split_once('=').map(|(k, v)| (k.trim(), v.trim())) {
+                let word = match (section, key) {
+                    ("priorities", _) => {
+                        policy.values.push((key, value));
+                        continue;
+                    }
+                    ("overrides", "tls-disabled-cipher") => format!("-{value}"),
+                    ("overrides", "tls-enabled-cipher") => format!("+{value}"),
+                    ("overrides", "disabled-version") => format!("-VERS-{value}"),
+                    ("overrides", "enabled-version") => format!("+VERS-{value}"),
+                    _ => continue,
+                };
+                policy.overrides.push(word.to_ascii_uppercase());
+            }
+        }
+        policy
     }
 }
 
@@ -208,6 +285,28 @@ mod tests {
         let none = parse("NONE:+VERS-TLS1.2:+AES-256-GCM:+AEAD:+PSK");
         assert_eq!((none.min, none.max), (SslVersion::TLS1_2, SslVersion::TLS1_2));
         assert_eq!(none.ciphers, "PSK-AES256-GCM-SHA384:DHE-PSK-AES256-GCM-SHA384");
+    }
+
+    #[test]
+    fn the_policy_of_the_machine() {
+        let parse = |text, file| Priority::system(text, file, Kind::Keys).unwrap();
+        let old = "SYSTEM=NONE:+MAC-ALL:-MD5:+GROUP-ALL:+VERS-TLS1.2:+AES-256-GCM:+ODD:%PROFILE_MEDIUM\n";
+        let system = parse("SYSTEM", old);
+        assert_eq!((system.max, &*system.suites), (SslVersion::TLS1_2, "TLS_AES_256_GCM_SHA384"));
+        let both = "[priorities]\nNBDKIT=NORMAL:-VERS-TLS1.2\nSYSTEM = NONE:+VERS-TLS1.2:+AES-128-GCM\n";
+        assert_eq!(parse("NBDKIT,SYSTEM", both).min, SslVersion::TLS1_3);
+        assert_eq!(parse("OTHER,SYSTEM", both).max, SslVersion::TLS1_2);
+        assert_eq!(parse("SYSTEM:+VERS-TLS1.3", both).max, SslVersion::TLS1_3);
+        // What crypto-policies writes today: nothing, and then what is allowed.
+        let allowed = "[global]\noverride-mode = allowlist\n[overrides]\n# x\ntls-enabled-cipher = AES-256-GCM\n\
+                       enabled-version = TLS1.3\nenabled-version = dtls1.2\n[priorities]\nSYSTEM=NONE\n";
+        let system = parse("SYSTEM", allowed);
+        assert_eq!((system.min, &*system.suites), (SslVersion::TLS1_3, "TLS_AES_256_GCM_SHA384"));
+        let forbidden = "[overrides]\ntls-disabled-cipher = CHACHA20-POLY1305\ndisabled-version = tls1.2\n";
+        let system = parse("SYSTEM", forbidden);
+        assert_eq!((system.min, system.suites.matches(':').count()), (SslVersion::TLS1_3, 1));
+        assert_eq!(parse("NBDKIT,SYSTEM", ""), super::Priority::parse(None, Kind::Keys).unwrap());
+        assert!(Priority::system("SYSTEM:-VERS-ALL", "", Kind::Keys).is_err());
     }
 
     #[test]

@@ -2,7 +2,15 @@
 //!
 //! OpenSSL does it, for its pre-shared keys work with the clients there are, which use GnuTLS.
 
-use std::{collections::HashMap, fmt, path::Path};
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::File,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use openssl::{
@@ -19,6 +27,42 @@ use openssl::{
 };
 
 use crate::priority::{Kind, Priority};
+
+/// How much the handshakes tell under `-v`: `-D nbdkit.tls.log=N`.
+static LOG: AtomicU32 = AtomicU32::new(0);
+/// Whether each session is described under `-v`: `-D nbdkit.tls.session=1`.
+static SESSION: AtomicBool = AtomicBool::new(false);
+
+/// Sets how much debug messages tell of TLS: `log` of handshakes (0: nothing, 1: each step, 2: the bytes of each too), and
+/// `session` of what was agreed on.
+pub fn set_debug(log: u32, session: bool) {
+    LOG.store(log, Ordering::Relaxed);
+    SESSION.store(session, Ordering::Relaxed);
+}
+
+/// What `set_debug` was told.
+pub(crate) fn debug() -> (u32, bool) {
+    (LOG.load(Ordering::Relaxed), SESSION.load(Ordering::Relaxed))
+}
+
+/// The file that the sessions' secrets go to, in the NSS format that Wireshark reads. Whoever has it can read the traffic.
+fn key_log() -> Option<File> {
+    let path = std::env::var_os("SSLKEYLOGFILE").filter(|path| !path.is_empty())?;
+    let file = File::options().append(true).create(true).mode(0o600).open(&path);
+    match file {
+        Ok(file) => {
+            log::warn!(
+                "TLS: the keys of all sessions are written to {}, as SSLKEYLOGFILE says",
+                path.display()
+            );
+            Some(file)
+        }
+        Err(e) => {
+            log::warn!("TLS: cannot write keys to {}, as SSLKEYLOGFILE says: {e}", path.display());
+            None
+        }
+    }
+}
 
 /// What the server shows to its clients, and asks of them.
 #[derive(Clone)]
@@ -52,6 +96,12 @@ fn context(priority: Option<&str>, kind: Kind) -> anyhow::Result<SslContextBuild
     let unknown = "--tls-priority: neither a priority string of GnuTLS nor ciphers that OpenSSL knows";
     context.set_ciphersuites(&priority.suites).context(unknown)?;
     context.set_cipher_list(&priority.ciphers).context(unknown)?;
+    if let Some(file) = key_log() {
+        context.set_keylog_callback(move |_, line| {
+            // One write for a line, for several connections write here.
+            let _ = (&file).write_all(format!("{line}\n").as_bytes());
+        });
+    }
     Ok(context)
 }
 
@@ -67,6 +117,14 @@ impl Credentials {
                 "the client's pre-shared key is not the one that its user has here: "
             }
             _ => "",
+        }
+    }
+
+    /// By what the sides know each other, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.kind {
+            Kind::Certificates => "certificates",
+            Kind::Keys => "pre-shared keys",
         }
     }
 
@@ -86,6 +144,19 @@ impl Credentials {
     /// Files that cannot be read or do not fit together, and an unknown list.
     pub fn certificates(directory: &Path, verify_peer: bool, priority: Option<&str>) -> anyhow::Result<Self> {
         let file = |name: &str| directory.join(name);
+        ensure!(
+            directory.is_dir(),
+            "there is no directory {}: name one with certificates, such as certtool makes",
+            directory.display()
+        );
+        let names = ["server-cert.pem", "server-key.pem", "ca-cert.pem"];
+        let missing: Vec<_> = names.into_iter().filter(|name| !file(name).exists()).collect();
+        ensure!(
+            missing.is_empty(),
+            "the directory {} lacks {}: such files are made by certtool",
+            directory.display(),
+            missing.join(", ")
+        );
         let mut context = context(priority, Kind::Certificates)?;
         let certificate = file("server-cert.pem");
         context

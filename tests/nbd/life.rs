@@ -64,7 +64,7 @@ fn tcp_with_a_port_of_the_kernels_choice() {
     ]);
     assert_eq!(out.trim(), "1048576");
     let out = util::run_ok([NBDKIT, "-i", "::1", "-p", "0", "--print-uri", "memory", "1M", "--run", "true"]);
-    assert!(out.starts_with("nbd://localhost:") || out.starts_with("'nbd://localhost:"), "{out}");
+    assert!(out.starts_with("nbd://[::1]:"), "{out}");
 }
 
 #[test]
@@ -184,17 +184,6 @@ fn the_callers_umask_does_not_matter() {
         ));
         assert_eq!(modes.split_whitespace().collect::<Vec<_>>(), ["755", "644"], "{umask}");
     }
-}
-
-#[test]
-fn a_private_socket_in_a_deep_directory() {
-    let dir = temp();
-    let deep = dir.path().join("d".repeat(100));
-    std::fs::create_dir(&deep).expect("mkdir");
-    let tmpdir = format!("TMPDIR={}", deep.display());
-    let line = util::run(["env", &tmpdir, NBDKIT, "-U", "-", "null"]).refused();
-    assert!(line.contains("TMPDIR") && line.contains("107"), "{line}");
-    assert_eq!(std::fs::read_dir(&deep).expect("list").count(), 0);
 }
 
 #[test]

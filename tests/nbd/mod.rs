@@ -18,6 +18,7 @@ mod memory;
 mod messages;
 mod options;
 mod sparse;
+mod start;
 mod status;
 mod syscalls;
 mod tls;

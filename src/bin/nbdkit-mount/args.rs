@@ -144,7 +144,7 @@ pub(crate) struct Args {
     pub(crate) json: bool,
 
     /// Print help, with a PLUGIN about that and its filters
-    #[arg(long, help_heading = "Information")]
+    #[arg(short, long, help_heading = "Information")]
     pub(crate) help: bool,
     /// Print the version, with a PLUGIN of that and its filters
     #[arg(short = 'V', long, help_heading = "Information")]

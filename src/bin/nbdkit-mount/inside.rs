@@ -154,8 +154,10 @@ fn partition(file: &Path, number: u32) -> Result<PathBuf> {
                     .map(|(_, n)| n.to_string())
             })
             .collect();
-        let found = if found.is_empty() { "none".into() } else { found.join(" ") };
-        bail!("partition {number} not found: the disk has {found}");
+        if found.is_empty() {
+            bail!("partition {number} not found: the disk has no partition table: leave --partition out");
+        }
+        bail!("partition {number} not found: the disk has {}", found.join(" "));
     }
     Ok(path)
 }

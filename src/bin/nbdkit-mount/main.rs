@@ -21,7 +21,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::{Result, bail, ensure};
 use clap::{CommandFactory, Parser};
-use nbdkit_cli::{chain, logger, std_fds, usage};
+use nbdkit_cli::{chain, logger, std_fds, usage, version};
 use nbdkit_loader::DebugFlags;
 
 use crate::{
@@ -65,6 +65,7 @@ fn run() -> Result<u8, Failure> {
     }
     let plan = Plan::new(&args)?;
     let ready_fd = plan.ready_fd.map(ready::ReadyFd::take).transpose()?;
+    chain::check_order(&args.words)?;
     let mut chain = chain::load(&plan.plugin, &plan.filters, DebugFlags::default())?;
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
@@ -135,7 +136,7 @@ fn information(args: &Args) -> Result<Option<String>> {
         }
     } else if args.version {
         let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
-        format!("{PROGRAM} {}\n{versions}", env!("CARGO_PKG_VERSION"))
+        version::text(PROGRAM) + &versions
     } else if let Some(shell) = args.completions {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Args::command(), PROGRAM, &mut script);

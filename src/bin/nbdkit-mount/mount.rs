@@ -11,7 +11,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nbdkit_cli::{captive, daemon, parent, pidfile, progress::Throughput, signals, stdio::Stdio};
+use nbdkit_cli::{
+    captive, daemon, descriptors, parent, pidfile, progress::Throughput, signals, stdio::Stdio,
+};
 use nbdkit_core::{Chain, Stop};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
@@ -46,6 +48,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     chain.set_readonly(plan.readonly);
     chain.get_ready().at(Stage::Setup)?;
     let stdio = Stdio::take().at(Stage::Setup)?;
+    descriptors::raise_limit();
     signals::block().at(Stage::Signals)?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose().at(Stage::Setup)?;
 
@@ -137,7 +140,18 @@ fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<Inside> {
         let block_size = sector_size(mount.file(), mount.block_size()?.clamp(512, 4096));
         Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
     };
-    let inside = Inside::set_up(&plan.inside, mount.file(), shape)?;
+    let inside = Inside::set_up(&plan.inside, mount.file(), shape).map_err(|e| {
+        // What is often forgotten.
+        match mount.partitions() {
+            Ok(numbers)
+                if plan.inside.mount.is_some() && plan.inside.partition.is_none() && !numbers.is_empty() =>
+            {
+                let each = numbers.iter().fold(String::new(), |all, n| all + &format!(" --partition={n}"));
+                e.context(format!("the disk has partitions: say which, by one of{each}"))
+            }
+            _ => e,
+        }
+    })?;
     if let Some(device) = inside.loop_device.as_deref().filter(|_| plan.inside.loop_device) {
         let mut stdout = File::from(stdio.output.try_clone()?);
         writeln!(stdout, "{}", device.display()).context("cannot print the name of the loop device")?;

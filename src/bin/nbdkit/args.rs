@@ -9,7 +9,7 @@ use clap::{ArgAction, Parser};
 #[command(
     name = "nbdkit",
     about = "Serves virtual disks over the NBD protocol",
-    override_usage = "nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...]",
+    override_usage = "nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE | @FILE ...]",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
@@ -64,7 +64,7 @@ pub(crate) struct Args {
     #[arg(short, long, alias = "stdin", help_heading = "Listening")]
     pub(crate) single: bool,
     /// Let TCP notice dead clients
-    #[arg(long, help_heading = "Listening")]
+    #[arg(long, alias = "keep-alive", help_heading = "Listening")]
     pub(crate) keepalive: bool,
     /// Clients served at once; more have to wait
     #[arg(long, value_name = "N", help_heading = "Listening")]
@@ -89,7 +89,7 @@ pub(crate) struct Args {
     )]
     pub(crate) exportname: Option<OsString>,
     /// Longest time from connect to the end of the handshake, such as 10s
-    #[arg(long, value_name = "DELAY", help_heading = "Protocol")]
+    #[arg(long, alias = "time-out", value_name = "DELAY", help_heading = "Protocol")]
     pub(crate) timeout: Option<OsString>,
     /// Bounds on a handshake: options=N,bytes=SIZE,seconds=N, each may be left out
     #[arg(long, value_name = "LIMITS", help_heading = "Protocol")]
@@ -116,7 +116,7 @@ pub(crate) struct Args {
     /// Clients need a certificate too
     #[arg(long, help_heading = "TLS")]
     pub(crate) tls_verify_peer: bool,
-    /// Ciphers of TLS 1.2, as OpenSSL lists them; NORMAL for the default
+    /// Versions and ciphers, as GnuTLS or OpenSSL has them; NORMAL for the default, @SYSTEM for the machine's
     #[arg(long, value_name = "CIPHERS", help_heading = "TLS")]
     pub(crate) tls_priority: Option<String>,
 
@@ -141,7 +141,7 @@ pub(crate) struct Args {
     /// End when the parent process does
     #[arg(long, help_heading = "Life")]
     pub(crate) exit_with_parent: bool,
-    /// Print the URI on standard output
+    /// Print the URI on standard output, and how to connect
     #[arg(
         long,
         aliases = ["print-url", "show-uri", "show-url"],
@@ -166,7 +166,7 @@ pub(crate) struct Args {
     pub(crate) debug: Vec<String>,
 
     /// Print help, with a PLUGIN about that and its filters
-    #[arg(long, help_heading = "Information")]
+    #[arg(short, long, help_heading = "Information")]
     pub(crate) help: bool,
     /// Print the version, with a PLUGIN of that and its filters
     #[arg(short = 'V', long, help_heading = "Information")]

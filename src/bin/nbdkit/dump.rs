@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Arg, Command};
+use nbdkit_cli::version;
 use nbdkit_core::{Chain, Info};
 use nbdkit_loader::lookup::Kind;
 
@@ -16,7 +17,7 @@ const SYSCONFDIR: &str = "/etc";
 
 /// How the server was built.
 pub(crate) fn config() -> String {
-    let version = env!("CARGO_PKG_VERSION");
+    let version = version::COMPATIBLE;
     let mut parts = version.split('.');
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let binary = std::env::current_exe().unwrap_or_default();
@@ -46,8 +47,10 @@ pub(crate) fn config() -> String {
         ("timeout_option", "yes".into()),
         ("tls", if cfg!(feature = "tls") { "yes" } else { "no" }.into()),
         ("version", version.into()),
+        ("version_commit", version::COMMIT.into()),
         ("version_major", major.into()),
         ("version_minor", minor.into()),
+        ("version_own", version::OWN.into()),
         ("vsock_option", "yes".into()),
         ("zstd", "yes".into()),
     ]
@@ -97,9 +100,7 @@ pub(crate) fn plugin(chain: &Chain) -> std::io::Result<String> {
         line("version", &info.version)?;
     }
     line("api_version", &interface.api_version)?;
-    if let Some(size) = interface.struct_size {
-        line("struct_size", &size)?;
-    }
+    line("struct_size", &interface.struct_size.unwrap_or(nbdkit_loader::PLUGIN_STRUCT_SIZE))?;
     line("max_thread_model", &plugin.max_thread_model())?;
     line("thread_model", &chain.filters().fold(plugin.thread_model(), |m, f| m.min(f.thread_model(m))))?;
     line("errno_is_preserved", &i32::from(interface.errno_is_preserved))?;

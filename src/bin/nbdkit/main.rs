@@ -19,7 +19,9 @@ use clap::{CommandFactory, Parser};
 use nbdkit_cli::{
     chain,
     logger::{self, Sink},
-    std_fds, usage,
+    std_fds,
+    stdio::Stdio,
+    usage, version,
 };
 use nbdkit_loader::DebugFlags;
 
@@ -53,10 +55,11 @@ fn run(program: &mut String) -> Result<u8> {
     logger::start(program, args.verbose);
     let mut debug = DebugFlags::parse(args.debug.iter().map(String::as_str))?;
     logger::mute(|flag| debug.take(flag) == Some(0));
-    for flag in ["tls.log", "tls.session"] {
-        // Known, though OpenSSL has no such levels.
-        debug.take(flag);
-    }
+    let tls = ["tls.log", "tls.session"].map(|flag| debug.take(flag).unwrap_or_default());
+    #[cfg(feature = "tls")]
+    nbdkit_nbd::tls::set_debug(tls[0].try_into().unwrap_or_default(), tls[1] > 0);
+    #[cfg(not(feature = "tls"))]
+    let _ = tls;
     if debug.take("environ").is_some_and(|value| value > 0) {
         for (name, value) in std::env::vars_os() {
             log::debug!("{}={}", name.display(), value.display());
@@ -73,6 +76,7 @@ fn run(program: &mut String) -> Result<u8> {
     let Some(plugin) = &args.plugin else {
         bail!("no plugin was given: nbdkit [OPTIONS] PLUGIN [[KEY=]VALUE ...] (see --help)");
     };
+    chain::check_order(&[std::slice::from_ref(plugin), &args.parameters].concat())?;
     // First: a layer that prints must not print to the client.
     let taken = args.single.then(Stdio::take).transpose()?;
     let mut chain = chain::load(plugin, &args.filter, debug)?;
@@ -99,7 +103,7 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
         }
     } else if args.version {
         let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
-        format!("nbdkit {}\n{versions}", env!("CARGO_PKG_VERSION"))
+        version::text("nbdkit") + &versions
     } else if args.short_options {
         dump::short_options(&Args::command())
     } else if args.long_options {

@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fmt,
     fs::File,
+    net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) config: Config,
     /// The parameter of a URI that says where the TLS credentials are, and where that is.
     pub(crate) credentials: Option<(&'static str, PathBuf)>,
+    /// What was said of them: `--tls-certificates` and `--tls-psk` as given.
+    pub(crate) tls_options: [Option<PathBuf>; 2],
     pub(crate) foreground: bool,
     pub(crate) run: Option<OsString>,
     pub(crate) pidfile: Option<PathBuf>,
@@ -72,6 +75,7 @@ impl Plan {
             identity: Identity::new(args.user.as_deref(), args.group.as_deref())?,
             config: config(args)?,
             credentials: tls::source(args),
+            tls_options: [args.tls_certificates.clone(), args.tls_psk.clone()],
             foreground,
             run: args.run.clone(),
             pidfile: args.pidfile.as_deref().map(std::path::absolute).transpose().context(NO_DIRECTORY)?,
@@ -235,10 +239,25 @@ fn handshake_limits(config: &mut Config, limits: &str) -> Result<()> {
 pub(crate) enum Address {
     /// A Unix socket.
     Unix(PathBuf),
-    /// A TCP port on this machine.
-    Tcp(u16),
+    /// A TCP port, and the address that was asked for; None: of all addresses of this machine.
+    Tcp(Option<String>, u16),
     /// An AF_VSOCK port on this machine.
     Vsock(u32),
+}
+
+impl Address {
+    /// A TCP port of `host`, as `-i` has it. What stands for all addresses is none that a client could connect to.
+    pub(crate) fn tcp(host: Option<&str>, port: u16) -> Self {
+        let bare = host.map(|host| host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host));
+        let host = bare.and_then(|host| match host.parse::<IpAddr>() {
+            Ok(address) if address.is_unspecified() => None,
+            Ok(IpAddr::V6(_)) => Some(format!("[{host}]")),
+            // A scope, as in fe80::1%eth0.
+            Err(_) if host.contains(':') => Some(format!("[{}]", host.replace('%', "%25"))),
+            _ => Some(host.to_owned()),
+        });
+        Address::Tcp(host, port)
+    }
 }
 
 /// An NBD URI (the NBD project's doc/uri.md).
@@ -265,7 +284,10 @@ impl fmt::Display for Uri<'_> {
                 write!(f, "{nbd}+unix://{export}?socket={}", escape(path.as_os_str()))?;
                 join = '&';
             }
-            Address::Tcp(port) => write!(f, "{nbd}://localhost:{port}{export}")?,
+            Address::Tcp(host, port) => {
+                let host = host.as_deref().unwrap_or("localhost");
+                write!(f, "{nbd}://{host}:{port}{export}")?;
+            }
             Address::Vsock(port) => write!(f, "{nbd}+vsock://1:{port}{export}")?,
         }
         let Some((name, path)) = self.tls else { return Ok(()) };
@@ -364,13 +386,23 @@ mod tests {
         let uri = |address, name: &str| Uri { address, export_name: name.as_ref(), tls: None }.to_string();
         assert_eq!(uri(&unix, ""), "nbd+unix://?socket=/tmp/a%20b");
         assert_eq!(uri(&unix, "x y"), "nbd+unix:///x%20y?socket=/tmp/a%20b");
-        assert_eq!(uri(&Address::Tcp(7), ""), "nbd://localhost:7");
-        assert_eq!(uri(&Address::Tcp(7), "e"), "nbd://localhost:7/e");
+        let tcp = |host, name: &str| {
+            let address = &Address::tcp(host, 7);
+            Uri { address, export_name: name.as_ref(), tls: None }.to_string()
+        };
+        assert_eq!(tcp(None, ""), "nbd://localhost:7");
+        assert_eq!(tcp(Some("0.0.0.0"), ""), "nbd://localhost:7");
+        assert_eq!(tcp(Some("::"), "e"), "nbd://localhost:7/e");
+        assert_eq!(tcp(Some("127.0.0.2"), ""), "nbd://127.0.0.2:7");
+        assert_eq!(tcp(Some("example.com"), ""), "nbd://example.com:7");
+        assert_eq!(tcp(Some("::1"), "e"), "nbd://[::1]:7/e");
+        assert_eq!(tcp(Some("[::1]"), ""), "nbd://[::1]:7");
+        assert_eq!(tcp(Some("fe80::1%eth0"), ""), "nbd://[fe80::1%25eth0]:7");
         let tls = |address| {
             let tls = Some(("tls-psk-file", "/k y".as_ref()));
             Uri { address, export_name: "e".as_ref(), tls }.to_string()
         };
-        assert_eq!(tls(&Address::Tcp(7)), "nbds://localhost:7/e?tls-psk-file=/k%20y");
+        assert_eq!(tls(&Address::Tcp(None, 7)), "nbds://localhost:7/e?tls-psk-file=/k%20y");
         assert_eq!(tls(&unix), "nbds+unix:///e?socket=/tmp/a%20b&tls-psk-file=/k%20y");
     }
 }

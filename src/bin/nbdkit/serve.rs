@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     os::fd::AsFd,
     path::PathBuf,
     sync::Arc,
@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nbdkit_cli::{
-    captive, daemon, logger, parent, pidfile, readiness,
+    captive, daemon, descriptors, logger, parent, pidfile, readiness,
     signals::{self, Events},
+    stdio::Stdio,
 };
 use nbdkit_core::Chain;
 use nbdkit_nbd::Tls;
@@ -34,6 +35,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> R
         parent::exit_with_parent()?;
     }
     chain.set_readonly(plan.config.readonly);
+    descriptors::raise_limit();
     chain.get_ready()?;
     let client_on_stdio = taken.is_some();
     let stdio = taken.map_or_else(Stdio::take, Ok)?;
@@ -104,22 +106,14 @@ fn start(plan: &Plan, bound: &Bound, stdio: &Stdio) -> Result<Option<captive::Ca
         #[cfg(feature = "tls")]
         Tls::Require(_) => ("2", credentials),
     };
-    let of_kind = |kind: &str| {
-        let path = credentials.filter(|(name, _)| *name == kind && level != "0").map(|(_, path)| path);
-        path.map_or_else(OsString::new, |path| path.as_os_str().to_owned())
-    };
+    // As given: a command runs in the directory that they are relative to. In the URI, which may go elsewhere, they are
+    // absolute.
+    let given = |option: &Option<PathBuf>| option.clone().unwrap_or_default().into_os_string();
+    let [certificates, keys] = &plan.tls_options;
     let uris = bound.addresses.iter().map(|address| Uri { address, export_name, tls }.to_string());
     let uris: Vec<String> = uris.collect();
     if plan.print_uri {
-        let mut stdout = File::from(stdio.output.try_clone()?);
-        for uri in &uris {
-            writeln!(stdout, "{}", captive::quote(uri.as_ref()).display())?;
-        }
-        if let (Some(uri), true) = (uris.first(), stdout.is_terminal()) {
-            let uri = captive::quote(uri.as_ref());
-            let uri = uri.display();
-            writeln!(stdout, "Connect with:\n  nbdinfo {uri}\n  nbdcopy {uri} disk.img\n  nbdsh -u {uri}")?;
-        }
+        print_uris(&uris, File::from(stdio.output.try_clone()?))?;
     }
     let Some(command) = &plan.run else { return Ok(None) };
     let uri: OsString = uris.into_iter().next().unwrap_or_default().into();
@@ -128,7 +122,7 @@ fn start(plan: &Plan, bound: &Bound, stdio: &Stdio) -> Result<Option<captive::Ca
         _ => None,
     });
     let port = bound.addresses.iter().find_map(|address| match address {
-        Address::Tcp(port) => Some(port.to_string()),
+        Address::Tcp(_, port) => Some(port.to_string()),
         Address::Vsock(port) => Some(port.to_string()),
         Address::Unix(_) => None,
     });
@@ -139,10 +133,24 @@ fn start(plan: &Plan, bound: &Bound, stdio: &Stdio) -> Result<Option<captive::Ca
         ("port", port.unwrap_or_default().into()),
         ("exportname", export_name.clone()),
         ("tls", level.into()),
-        ("tls_certificates", of_kind("tls-certificates")),
-        ("tls_psk", of_kind("tls-psk-file")),
+        ("tls_certificates", given(certificates)),
+        ("tls_psk", given(keys)),
     ];
     captive::run(command, &variables, stdio).map(Some)
+}
+
+/// Prints the URIs as they are, for programs; then, for people, the first as a shell takes it and a command that
+/// connects.
+fn print_uris(uris: &[String], mut out: File) -> Result<()> {
+    for uri in uris {
+        writeln!(out, "{uri}")?;
+    }
+    if let Some(uri) = uris.first() {
+        let uri = captive::quote(uri.as_ref());
+        let uri = uri.display();
+        writeln!(out, "In a shell: {uri}\nTo connect: nbdinfo {uri}")?;
+    }
+    Ok(out.flush()?)
 }
 
 /// The sockets, of which the private ones go when the server does.
@@ -187,17 +195,7 @@ impl Bound {
             }
             Where::Private => {
                 // In no directory of its own: others could look into that as well, and it takes longer than the rest.
-                let mut refused = None;
-                let made = tempfile::Builder::new().prefix("nbdkit").make(|path| {
-                    listen::unix(path).map_err(|e| {
-                        let taken = path.exists();
-                        refused = Some(e);
-                        if taken { io::ErrorKind::AddrInUse.into() } else { io::ErrorKind::Other.into() }
-                    })
-                });
-                let made = made.map_err(|e| refused.unwrap_or_else(|| e.into()));
-                let (listener, path) =
-                    made.context("a private socket is made in the directory TMPDIR")?.into_parts();
+                let (listener, path) = private()?.into_parts();
                 self.listeners.push(listener);
                 if identity.changes() {
                     identity.own(&path)?;
@@ -207,7 +205,8 @@ impl Bound {
             }
             Where::Tcp { host, port, family } => {
                 let listeners = listen::tcp(host.as_deref(), &port, family)?;
-                self.addresses.extend(listeners.iter().find_map(Listener::local_port).map(Address::Tcp));
+                let port = listeners.iter().find_map(Listener::local_port);
+                self.addresses.extend(port.map(|port| Address::tcp(host.as_deref(), port)));
                 self.listeners.extend(listeners);
             }
             Where::Vsock(port) => {
@@ -217,4 +216,29 @@ impl Bound {
         }
         Ok(())
     }
+}
+
+/// Makes a socket with a random name in the directory for temporary files, or in a usual one if the path would be too
+/// long for a socket.
+fn private() -> Result<tempfile::NamedTempFile<Listener>> {
+    let directory = std::env::temp_dir();
+    let is_long = directory.as_os_str().len() + "/nbdkitXXXXXX".len() > listen::UNIX_PATH_MAX;
+    let short: &[&str] = if is_long { &["/tmp", "/var/tmp", "/run"] } else { &[] };
+    let mut first = None;
+    for directory in short.iter().map(PathBuf::from).chain([directory]) {
+        let mut refused = None;
+        let made = tempfile::Builder::new().prefix("nbdkit").make_in(&directory, |path| {
+            listen::private(path).map_err(|e| {
+                let taken = path.exists();
+                refused = Some(e);
+                if taken { io::ErrorKind::AddrInUse.into() } else { io::ErrorKind::Other.into() }
+            })
+        });
+        match made {
+            Ok(made) => return Ok(made),
+            Err(e) => first = first.or(Some(refused.unwrap_or_else(|| e.into()))),
+        }
+    }
+    Err(first.context("there is no directory for it")?)
+        .context("a private socket is made in the directory TMPDIR")
 }
