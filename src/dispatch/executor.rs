@@ -252,7 +252,11 @@ mod tests {
         let barrier = Arc::new(Barrier::new(5));
         for number in 0..4 {
             let barrier = barrier.clone();
-            let worker = || body(&executor, move |_| drop(barrier.wait()));
+            let worker = || {
+                body(&executor, move |_| {
+                    barrier.wait();
+                })
+            };
             assert!(executor.submit(Bytes(0, number), "test", worker).is_ok());
         }
         barrier.wait();

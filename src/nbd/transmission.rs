@@ -334,7 +334,7 @@ impl Reader<'_> {
                     .and_then(|()| out.space(length))
                     .map(|buf| offer(started, *serial, requests, request, Data::Read(buf)));
                 match offered {
-                    Ok(Offered::Done(Ok(()), _)) => return Ok(Way::Taken),
+                    Ok(Offered::Done(Ok(()), _)) => Ok(Way::Taken),
                     Ok(Offered::Done(Err(e), _)) | Err(e) => {
                         out.rewind(mark);
                         requests.fail(request, &e, None, out);
