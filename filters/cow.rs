@@ -328,7 +328,7 @@ impl Handle for Overlaid {
                 let told = self.overlaid_extents(&call, may_wait, &mut found);
                 tried(told.and_then(|told| {
                     if told {
-                        extents.add_shifted(&found, call.offset)?;
+                        extents.add_shifted(&found, call.offset, true)?;
                     }
                     Ok(told)
                 }))

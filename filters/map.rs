@@ -186,7 +186,7 @@ impl Handle for Mapped {
             return self.next.pass(request);
         }
         if let Some(to) = self.place(length, offset) {
-            return self.next.shifted(request, to);
+            return self.next.relocated(request, to);
         }
         match op {
             // Reading the first pieces for nothing is all the harm if a later one needs a thread. Without memory it asks for

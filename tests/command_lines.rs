@@ -194,11 +194,11 @@ const MOUNT: &[Row] = &[
         1,
         "unknown parameter 'rdelay': it belongs to the filter delay: add --filter=delay",
     ),
-    ("memory", 2, "the mountpoint is missing: add a directory or a regular file as the last word"),
+    ("memory", 2, "the mountpoint is missing: add a directory or an empty file as the last word"),
     (
         "memory size=1M",
         2,
-        "the mountpoint is missing: the last word 'size=1M' is a parameter (add a directory or a regular file)",
+        "the mountpoint is missing: the last word 'size=1M' is a parameter (add a directory or an empty file)",
     ),
     ("memory 1M /none", 4, "the mountpoint /none does not exist: create it with mkdir /none"),
     ("memory 1M notes.txt/x", 4, "cannot use {dir}/notes.txt/x as the mountpoint: Not a directory"),

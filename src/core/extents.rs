@@ -112,13 +112,15 @@ impl Extents {
         Ok(())
     }
 
-    /// Adds what `found` has of its own range, moved so that its start becomes `start`.
+    /// Adds what `found` has, moved so that its start becomes `start`: of its own range only, where what lies behind that
+    /// is `elsewhere`.
     ///
     /// # Errors
     /// As [`add`](Self::add).
-    pub fn add_shifted(&mut self, found: &Extents, start: u64) -> Result<()> {
+    pub fn add_shifted(&mut self, found: &Extents, start: u64, elsewhere: bool) -> Result<()> {
+        let end = if elsewhere { found.end } else { u64::MAX };
         for extent in found.as_slice() {
-            let length = extent.end().min(found.end) - extent.offset;
+            let length = extent.end().min(end) - extent.offset;
             self.add(extent.offset - found.start + start, length, extent.hole, extent.zero)?;
         }
         Ok(())

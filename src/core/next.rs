@@ -169,8 +169,17 @@ impl Next {
     }
 
     /// As [`pass`](Self::pass), for a layer whose disk begins at another place of the one below: the request is for
-    /// `offset` there.
+    /// `offset` there, and what follows on it is there too.
     pub fn shifted(&self, request: &mut Request<'_>, offset: u64) -> Outcome<'_> {
+        self.shift(request, offset, false)
+    }
+
+    /// As [`shifted`](Self::shifted), where what follows on the request may be elsewhere.
+    pub fn relocated(&self, request: &mut Request<'_>, offset: u64) -> Outcome<'_> {
+        self.shift(request, offset, true)
+    }
+
+    fn shift(&self, request: &mut Request<'_>, offset: u64, elsewhere: bool) -> Outcome<'_> {
         let own = *request.call();
         let call = Call { offset, ..own };
         if !matches!(request.data(), Data::Extents(_)) {
@@ -178,11 +187,11 @@ impl Next {
         }
         let mut found = Extents::new(call.offset, call.end());
         let outcome = request.at_once(|request| {
-            request.with_data(call, Data::Extents(&mut found), |request| self.pass(request))
+            request.with_data(call, Data::Extents(&mut found), |request| self.submit(request))
         });
         match (outcome, request.data()) {
             (Outcome::Done(result), Data::Extents(extents)) => {
-                Outcome::Done(result.and_then(|()| extents.add_shifted(&found, own.offset)))
+                Outcome::Done(result.and_then(|()| extents.add_shifted(&found, own.offset, elsewhere)))
             }
             (outcome, _) => outcome,
         }

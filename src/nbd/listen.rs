@@ -314,6 +314,12 @@ mod tests {
         let path = dir.path().join("s");
         let listener = unix(&path).unwrap();
         assert_eq!(listener.local_port(), None);
+        assert!(unix(&path).unwrap_err().to_string().contains("another server listens there"));
+        // One that is not listened on any more is replaced, and nothing else.
+        drop(listener);
+        drop(unix(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
         assert!(unix(&path).unwrap_err().to_string().contains("remove it"));
         let long = dir.path().join("x".repeat(108));
         assert!(unix(&long).unwrap_err().to_string().contains("107"));
