@@ -157,6 +157,8 @@ impl Handle for PluginHandle {
     fn can_fua(&self) -> Result<Support> {
         match self.ask("can_fua", self.table().can_fua)? {
             Some(answer) if self.table()._api_version < 2 => support("can_fua", answer.min(abi::FUA_EMULATE)),
+            // As the C nbdkit, which only asks whether it is native.
+            Some(answer) if answer > abi::FUA_NATIVE => Ok(Support::Emulate),
             Some(answer) => support("can_fua", answer),
             None if self.table().flush.is_some() || self.table().flush_v1.is_some() => Ok(Support::Emulate),
             None => Ok(Support::None),

@@ -201,3 +201,33 @@ assert h.pread(8192, 16384) == bytes(4096) + b'x' * 4096";
     let log = server.stderr();
     assert!(log.contains("file: ZeroRange of 4096 bytes at 8192: Ok"), "{log}");
 }
+
+/// An answer about what a disk can do that fails is an error only for a layer that needs it.
+#[test]
+fn what_a_filter_masks_may_fail() {
+    for (question, masked_by) in [
+        ("can_extents", &["noextents"][..]),
+        ("can_zero", &["nozero"]),
+        ("is_rotational", &["rotational"]),
+        ("can_cache", &["nocache"]),
+        ("can_multi_conn", &["multi-conn"]),
+    ] {
+        let fails = format!("{question}=echo EIO cannot tell >&2; exit 1");
+        let words =
+            ["eval", "get_size=echo 512", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", &fails];
+        for filter in masked_by {
+            let filter = format!("--filter={filter}");
+            let server = Server::start([filter.as_str()].into_iter().chain(words));
+            nbdsh(&server.uri(), "assert h.pread(512, 0) == bytes(512)");
+            let above = Server::start(["--filter=log", &filter].into_iter().chain(words));
+            nbdsh(&above.uri(), "assert h.pread(512, 0) == bytes(512)");
+        }
+        // Where it is needed the client hears why.
+        let server = Server::start(words);
+        let raw = &mut Raw::options(&server);
+        raw.option(7, &go(""));
+        let (kind, why) = raw.whole_reply();
+        let why = String::from_utf8_lossy(&why);
+        assert!(kind == 0x8000_0006 && why.ends_with("cannot tell"), "{question}: {kind:#x} {why}");
+    }
+}
