@@ -120,3 +120,21 @@ pub(crate) fn stripped_size(program: &Path) -> Option<u64> {
     // strip replaces the file.
     strip.status().ok()?.success().then(|| fs::metadata(copy.path()).map(|meta| meta.len()).ok())?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_release_has_a_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = Release::earlier(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("--baseline"), "{message}");
+
+        let server = dir.path().join("nbdkit");
+        fs::write(&server, "#!/bin/sh\necho; echo lock=off").unwrap();
+        fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).unwrap();
+        let release = Release::earlier(dir.path()).unwrap();
+        assert_eq!((release.server, release.mount, release.locks), (Some(server), None, true));
+    }
+}

@@ -219,7 +219,11 @@ fn measure(report: &Report, measure: Measure) -> Option<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contests::CONTESTS;
+    use crate::{
+        contests::CONTESTS,
+        jobs::Sample,
+        report::{Row, Section},
+    };
 
     #[test]
     fn bounds_have_a_direction() {
@@ -252,6 +256,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A report of one job, in which each of ours has twice the rate of its earlier release.
+    fn beside_earlier(id: &str) -> Report {
+        let contest = CONTESTS.iter().find(|c| c.jobs.iter().any(|j| j.id == id)).unwrap();
+        let job = contest.jobs.iter().find(|job| job.id == id).unwrap();
+        let mut section = Section::new(lineup::lineup(contest, true, &[]));
+        let cells = section.contest.contestants.iter().map(|contestant| {
+            let requests = if contestant.earlier { 1 } else { 2 };
+            let samples = vec![Sample { requests, seconds: 1.0, ..Sample::default() }];
+            let (name, ours) = (contestant.name, contestant.is_ours());
+            Cell { name, ours, samples, syscalls: None, problem: None }
+        });
+        section.rows.push(Row { job, cells: cells.collect() });
+        Report { sections: vec![section], ..Report::default() }
+    }
+
+    #[test]
+    fn each_row_has_one_bar_against_the_earlier_release() {
+        let bars = |id: &str| -> Vec<_> {
+            let bars = verdicts(&beside_earlier(id)).into_iter().filter(Verdict::needs_baseline);
+            bars.filter(|bar| bar.met() == Some(true)).map(|bar| (bar.work, bar.bound)).collect()
+        };
+        let [ours, third] = bars("cold-read-d64").try_into().unwrap();
+        assert_eq!(ours, ("cold-read-d64, earlier release".into(), AtLeast(NO_SLOWER)));
+        assert_eq!(third, ("cold-read-d64, five filters, earlier release".into(), AtLeast(NO_SLOWER)));
+        let [(_, bound)] = bars("fuse-c-plugin-d16").try_into().unwrap();
+        assert_eq!(bound, AtLeast(1.5));
     }
 
     #[test]
