@@ -17,12 +17,15 @@ demo:
 check:
 	scripts/check
 
-# The project beside its peers on this machine. See BENCHMARKING.md.
+# The project beside its peers on this machine. See BENCHMARKING.md. With BASELINE=DIR also beside the nbdkit and
+# nbdkit-mount of an earlier release in that directory.
+baseline = $(if $(BASELINE),--baseline "$(BASELINE)")
+
 bench: build
-	cargo run --release --package nbdkit-bench --
+	cargo run --release --package nbdkit-bench -- $(baseline)
 
 bench-quick: build
-	cargo run --release --package nbdkit-bench -- --quick
+	cargo run --release --package nbdkit-bench -- --quick $(baseline)
 
 man:
 	scripts/man target/man

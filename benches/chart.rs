@@ -143,7 +143,7 @@ mod tests {
             syscalls: None,
             problem: None,
         };
-        let mut section = Section::new(contest);
+        let mut section = Section::new(*contest);
         section.rows.push(Row { job, cells: rates.iter().map(cell).collect() });
         Report { sections: vec![section], ..Report::default() }
     }

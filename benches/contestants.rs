@@ -6,6 +6,8 @@ pub(crate) enum Kind {
     Ours,
     Nbdkit,
     QemuNbd,
+    /// The NBD socket of our mount.
+    OursMountSocket,
     /// Our mount where each request passes the chain.
     OursMount,
     /// Our mount that hands the file to the kernel, which needs `-r`.
@@ -52,11 +54,20 @@ pub(crate) struct Contestant {
     pub(crate) kind: Kind,
     pub(crate) disk: Disk,
     pub(crate) variant: Variant,
+    /// The programs are those of an earlier release of this project.
+    pub(crate) earlier: bool,
+}
+
+impl Kind {
+    /// Programs of this project.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Kind::Ours | Kind::OursMount | Kind::OursMountSocket | Kind::OursPassthrough)
+    }
 }
 
 impl Contestant {
     pub(crate) const fn new(name: &'static str, kind: Kind, disk: Disk) -> Self {
-        Contestant { name, kind, disk, variant: Variant::Plain }
+        Contestant { name, kind, disk, variant: Variant::Plain, earlier: false }
     }
 
     pub(crate) const fn with(self, variant: Variant) -> Self {
@@ -73,8 +84,8 @@ impl Contestant {
         self.is_readonly() && self.disk == Disk::Cached
     }
 
-    /// A server of this project: when it fails, the run fails.
+    /// A server of this project as it is now: when it fails, the run fails.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self.kind, Kind::Ours | Kind::OursMount | Kind::OursPassthrough)
+        self.kind.is_ours() && !self.earlier
     }
 }

@@ -9,9 +9,12 @@ use crate::{
     fio::Engine,
     jobs::{Job, Tool, small, stream},
     load::{Load, Mix},
+    measure::Cpus,
 };
 
 /// One section of the report.
+///
+/// Beside each contestant that is ours the earlier release takes part, when there is one: see [`lineup`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Contest {
     pub(crate) title: &'static str,
@@ -116,6 +119,8 @@ pub(crate) const CONTESTS: &[Contest] = &[
             own("connections-4", "4 KiB random reads, depth 16, 4 connections, all CPUs", many(4)),
             own("connections-16", "4 KiB random reads, depth 16, 16 connections, all CPUs", many(16)),
             own("connections-64", "4 KiB random reads, depth 16, 64 connections, all CPUs", many(64)),
+            pinned("connections-1-one", "4 KiB random reads, depth 16, 1 connection, one CPU", many(1)),
+            pinned("connections-64-one", "4 KiB random reads, depth 16, 64 connections, one CPU", many(64)),
         ],
     },
     Contest {
@@ -142,18 +147,27 @@ pub(crate) const CONTESTS: &[Contest] = &[
             title: "nbdinfo --map of the disk, all CPUs",
             tool: Tool::Map,
             load: small(Mix::READS, 1),
-            one_cpu: false,
+            cpus: Cpus::All,
         }],
     },
     Contest {
         title: "NBD, file past the page cache",
         contestants: &[
             Contestant::new("ours", Kind::Ours, Cold),
+            Contestant::new("five filters", Kind::Ours, Cold).with(Variant::Filters(
+                &["stats", "readonly", "log", "partition", "offset"],
+                &["statsfile=/dev/null", "offset=1M", "partition=1"],
+            )),
             Contestant::new("nbdkit", Kind::Nbdkit, Cold),
             Contestant::new("qemu-nbd", Kind::QemuNbd, Cold),
             Contestant::new("fio on the file", Kind::Raw, Cold),
         ],
-        ratios: &[("ours", "nbdkit"), ("ours", "qemu-nbd"), ("ours", "fio on the file")],
+        ratios: &[
+            ("ours", "nbdkit"),
+            ("ours", "qemu-nbd"),
+            ("ours", "fio on the file"),
+            ("five filters", "ours"),
+        ],
         jobs: &[own("cold-read-d64", "4 KiB random reads, depth 64, all CPUs", small(Mix::READS, 64))],
     },
     Contest {
@@ -168,8 +182,19 @@ pub(crate) const CONTESTS: &[Contest] = &[
             title: "from start to exit, all CPUs",
             tool: Tool::Start,
             load: small(Mix::READS, 1),
-            one_cpu: false,
+            cpus: Cpus::All,
         }],
+    },
+    Contest {
+        title: "FUSE, C plugin (the distribution's file plugin), cached file",
+        contestants: &[Contestant::new("ours", Kind::OursMount, Cached).with(Variant::CPlugin)],
+        ratios: &[],
+        jobs: &[by_fio(
+            "fuse-c-plugin-d16",
+            "4 KiB random reads, direct, depth 16, all CPUs",
+            Engine::Direct,
+            small(Mix::READS, 16),
+        )],
     },
     Contest {
         title: "FUSE, cached file",
@@ -188,10 +213,19 @@ pub(crate) const CONTESTS: &[Contest] = &[
         ],
         jobs: &[
             Job {
-                one_cpu: true,
+                cpus: Cpus::One,
                 ..by_fio(
                     "fuse-read-d1",
                     "4 KiB random reads, direct, depth 1, one CPU",
+                    Engine::Direct,
+                    small(Mix::READS, 1),
+                )
+            },
+            Job {
+                cpus: Cpus::Two,
+                ..by_fio(
+                    "fuse-read-d1-two",
+                    "4 KiB random reads, direct, depth 1, server and client on a CPU each",
                     Engine::Direct,
                     small(Mix::READS, 1),
                 )
@@ -211,8 +245,26 @@ pub(crate) const CONTESTS: &[Contest] = &[
             by_fio("fuse-cached", "4 KiB random reads, cached", CACHED, small(Mix::READS, 1)),
             by_fio("fuse-cached-stream", "1 MiB reads, cached", CACHED, stream(Mix::READS)),
             by_fio("fuse-stream-read", "1 MiB reads, direct, depth 4", Engine::Direct, stream(Mix::READS)),
+            Job {
+                cpus: Cpus::One,
+                ..by_fio(
+                    "fuse-write-d1",
+                    "4 KiB random writes, direct, depth 1, one CPU",
+                    Engine::Direct,
+                    small(Mix::WRITES, 1),
+                )
+            },
             by_fio("fuse-stream-write", "1 MiB writes, direct, depth 4", Engine::Direct, stream(Mix::WRITES)),
         ],
+    },
+    Contest {
+        title: "NBD, socket of the mount, cached file",
+        contestants: &[
+            Contestant::new("nbdkit-mount -U", Kind::OursMountSocket, Cached),
+            Contestant::new("ours", Kind::Ours, Cached),
+        ],
+        ratios: &[("nbdkit-mount -U", "ours")],
+        jobs: &[own("mount-socket-stream-write", "1 MiB writes, depth 4, all CPUs", stream(Mix::WRITES))],
     },
 ];
 
@@ -220,11 +272,11 @@ pub(crate) const CONTESTS: &[Contest] = &[
 const CACHED: Engine = Engine::Cached(64 << 20);
 
 const fn own(id: &'static str, title: &'static str, load: Load) -> Job {
-    Job { id, title, tool: Tool::Own, load, one_cpu: false }
+    Job { id, title, tool: Tool::Own, load, cpus: Cpus::All }
 }
 
 const fn pinned(id: &'static str, title: &'static str, load: Load) -> Job {
-    Job { one_cpu: true, ..own(id, title, load) }
+    Job { cpus: Cpus::One, ..own(id, title, load) }
 }
 
 const fn by_fio(id: &'static str, title: &'static str, engine: Engine, load: Load) -> Job {

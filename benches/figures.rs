@@ -42,12 +42,12 @@ pub(crate) fn sizes(programs: &Programs) -> Vec<Figure> {
         Some((name, sizes.sum::<Option<u64>>()? as f64 / f64::from(1 << 20)))
     };
     let server = [
-        size("ours", &[&programs.ours]),
+        size("ours", &[&programs.ours.server]),
         size("nbdkit", &[&programs.nbdkit, &programs.file_plugin]),
         size("qemu-nbd", &[&programs.qemu_nbd]),
     ];
     let mount = [
-        size("ours", &[&programs.ours_mount]),
+        size("ours", &[&programs.ours.mount]),
         size("nbdfuse", &[&programs.nbdfuse]),
         size("qsd", &[&programs.qsd]),
     ];

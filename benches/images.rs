@@ -56,6 +56,7 @@ impl Images {
             })?,
             Disk::Cold => self.image(&self.cold, |file| {
                 fill(file, self.size)?;
+                partition(file, self.size)?;
                 evict(file)
             })?,
             Disk::Sparse => self.image(&self.sparse, |file| punctuate(file, SPARSE_EXTENTS))?,
@@ -93,7 +94,7 @@ pub(crate) fn memory(size: u64) -> Result<NamedTempFile> {
 /// What reads of a disk find, when it is served like that.
 pub(crate) fn content(disk: Disk, variant: Variant) -> Content {
     match (disk, variant) {
-        (Disk::Cached, Variant::Filters(filters, _)) if filters.contains(&"partition") => {
+        (Disk::Cached | Disk::Cold, Variant::Filters(filters, _)) if filters.contains(&"partition") => {
             Content::Stamped(TABLE + PARTITION)
         }
         (Disk::Cached | Disk::Cold | Disk::Memory(_), _) => Content::Stamped(0),

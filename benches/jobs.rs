@@ -15,7 +15,7 @@ use crate::{
     fio::{self, Engine},
     interrupt, libnbd,
     load::{Load, Mix, Order},
-    measure::{Pinned, SyscallTool, children_cpu_time, cpu_time},
+    measure::{Cpus, Pinned, SyscallTool, children_cpu_time, cpu_time},
     servers::Server,
 };
 
@@ -45,8 +45,7 @@ pub(crate) struct Job {
     pub(crate) title: &'static str,
     pub(crate) tool: Tool,
     pub(crate) load: Load,
-    /// Server and client share one CPU; otherwise they run where they like.
-    pub(crate) one_cpu: bool,
+    pub(crate) cpus: Cpus,
 }
 
 impl Job {
@@ -125,14 +124,15 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Whether the job's client is installed.
+    /// Whether the job's client is installed, and CPUs are there for it.
     pub(crate) fn can(&self, job: &Job) -> bool {
-        match job.tool {
+        let installed = match job.tool {
             Tool::Own | Tool::Start => true,
             Tool::Fio(_) => self.fio.is_some(),
             Tool::Copy => self.nbdcopy.is_some(),
             Tool::Map => self.nbdinfo.is_some(),
-        }
+        };
+        installed && job.cpus.are_here()
     }
 
     /// Runs `job` in rounds, each server once a round. A short round before them warms up and counts system calls.
@@ -166,7 +166,7 @@ impl Plan<'_> {
         }
         server.cool()?;
         let pids = server.pids();
-        let _pinned = job.one_cpu.then(|| Pinned::to_one_cpu(&pids)).transpose()?;
+        let _pinned = Pinned::to(job.cpus, &pids)?;
         let window = (self.window / 4).max(Duration::from_millis(50));
         let run = || self.load(job, server, Duration::ZERO, window);
         match &self.syscalls {
@@ -180,7 +180,7 @@ impl Plan<'_> {
 
     fn measure(&self, job: &Job, server: &Server) -> Result<Sample> {
         server.cool()?;
-        let _pinned = job.one_cpu.then(|| Pinned::to_one_cpu(&server.pids())).transpose()?;
+        let _pinned = Pinned::to(job.cpus, &server.pids())?;
         self.load(job, server, self.window / 10, self.window)
     }
 

@@ -34,9 +34,11 @@ pub(crate) fn describe(programs: &Programs, plan: &Plan<'_>) -> Machine {
     let kernel = kernel.trim();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let date = date(now.as_secs() / 86_400);
+    let earlier = programs.earlier.as_ref().and_then(|release| release.server.clone());
     let peers = [
-        ("ours", &programs.ours),
-        ("ours, mount", &programs.ours_mount),
+        ("ours", &programs.ours.server),
+        ("ours, mount", &programs.ours.mount),
+        ("ours, earlier", &earlier),
         ("nbdkit", &programs.nbdkit),
         ("qemu-nbd", &programs.qemu_nbd),
         ("nbdfuse", &programs.nbdfuse),
@@ -45,7 +47,8 @@ pub(crate) fn describe(programs: &Programs, plan: &Plan<'_>) -> Machine {
         ("nbdcopy", &programs.nbdcopy),
         ("nbdinfo", &programs.nbdinfo),
     ];
-    let versions = peers.into_iter().map(|(name, program)| {
+    let wanted = |(name, _): &(&str, _)| *name != "ours, earlier" || programs.earlier.is_some();
+    let versions = peers.into_iter().filter(wanted).map(|(name, program)| {
         let known = program.as_deref().map(|p| version(p).unwrap_or_else(|| "no version".into()));
         (name, known.unwrap_or_else(|| "not installed".into()))
     });

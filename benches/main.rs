@@ -15,6 +15,7 @@ mod images;
 mod interrupt;
 mod jobs;
 mod libnbd;
+mod lineup;
 mod load;
 mod machine;
 mod measure;
@@ -40,8 +41,9 @@ use crate::{
     contests::{CONTESTS, Contest},
     images::Images,
     jobs::{Job, Plan},
+    lineup::lineup,
     measure::{SyscallTool, memory},
-    programs::Programs,
+    programs::{Programs, Release},
     report::{Report, Row, Section},
     servers::Server,
 };
@@ -64,9 +66,16 @@ struct Args {
     /// Size of the disk in MiB [default: 1024, quick 256]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(8..))]
     size: Option<u64>,
-    /// Run only the jobs whose id or title, or that of their section, contains TEXT
+    /// Run only the job with the id TEXT or, if there is none, those whose id or title, or that of their section,
+    /// contains TEXT; repeat for more
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    only: Vec<String>,
+    /// Leave out the contestant of this name (as over its column); repeat for more
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
+    /// Compare also with an earlier release: a directory with its nbdkit and nbdkit-mount
+    #[arg(long, value_name = "DIR")]
+    baseline: Option<PathBuf>,
     /// Ask the servers for structured replies
     #[arg(long)]
     structured: bool,
@@ -85,8 +94,8 @@ struct Args {
     /// Directory for the disk; a real file system shows more than a tmpfs [default: target/bench]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Where the numbers go; the chart goes beside them [default: benches/results/bench.json, of part of the jobs or
-    /// a quick run target/bench/bench.json]
+    /// Where the numbers go; the chart goes beside them [default: benches/results/bench.json, of part of the jobs,
+    /// a quick run or one with --baseline target/bench/bench.json]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -118,7 +127,8 @@ fn run(args: &Args) -> Result<ExitCode> {
         .map_or_else(|_| here.join("../target/release/nbdkit"), |me| me.with_file_name("nbdkit"));
     let ours = args.nbdkit.clone().unwrap_or(beside);
     let mount = args.nbdkit_mount.clone().unwrap_or_else(|| ours.with_file_name("nbdkit-mount"));
-    let programs = Programs::find(&ours, &mount, args.peer.clone());
+    let mut programs = Programs::find(&ours, &mount, args.peer.clone());
+    programs.earlier = args.baseline.as_deref().map(Release::earlier).transpose()?;
     let dir = args.dir.clone().unwrap_or_else(|| here.join("../target/bench"));
     let images = Images::new(dir, args.size.unwrap_or(if args.quick { 256 } else { 1024 }))?;
     let plan = Plan {
@@ -130,16 +140,20 @@ fn run(args: &Args) -> Result<ExitCode> {
         nbdinfo: programs.nbdinfo.as_deref(),
         syscalls: SyscallTool::find(),
     };
-    let bench = Bench { programs: &programs, images: &images, plan: &plan, only: args.only.as_deref() };
+    let bench =
+        Bench { programs: &programs, images: &images, plan: &plan, only: &args.only, without: &args.without };
     let report = bench.report()?;
     let machine = machine::describe(&programs, &plan);
     let mut verdicts = targets::verdicts(&report);
+    let whole = args.only.is_empty() && args.without.is_empty();
     // Whoever asks for a part knows that the rest is not there.
-    verdicts.retain(|verdict| args.only.is_none() || verdict.met().is_some());
+    verdicts.retain(|verdict| {
+        verdict.met().is_some() || whole && (args.baseline.is_some() || !verdict.needs_baseline())
+    });
 
     println!("{}\n\n{}", machine.text, report.text(&verdicts));
     // What is shown to the world comes from full runs.
-    let full = !args.quick && args.only.is_none();
+    let full = !args.quick && whole && args.baseline.is_none();
     let place = if full { "results/bench.json" } else { "../target/bench/bench.json" };
     let output = args.output.clone().unwrap_or_else(|| here.join(place));
     save(&output, &format!("{:#}\n", report.json(&machine, &verdicts)))?;
@@ -162,7 +176,8 @@ struct Bench<'a> {
     programs: &'a Programs,
     images: &'a Images,
     plan: &'a Plan<'a>,
-    only: Option<&'a str>,
+    only: &'a [String],
+    without: &'a [String],
 }
 
 impl Bench<'_> {
@@ -182,15 +197,26 @@ impl Bench<'_> {
     }
 
     fn wants(&self, text: &str) -> bool {
-        self.only.is_none_or(|only| text.contains(only))
+        self.only.is_empty() || self.only.iter().any(|only| text.contains(only.as_str()))
+    }
+
+    fn wants_job(&self, contest: &Contest, job: &Job) -> bool {
+        let texts = [job.id, job.title, contest.title];
+        let is_id = |only: &str| CONTESTS.iter().flat_map(|contest| contest.jobs).any(|job| job.id == only);
+        let matches = |only: &String| match is_id(only) {
+            true => job.id == only,
+            false => texts.iter().any(|text| text.contains(only.as_str())),
+        };
+        self.only.is_empty() || self.only.iter().any(matches)
     }
 
     /// Starts a server for each contestant and takes them through the jobs. None: no job was asked for, or all
     /// need a client that is not installed.
-    fn section(&self, contest: &'static Contest) -> Result<Option<Section>> {
-        let wanted = |job: &&Job| [job.id, job.title, contest.title].into_iter().any(|text| self.wants(text));
-        let jobs: Vec<_> = contest.jobs.iter().filter(wanted).filter(|job| self.plan.can(job)).collect();
-        if jobs.is_empty() {
+    fn section(&self, contest: &Contest) -> Result<Option<Section>> {
+        let contest = lineup(contest, self.programs.earlier.is_some(), self.without);
+        let wanted = |job: &&Job| self.wants_job(&contest, job) && self.plan.can(job);
+        let jobs: Vec<_> = contest.jobs.iter().filter(wanted).collect();
+        if jobs.is_empty() || contest.contestants.is_empty() {
             return Ok(None);
         }
         self.images.repair()?;

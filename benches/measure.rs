@@ -64,7 +64,34 @@ pub(crate) fn memory(pids: &[Pid]) -> Result<Memory> {
     Ok(memory)
 }
 
-/// While it lives, the processes and the calling thread (with what it starts) share one CPU.
+/// Where server and client of a job run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cpus {
+    /// Both on one and the same.
+    One,
+    /// Each on one of its own.
+    Two,
+    /// Where they like.
+    All,
+}
+
+impl Cpus {
+    /// For programs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Cpus::One => "one",
+            Cpus::Two => "two",
+            Cpus::All => "all",
+        }
+    }
+
+    /// Whether this program may use so many.
+    pub(crate) fn are_here(self) -> bool {
+        self != Cpus::Two || sched_getaffinity(None).is_ok_and(|cpus| cpus.count() >= 2)
+    }
+}
+
+/// While it lives, the processes and the calling thread (with what it starts) are bound to their CPUs.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     before: CpuSet,
@@ -72,24 +99,33 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    pub(crate) fn to_one_cpu(pids: &[Pid]) -> Result<Self> {
+    /// Binds them as a job wants it; None: it leaves them free.
+    pub(crate) fn to(cpus: Cpus, pids: &[Pid]) -> Result<Option<Self>> {
         let before = sched_getaffinity(None)?;
-        let mut one = CpuSet::new();
-        let first = (0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu)).context("no CPU to run on")?;
-        one.set(first);
+        let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu)).map(|cpu| {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            one
+        });
+        let mut next = || allowed.next().context("not enough CPUs to run on");
+        let (client, server) = match cpus {
+            Cpus::All => return Ok(None),
+            Cpus::One => [next()?; 2].into(),
+            Cpus::Two => (next()?, next()?),
+        };
         let pinned = Pinned { before, pids: pids.to_vec() };
-        pinned.apply(&one)?;
-        Ok(pinned)
+        pinned.apply(&client, &server)?;
+        Ok(Some(pinned))
     }
 
-    fn apply(&self, cpus: &CpuSet) -> Result<()> {
-        sched_setaffinity(None, cpus)?;
+    fn apply(&self, client: &CpuSet, server: &CpuSet) -> Result<()> {
+        sched_setaffinity(None, client)?;
         for pid in &self.pids {
             for task in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
                 let tid =
                     task?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
                 // A thread may have ended since it was listed.
-                let _ = tid.map(|tid| sched_setaffinity(Some(tid), cpus));
+                let _ = tid.map(|tid| sched_setaffinity(Some(tid), server));
             }
         }
         Ok(())
@@ -98,7 +134,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = self.apply(&self.before);
+        let _ = self.apply(&self.before, &self.before);
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Report {
 /// A set of servers compared over a list of jobs.
 #[derive(Debug)]
 pub(crate) struct Section {
-    pub(crate) contest: &'static Contest,
+    pub(crate) contest: Contest,
     pub(crate) rows: Vec<Row>,
     /// After the last job, with no client connected.
     pub(crate) memory: Vec<(&'static str, Memory)>,
@@ -149,7 +149,7 @@ impl Report {
 
 impl Section {
     /// One without results yet.
-    pub(crate) fn new(contest: &'static Contest) -> Self {
+    pub(crate) fn new(contest: Contest) -> Self {
         Section { contest, rows: Vec::new(), memory: Vec::new(), absent: Vec::new() }
     }
 
@@ -264,7 +264,7 @@ impl Section {
                 "request_bytes": row.job.load.block,
                 "depth": row.job.load.depth,
                 "connections": row.job.load.connections,
-                "one_cpu": row.job.one_cpu,
+                "cpus": row.job.cpus.name(),
                 "servers": servers.collect::<Vec<_>>(),
                 "ratios": ratios.collect::<Map<_, _>>(),
             })

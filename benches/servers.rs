@@ -19,7 +19,7 @@ use crate::{
     interrupt::{self, poll},
     jobs, libnbd,
     load::{Address, Clients},
-    programs::Programs,
+    programs::{Programs, Release},
 };
 
 /// The user's name and key, in a directory that only we can read. There is nothing to protect.
@@ -82,16 +82,26 @@ impl Server {
 
     fn launch(&mut self, programs: &Programs) -> Result<bool> {
         match self.contestant.kind {
-            Kind::Ours => self.serve(programs.ours.as_deref(), programs),
+            Kind::Ours => {
+                let release = self.release(programs)?;
+                self.serve(release.server.as_deref(), programs)
+            }
             Kind::Nbdkit => self.serve(programs.nbdkit.as_deref(), programs),
             Kind::QemuNbd => self.qemu_nbd(programs),
-            Kind::OursMount | Kind::OursPassthrough => {
-                let Some(program) = &programs.ours_mount else { return Ok(false) };
+            Kind::OursMount | Kind::OursMountSocket | Kind::OursPassthrough => {
+                let release = self.release(programs)?;
+                let Some(program) = &release.mount else { return Ok(false) };
+                let Some(chain) = self.chain(programs)? else { return Ok(false) };
                 let mount = self.mountpoint("mnt", true)?;
-                self.command = [program.into()].into_iter().chain(self.plugin()?).collect();
+                self.command = [program.into()].into_iter().chain(chain).collect();
+                let kind = self.contestant.kind;
                 let mut command = self.command();
                 command.arg("-f");
-                command.arg(if self.contestant.kind == Kind::OursMount { "--no-passthrough" } else { "-r" });
+                command.arg(if kind == Kind::OursPassthrough { "-r" } else { "--no-passthrough" });
+                if kind == Kind::OursMountSocket {
+                    self.spawn(command.arg("-U").arg(&self.place).arg(&mount))?;
+                    return self.await_socket();
+                }
                 self.spawn(command.arg(&mount))?;
                 self.await_mount(mount.join("nbd"))
             }
@@ -127,20 +137,8 @@ impl Server {
     /// An nbdkit, ours or the peer's, on the socket.
     fn serve(&mut self, program: Option<&Path>, programs: &Programs) -> Result<bool> {
         let Some(program) = program else { return Ok(false) };
-        let mut plugin = self.plugin()?;
-        self.command = vec![program.into()];
-        match self.contestant.variant {
-            Variant::Plain | Variant::Tls => {}
-            Variant::CPlugin => {
-                let Some(library) = &programs.file_plugin else { return Ok(false) };
-                plugin[0] = library.into();
-            }
-            Variant::Filters(filters, parameters) => {
-                self.command.extend(filters.iter().map(|filter| format!("--filter={filter}").into()));
-                plugin.extend(parameters.iter().map(Into::into));
-            }
-        }
-        self.command.extend(plugin);
+        let Some(chain) = self.chain(programs)? else { return Ok(false) };
+        self.command = [program.into()].into_iter().chain(chain).collect();
         let mut command = self.command();
         command.args(["-f", "-U"]).arg(&self.place);
         if self.contestant.variant == Variant::Tls {
@@ -150,19 +148,46 @@ impl Server {
         self.await_socket()
     }
 
-    /// The disk as a plugin with its parameters.
-    fn plugin(&self) -> Result<Vec<OsString>> {
+    /// The programs of this project that serve.
+    fn release<'a>(&self, programs: &'a Programs) -> Result<&'a Release> {
+        let earlier = programs.earlier.as_ref();
+        if self.contestant.earlier { earlier.context("no earlier release") } else { Ok(&programs.ours) }
+    }
+
+    /// The filters, and the disk as a plugin with its parameters; None: the plugin is not installed.
+    fn chain(&self, programs: &Programs) -> Result<Option<Vec<OsString>>> {
+        let mut plugin = self.plugin(programs)?;
+        let mut chain = Vec::new();
+        match self.contestant.variant {
+            Variant::Plain | Variant::Tls => {}
+            Variant::CPlugin => {
+                let Some(library) = &programs.file_plugin else { return Ok(None) };
+                plugin = vec![library.into(), self.file_parameter()?];
+            }
+            Variant::Filters(filters, parameters) => {
+                chain.extend(filters.iter().map(|filter| format!("--filter={filter}").into()));
+                plugin.extend(parameters.iter().map(Into::into));
+            }
+        }
+        chain.extend(plugin);
+        Ok(Some(chain))
+    }
+
+    fn file_parameter(&self) -> Result<OsString> {
+        let mut file = OsString::from("file=");
+        file.push(self.image.as_ref().context("no file")?);
+        Ok(file)
+    }
+
+    fn plugin(&self, programs: &Programs) -> Result<Vec<OsString>> {
         Ok(match self.contestant.disk {
             Disk::Memory(size) | Disk::Empty(size) => vec!["memory".into(), size.to_string().into()],
             Disk::Cached | Disk::Cold | Disk::Sparse => {
-                let mut file = OsString::from("file=");
-                file.push(self.image.as_ref().context("no file")?);
                 let uncached = (self.contestant.disk == Disk::Cold).then(|| "cache=none".into());
                 // All contestants serve one image, at the same time.
-                let is_ours =
-                    matches!(self.contestant.kind, Kind::Ours | Kind::OursMount | Kind::OursPassthrough);
-                let unlocked = is_ours.then(|| "lock=off".into());
-                ["file".into(), file].into_iter().chain(uncached).chain(unlocked).collect()
+                let locks = self.contestant.kind.is_ours() && self.release(programs)?.locks;
+                let unlocked = locks.then(|| "lock=off".into());
+                ["file".into(), self.file_parameter()?].into_iter().chain(uncached).chain(unlocked).collect()
             }
         })
     }

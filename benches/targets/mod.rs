@@ -4,7 +4,7 @@ mod list;
 
 use serde_json::{Value, json};
 
-use crate::{jobs::Cell, report::Report, spread::Spread, table::digits};
+use crate::{jobs::Cell, lineup, report::Report, spread::Spread, table::digits};
 
 /// A bound for a number of the report.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ pub(crate) enum Bound {
 
 use Bound::{AtLeast, AtMost};
 use Measure::{Cpu, CpuMs, CpuOfJobs, Figure, LayerNs, Rate, RateOfJobs, Rss, Time};
-use list::TARGETS;
+use list::{NO_SLOWER, TARGETS};
 
 impl Measure {
     /// The job in which two contestants are compared, and those.
@@ -82,7 +82,10 @@ impl Bound {
 /// A target with what was measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
-    pub(crate) target: &'static Target,
+    /// In the words of the table of targets.
+    work: String,
+    measure: Measure,
+    bound: Bound,
     /// None: not measured here.
     pub(crate) value: Option<Spread>,
     /// CPU time in µs and system calls for a request, of both contestants where two are compared.
@@ -92,7 +95,12 @@ pub(crate) struct Verdict {
 impl Verdict {
     /// None: not measured.
     pub(crate) fn met(&self) -> Option<bool> {
-        self.value.map(|value| self.target.bound.holds(value))
+        self.value.map(|value| self.bound.holds(value))
+    }
+
+    /// The earlier release takes part in it.
+    pub(crate) fn needs_baseline(&self) -> bool {
+        self.measure.versus().is_some_and(|(_, _, over)| lineup::is_earlier(over))
     }
 
     /// Its line in the table of targets.
@@ -106,18 +114,18 @@ impl Verdict {
             None => "not measured",
         };
         let [cpu, syscalls] = self.costs.clone();
-        vec![self.target.work.into(), self.target.bound.text(), value, range, met.into(), cpu, syscalls]
+        vec![self.work.clone(), self.bound.text(), value, range, met.into(), cpu, syscalls]
     }
 
     /// For programs.
     pub(crate) fn json(&self) -> Value {
-        let (at_least, at_most) = match self.target.bound {
+        let (at_least, at_most) = match self.bound {
             AtLeast(bound) => (Some(bound), None),
             AtMost(bound) => (None, Some(bound)),
         };
         json!({
-            "work": self.target.work,
-            "job": self.target.measure.versus().map(|(job, ..)| job),
+            "work": self.work,
+            "job": self.measure.versus().map(|(job, ..)| job),
             "at_least": at_least,
             "at_most": at_most,
             "value": self.value.map(Spread::json),
@@ -128,20 +136,44 @@ impl Verdict {
 
 /// What the target of a ratio of rates is and whether it is met, to go behind the ratio; empty: there is none.
 pub(crate) fn of_rate(verdicts: &[Verdict], job: &str, of: &str, over: &str) -> String {
-    let mine = |v: &&Verdict| matches!(v.target.measure, Rate(j, o, p) if (j, o, p) == (job, of, over));
+    let mine = |v: &&Verdict| matches!(v.measure, Rate(j, o, p) if (j, o, p) == (job, of, over));
     let Some(verdict) = verdicts.iter().find(mine) else { return String::new() };
     let mark = if verdict.met() == Some(true) { '✓' } else { '✗' };
-    format!(" {} {mark}", verdict.target.bound.text())
+    format!(" {} {mark}", verdict.bound.text())
 }
 
-/// All targets, in their order.
+/// All targets, in their order, and behind them the rows that ran beside the earlier release.
 pub(crate) fn verdicts(report: &Report) -> Vec<Verdict> {
-    let verdict = |target: &'static Target| Verdict {
-        target,
-        value: measure(report, target.measure),
-        costs: costs(report, target.measure),
+    let verdict = |work: String, what: Measure, bound: Bound| Verdict {
+        work,
+        measure: what,
+        bound,
+        value: measure(report, what),
+        costs: costs(report, what),
     };
-    TARGETS.iter().map(verdict).collect()
+    let listed = TARGETS.iter().map(|target| verdict(target.work.into(), target.measure, target.bound));
+    let rows = against_earlier(report).map(|(job, of, over)| {
+        let who = if of == "ours" { String::new() } else { format!("{of}, ") };
+        verdict(format!("{job}, {who}earlier release"), Rate(job, of, over), AtLeast(NO_SLOWER))
+    });
+    listed.chain(rows).collect()
+}
+
+/// The rows in which the earlier release took part and for which the list has no bound of their own: id of the job, and
+/// the contestants.
+fn against_earlier(report: &Report) -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let listed = |row: (&str, &str, &str)| {
+        TARGETS.iter().any(|target| matches!(target.measure, Rate(j, o, p) if (j, o, p) == row))
+    };
+    let pairs = report.sections.iter().flat_map(|section| {
+        let pairs = section.contest.ratios.iter().filter(|(_, over)| lineup::is_earlier(over));
+        pairs.flat_map(|&(of, over)| {
+            // A contestant may be left out of some jobs.
+            let rows = section.rows.iter().filter(move |row| row.ratio(of, over).is_some());
+            rows.map(move |row| (row.job.id, of, over))
+        })
+    });
+    pairs.filter(move |row| !listed(*row))
 }
 
 /// The costs behind a number, as [`Verdict`] has them; empty where it is not about two contestants.
@@ -187,7 +219,11 @@ fn measure(report: &Report, measure: Measure) -> Option<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contests::CONTESTS;
+    use crate::{
+        contests::CONTESTS,
+        jobs::Sample,
+        report::{Row, Section},
+    };
 
     #[test]
     fn bounds_have_a_direction() {
@@ -214,11 +250,40 @@ mod tests {
             };
             for job in jobs {
                 let contest = CONTESTS.iter().find(|c| c.jobs.iter().any(|j| j.id == job)).expect(job);
+                let contest = lineup::lineup(contest, true, &[]);
                 for name in &names {
                     assert!(contest.contestants.iter().any(|c| c.name == *name), "{job}: {name}");
                 }
             }
         }
+    }
+
+    /// A report of one job, in which each of ours has twice the rate of its earlier release.
+    fn beside_earlier(id: &str) -> Report {
+        let contest = CONTESTS.iter().find(|c| c.jobs.iter().any(|j| j.id == id)).unwrap();
+        let job = contest.jobs.iter().find(|job| job.id == id).unwrap();
+        let mut section = Section::new(lineup::lineup(contest, true, &[]));
+        let cells = section.contest.contestants.iter().map(|contestant| {
+            let requests = if contestant.earlier { 1 } else { 2 };
+            let samples = vec![Sample { requests, seconds: 1.0, ..Sample::default() }];
+            let (name, ours) = (contestant.name, contestant.is_ours());
+            Cell { name, ours, samples, syscalls: None, problem: None }
+        });
+        section.rows.push(Row { job, cells: cells.collect() });
+        Report { sections: vec![section], ..Report::default() }
+    }
+
+    #[test]
+    fn each_row_has_one_bar_against_the_earlier_release() {
+        let bars = |id: &str| -> Vec<_> {
+            let bars = verdicts(&beside_earlier(id)).into_iter().filter(Verdict::needs_baseline);
+            bars.filter(|bar| bar.met() == Some(true)).map(|bar| (bar.work, bar.bound)).collect()
+        };
+        let [ours, third] = bars("cold-read-d64").try_into().unwrap();
+        assert_eq!(ours, ("cold-read-d64, earlier release".into(), AtLeast(NO_SLOWER)));
+        assert_eq!(third, ("cold-read-d64, five filters, earlier release".into(), AtLeast(NO_SLOWER)));
+        let [(_, bound)] = bars("fuse-c-plugin-d16").try_into().unwrap();
+        assert_eq!(bound, AtLeast(1.5));
     }
 
     #[test]
