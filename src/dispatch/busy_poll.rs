@@ -106,12 +106,13 @@ impl BusyPoll {
         self.asleep = Some(Instant::now());
     }
 
-    /// The thread is awake again: learns from how long that took.
-    pub fn wake_up(&mut self) {
-        let Some(asleep) = self.asleep.take() else { return };
+    /// The thread is awake again: learns from how long that took, and returns it.
+    pub fn wake_up(&mut self) -> Duration {
+        let Some(asleep) = self.asleep.take() else { return Duration::ZERO };
         let took = asleep.elapsed();
         (self.worth, self.at_once) = (took < SHORT, took < NONE);
         self.awake.0.fetch_add(1, Ordering::Relaxed);
+        took
     }
 }
 

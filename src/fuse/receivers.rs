@@ -7,8 +7,9 @@
 //!   about to take. When those that listen do not keep up, one is let go.
 //! - One of those that are parked stands by: if all that listen are held up by their requests, it takes their place. So a
 //!   request that may wait can run where it was received, without another thread, and holds up nobody for long.
-//! - [Busy polling](BusyPoll): poll(2) tells whether there is another request, which fuser then finds at once. (A device
-//!   that does not block would make fuser spin for ever.) Any descriptor tells, for the kernel has one queue for all.
+//! - [Busy polling](BusyPoll), where it has been dear to sleep, as it is when the client has a CPU of its own: poll(2)
+//!   tells whether there is another request, which fuser then finds at once. (A device that does not block would make fuser
+//!   spin for ever.) Any descriptor tells, for the kernel has one queue for all.
 
 use std::{
     cell::RefCell,
@@ -17,7 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nbdkit_dispatch::{Awake, BusyPoll};
@@ -28,10 +29,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const TICK: Duration = Duration::from_millis(2);
 /// After so many ticks without a request it does not look until there is one.
 const QUIET: u32 = 16;
-/// After so many requests in a row that were there already, another thread is let go …
+/// Of so many requests, one is looked at: whether another one waits when it is done.
+const SAMPLE: u32 = 16;
+/// If that is so so many times in a row, another thread is let go, …
 const BUSY: u32 = 4;
-/// … and after so many that were waited for, this one is parked.
-const IDLE: u32 = 16;
+/// … unless there are enough, one for two CPUs, and a request takes no longer than this: it would take longer to wake the
+/// thread, on a CPU that those need who make the requests.
+const LONG: Duration = Duration::from_micros(20);
+/// If that is not so so many times in a row, this thread is parked.
+const IDLE: u32 = 4;
+/// To sleep for less than this is cheap: the client runs meanwhile, on the same CPU.
+const CHEAP: Duration = Duration::from_micros(10);
+/// After so many sleeps in a row that were not cheap, busy polling begins, …
+const DEAR: u32 = 8;
+/// … and after so many requests that it has found, it is asked again whether it would be cheap to sleep.
+const FOUND: u32 = 512;
 
 thread_local! {
     /// What this thread knows, if it receives.
@@ -76,11 +88,17 @@ struct State {
 struct Receiver {
     shared: Arc<Shared>,
     poll: BusyPoll,
-    /// Busy polling has found the next request; at once, or by and by.
-    found: Option<bool>,
-    /// How many requests in a row were there already,
+    /// How many sleeps in a row were not cheap.
+    dear: u32,
+    /// How many requests busy polling has found since that began, and whether it has found the next one.
+    found: u32,
+    has_found: bool,
+    /// Requests until one is looked at, and since when it runs.
+    sample: u32,
+    since: Option<Instant>,
+    /// How many in a row of those were followed by another one at once,
     busy: u32,
-    /// or were waited for.
+    /// or were not.
     idle: u32,
 }
 
@@ -113,8 +131,7 @@ impl Receivers {
             Some(receiver) => receiver.wake_up(),
             None => {
                 self.0.state.lock().known += 1;
-                let poll = BusyPoll::new(self.0.awake.clone());
-                *receiver = Some(Receiver { shared: self.0.clone(), poll, found: None, busy: 0, idle: 0 });
+                *receiver = Some(Receiver::new(self.0.clone()));
             }
         });
         Received { shared: &self.0, answered: true }
@@ -127,33 +144,71 @@ impl Receivers {
 }
 
 impl Receiver {
+    fn new(shared: Arc<Shared>) -> Self {
+        let poll = BusyPoll::new(shared.awake.clone());
+        Receiver {
+            shared,
+            poll,
+            dear: 0,
+            found: 0,
+            has_found: false,
+            sample: SAMPLE,
+            since: None,
+            busy: 0,
+            idle: 0,
+        }
+    }
+
     fn wake_up(&mut self) {
-        self.poll.wake_up();
-        if self.found.take().unwrap_or_else(|| self.poll.was_at_once()) {
-            (self.busy, self.idle) = (self.busy + 1, 0);
-            if self.busy >= BUSY {
-                self.busy = 1;
-                self.shared.release_one();
+        let slept = self.poll.wake_up();
+        self.learn(slept);
+        self.sample -= 1;
+        self.since = (self.sample == 0).then(Instant::now);
+    }
+
+    /// This thread has slept so long for a request, unless busy polling has found it.
+    fn learn(&mut self, slept: Duration) {
+        if std::mem::take(&mut self.has_found) {
+            self.found += 1;
+            if self.found >= FOUND {
+                (self.dear, self.found) = (0, 0);
             }
         } else {
-            (self.busy, self.idle) = (0, self.idle + 1);
+            self.dear = if slept < CHEAP { 0 } else { self.dear + 1 };
         }
     }
 
     /// A request was dealt with; `answered`, by this thread, so that the next may come soon.
     fn fall_asleep(&mut self, answered: bool) {
-        if answered && self.busy == 0 {
-            let found = self.poll.find(|| self.shared.has_request());
-            self.found = found.map(|()| self.poll.was_at_once());
+        if let Some(since) = self.since.take() {
+            self.sample = SAMPLE;
+            self.look(self.shared.has_request(), since.elapsed());
+        }
+        if answered && self.dear >= DEAR {
+            self.has_found = self.poll.find(|| self.shared.has_request().then_some(())).is_some();
         }
         self.poll.fall_asleep();
-        if (self.idle >= IDLE || !self.shared.standby.load(SeqCst))
-            && self.found.is_none()
-            && self.shared.park()
-        {
+        let unneeded = self.idle >= IDLE || !self.shared.standby.load(SeqCst);
+        if unneeded && !self.has_found && self.shared.park() {
             self.idle = 0;
             self.poll.wake_up();
             self.poll.fall_asleep();
+        }
+    }
+
+    /// A request that took so long is done, and there is `another` or not.
+    fn look(&mut self, another: bool, took: Duration) {
+        if !another {
+            (self.busy, self.idle) = (0, self.idle + 1);
+            return;
+        }
+        (self.busy, self.idle) = (self.busy + 1, 0);
+        if self.busy >= BUSY {
+            self.busy = 0;
+            let enough = (self.poll.cpus() / 2).max(1);
+            if took > LONG || self.shared.active.load(SeqCst) < enough {
+                self.shared.release_one();
+            }
         }
     }
 }
@@ -167,10 +222,9 @@ impl Drop for Receiver {
 }
 
 impl Shared {
-    fn has_request(&self) -> Option<()> {
+    fn has_request(&self) -> bool {
         let mut device = [PollFd::new(&self.device, PollFlags::IN)];
-        let found = poll(&mut device, Some(&Timespec::default())).unwrap_or(0);
-        (found > 0).then_some(())
+        poll(&mut device, Some(&Timespec::default())).is_ok_and(|found| found > 0)
     }
 
     /// Lets another thread listen, but for the one that stands by.

@@ -56,28 +56,24 @@ fn those_that_are_too_many_are_parked_and_let_go_when_there_is_much_to_do() {
         for _ in 0..COUNT - 1 {
             let tell = tell.clone();
             scope.spawn(move || {
-                // Requests that come slowly.
+                // None of these is followed by another one at once.
                 while !receivers.0.state.lock().over {
                     drop(receivers.receive());
-                    thread::sleep(Duration::from_micros(200));
                 }
                 tell.send(()).unwrap();
             });
         }
         // The thread of the test is the fourth.
         until(|| active() == 1 && receivers.may_wait());
-        let mut receiver = Receiver {
-            shared: receivers.0.clone(),
-            poll: BusyPoll::new(Awake::default()),
-            found: None,
-            busy: 0,
-            idle: 0,
-        };
-        for _ in 0..2 * BUSY {
-            receiver.found = Some(true);
-            receiver.wake_up();
+        let mut receiver = Receiver::new(receivers.0.clone());
+        let done = receivers.0.done.load(SeqCst);
+        // Short requests need one thread for two CPUs.
+        (0..BUSY).for_each(|_| receiver.look(true, Duration::ZERO));
+        if receiver.poll.cpus() < 4 {
+            assert_eq!((active(), receivers.0.done.load(SeqCst)), (1, done));
         }
-        until(|| active() > 1);
+        (0..BUSY).for_each(|_| receiver.look(true, LONG * 2));
+        until(|| receivers.0.done.load(SeqCst) > done);
         assert!(active() < COUNT, "one stands by");
         // A thread ends.
         drop(receiver);
@@ -89,10 +85,29 @@ fn those_that_are_too_many_are_parked_and_let_go_when_there_is_much_to_do() {
 fn a_request_is_seen_before_it_is_read() {
     let (device, write) = silence();
     let receivers = Receivers::new(1, device);
-    assert_eq!(receivers.0.has_request(), None);
+    assert!(!receivers.0.has_request());
     rustix::io::write(&write, b"x").unwrap();
-    assert_eq!(receivers.0.has_request(), Some(()));
+    assert!(receivers.0.has_request());
     // One that is gone is a reason to read too.
     let gone = Receivers::new(1, File::open("/dev/null").unwrap().into());
-    assert_eq!(gone.0.has_request(), Some(()));
+    assert!(gone.0.has_request());
+}
+
+#[test]
+fn it_polls_only_where_it_is_dear_to_sleep() {
+    let (device, _write) = silence();
+    let mut receiver = Receiver::new(Receivers::new(1, device).0);
+    (0..DEAR).for_each(|_| receiver.learn(CHEAP));
+    assert_eq!(receiver.dear, DEAR);
+    for _ in 0..FOUND - 1 {
+        receiver.has_found = true;
+        receiver.learn(Duration::ZERO);
+        assert_eq!(receiver.dear, DEAR, "it was not slept for");
+    }
+    receiver.has_found = true;
+    receiver.learn(Duration::ZERO);
+    assert_eq!(receiver.dear, 0, "is it still so?");
+    receiver.learn(CHEAP);
+    receiver.learn(CHEAP / 2);
+    assert_eq!(receiver.dear, 0);
 }
