@@ -310,7 +310,8 @@ impl Handle for Fitted {
         let (call, may_wait) = (*request.call(), request.may_wait());
         let changes = matches!(call.op, Op::Write | Op::Trim | Op::Zero);
         let locked = changes && self.limits.min > 1;
-        if call.op == Op::Flush || (request.may_lend() && !locked) || (self.limits.take(&call) && !locked) {
+        let fits = self.limits.take(&call) && call.op != Op::Extents;
+        if call.op == Op::Flush || (request.may_lend() && !locked) || (fits && !locked) {
             return self.next.pass(request);
         }
         match request.data() {

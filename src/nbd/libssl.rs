@@ -59,8 +59,8 @@ functions! {
     SSL_CTX_set_cert_store SSL_CTX_set_cipher_list SSL_CTX_set_ciphersuites SSL_CTX_set_ex_data
     SSL_CTX_set_keylog_callback SSL_CTX_set_num_tickets SSL_CTX_set_options SSL_CTX_set_psk_server_callback SSL_CTX_set_verify
     SSL_CTX_up_ref SSL_CTX_use_PrivateKey_file SSL_CTX_use_certificate_chain_file SSL_accept SSL_free
-    SSL_get1_peer_certificate SSL_get_current_cipher SSL_get_error SSL_get_ex_data SSL_get_rbio
-    SSL_get_verify_result SSL_get_version SSL_new SSL_pending SSL_read_ex SSL_set_bio SSL_set_ex_data
+    SSL_get1_peer_certificate SSL_get_SSL_CTX SSL_get_current_cipher SSL_get_error SSL_get_ex_data SSL_get_rbio
+    SSL_get_verify_result SSL_get_version SSL_is_init_finished SSL_new SSL_pending SSL_read_ex SSL_set_bio SSL_set_ex_data
     SSL_shutdown SSL_state_string_long SSL_write_ex TLS_server_method X509_LOOKUP_file X509_STORE_add_cert X509_STORE_add_lookup
     X509_STORE_free X509_STORE_new X509_STORE_set_flags X509_free X509_get_issuer_name X509_get_subject_name
     X509_getm_notAfter X509_getm_notBefore X509_gmtime_adj X509_load_crl_file X509_verify_cert_error_string

@@ -97,6 +97,11 @@ fn flags_are_those_of_the_c_nbdkit() {
             if key == "can_fast_zero" && words.contains(&disk) {
                 continue;
             }
+            // Newer versions of the C nbdkit tell it.
+            if key == "block_size_minimum" && words.contains(&"memory") {
+                assert_eq!(ours["exports"][0][key], 1, "{words:?}");
+                continue;
+            }
             assert_eq!(ours["exports"][0][key], theirs["exports"][0][key], "{key} of {words:?}");
         }
     }
