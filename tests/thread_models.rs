@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Chain, Errno, Error, Handle, Info, Open, Plugin, Result, Stop, ThreadModel};
+use nbdkit_core::{Chain, Errno, Error, Handle, Info, Open, Plugin, Result, ShutdownFlag, ThreadModel};
 use parking_lot::{Condvar, Mutex};
 
 use crate::util;
@@ -132,7 +132,7 @@ fn over_nbd(model: ThreadModel, overlap: usize) -> Arc<Census> {
     let dir = util::temp();
     let socket = dir.path().join("sock");
     let listener = nbdkit_nbd::listen::unix(&socket).expect("listen");
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(ShutdownFlag::new());
     std::thread::scope(|scope| {
         let server = scope.spawn({
             let stop = stop.clone();
@@ -169,7 +169,7 @@ fn over_fuse(model: ThreadModel, overlap: usize) -> Arc<Census> {
         passthrough: false,
         ..nbdkit_fuse::Config::default()
     };
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(ShutdownFlag::new());
     let mount = nbdkit_fuse::Mount::new(chain, config, stop.clone()).expect("mount");
     let file = mount.file().to_owned();
     let server = std::thread::spawn(move || mount.wait());

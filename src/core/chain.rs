@@ -18,7 +18,7 @@ use log::debug;
 use parking_lot::RwLock;
 
 use crate::{
-    Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, Stop, ThreadModel,
+    Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ShutdownFlag, ThreadModel,
     locks::Locks, next::CONTROLPATH, stats::Stats,
 };
 
@@ -40,7 +40,7 @@ pub struct Chain {
     /// No client is given the right to write.
     readonly: bool,
     pub(crate) locks: Locks,
-    server: Arc<Stop>,
+    server: Arc<ShutdownFlag>,
     observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
     pub(crate) observer_count: AtomicUsize,
     stats: Option<Stats>,
@@ -67,7 +67,7 @@ impl Chain {
             model: ThreadModel::Parallel,
             readonly: false,
             locks: Locks::new(ThreadModel::Parallel),
-            server: Arc::new(Stop::new()),
+            server: Arc::new(ShutdownFlag::new()),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
             stats: None,
@@ -85,7 +85,7 @@ impl Chain {
     }
 
     /// The flag that shuts down the server of this chain. Doors watch it, and clients are made with it.
-    pub fn server(&self) -> &Arc<Stop> {
+    pub fn server(&self) -> &Arc<ShutdownFlag> {
         &self.server
     }
 
@@ -339,7 +339,7 @@ impl Below {
     }
 
     /// The flag that shuts down the server, for what must raise it without a client.
-    pub fn server(&self) -> &Arc<Stop> {
+    pub fn server(&self) -> &Arc<ShutdownFlag> {
         self.chain.server()
     }
 

@@ -30,7 +30,7 @@ mod next;
 mod plugin;
 mod request;
 mod session;
-mod stop;
+mod shutdown_flag;
 mod whole_extents;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
@@ -49,4 +49,4 @@ pub use request::{
     Call, Completed, Completions, Data, Outcome, Payload, Pending, Request, Started, Task, Wake,
 };
 pub use session::{Connection, Session};
-pub use stop::Stop;
+pub use shutdown_flag::ShutdownFlag;

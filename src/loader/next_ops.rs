@@ -23,7 +23,7 @@ use std::{
 };
 
 use nbdkit_abi as abi;
-use nbdkit_core::{Below, Client, Errno, Error, Next, Open, Peer, Result, Stop};
+use nbdkit_core::{Below, Client, Errno, Error, Next, Open, Peer, Result, ShutdownFlag};
 use parking_lot::Mutex;
 
 pub(crate) use extents::{nbdkit_extents_aligned, nbdkit_extents_full};
@@ -248,7 +248,7 @@ pub(crate) unsafe extern "C" fn nbdkit_next_context_open(
 /// What a filter asks for that opens a layer itself.
 fn wish(readonly: bool, export_name: OsString, shared: bool) -> Result<Open> {
     if shared {
-        let server = server().cloned().unwrap_or_else(|| Arc::new(Stop::new()));
+        let server = server().cloned().unwrap_or_else(|| Arc::new(ShutdownFlag::new()));
         let client = Arc::new(Client::new(0, Peer::Local, server));
         return Ok(Open { readonly, export_name, tls: false, client });
     }

@@ -50,7 +50,7 @@ use std::{
     time::Duration,
 };
 
-use nbdkit_core::{Chain, Stop};
+use nbdkit_core::{Chain, ShutdownFlag};
 
 pub use listen::Listener;
 
@@ -143,7 +143,7 @@ pub fn serve(
     chain: Arc<Chain>,
     config: Config,
     listeners: Vec<Listener>,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
     aside: Option<Aside<'_>>,
 ) -> anyhow::Result<()> {
     server::Server::new(chain, config, stop).run(&listeners, aside)
@@ -159,7 +159,7 @@ pub fn serve_one(
     config: Config,
     input: OwnedFd,
     output: OwnedFd,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
 ) -> anyhow::Result<()> {
     server::Server::new(chain, config, stop).run_one(input, output)
 }

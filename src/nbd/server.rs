@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nbdkit_core::{Chain, Client, Peer, Stop};
+use nbdkit_core::{Chain, Client, Peer, ShutdownFlag};
 use parking_lot::{Condvar, Mutex};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
@@ -34,7 +34,7 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 pub(crate) struct Server {
     chain: Arc<Chain>,
     config: Config,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
     awake: Awake,
     roll: Arc<Roll>,
 }
@@ -62,7 +62,7 @@ struct Live {
 }
 
 impl Server {
-    pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> Arc<Self> {
+    pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<ShutdownFlag>) -> Arc<Self> {
         Arc::new(Server { chain, config, stop, awake: Awake::default(), roll: Arc::default() })
     }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use nbdkit_cli::{
     captive, daemon, descriptors, parent, pidfile, progress::Throughput, signals, stdio::Stdio,
 };
-use nbdkit_core::{Chain, Stop};
+use nbdkit_core::{Chain, ShutdownFlag};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
@@ -203,7 +203,7 @@ fn serve(
     mount: &Mount,
     chain: &Arc<Chain>,
     socket: Option<&mut Socket>,
-    stop: &Arc<Stop>,
+    stop: &Arc<ShutdownFlag>,
     (ready, ready_fd): (daemon::Ready, Option<ReadyFd>),
     stdio: &Stdio,
 ) -> Result<(Option<captive::Captive>, Option<Server>)> {
@@ -226,7 +226,12 @@ fn serve(
 }
 
 /// Serves the same chain over NBD.
-fn nbd_door(plan: &Plan, chain: &Arc<Chain>, socket: &mut Socket, stop: &Arc<Stop>) -> Result<Server> {
+fn nbd_door(
+    plan: &Plan,
+    chain: &Arc<Chain>,
+    socket: &mut Socket,
+    stop: &Arc<ShutdownFlag>,
+) -> Result<Server> {
     let config = nbdkit_nbd::Config {
         readonly: plan.readonly,
         threads: plan.threads,
