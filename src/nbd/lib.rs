@@ -119,18 +119,18 @@ impl Default for Config {
     }
 }
 
-/// What the thread that waits for clients looks after beside them.
+/// A further descriptor that the accepting thread polls beside the listeners.
 #[derive(Clone, Copy)]
-pub struct Aside<'a> {
-    /// What it waits for: something to read from here.
+pub struct AuxiliaryDescriptor<'a> {
+    /// Polled for input.
     pub fd: BorrowedFd<'a>,
-    /// What it does then; it must not wait.
+    /// Called when there is input; it must not block.
     pub ready: &'a dyn Fn(),
 }
 
-impl std::fmt::Debug for Aside<'_> {
+impl std::fmt::Debug for AuxiliaryDescriptor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Aside({:?})", self.fd)
+        write!(f, "AuxiliaryDescriptor({:?})", self.fd)
     }
 }
 
@@ -144,9 +144,9 @@ pub fn serve(
     config: Config,
     listeners: Vec<Listener>,
     stop: Arc<ShutdownFlag>,
-    aside: Option<Aside<'_>>,
+    auxiliary: Option<AuxiliaryDescriptor<'_>>,
 ) -> anyhow::Result<()> {
-    server::Server::new(chain, config, stop).run(&listeners, aside)
+    server::Server::new(chain, config, stop).run(&listeners, auxiliary)
 }
 
 /// Serves one client, who is at the other end of `input` and `output` (one socket, or two pipes), until it or
