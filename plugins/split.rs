@@ -7,9 +7,9 @@ use nbdkit_common::Regions;
 use nbdkit_core::{Above, Errno, Error, Handle, Info, Open, Plugin, Result};
 
 use crate::{
-    backing::Backing,
+    block_file::BlockFile,
+    concat::{Concat, Segment},
     image::Care,
-    joined::{Joined, Part},
     lock::{Access, Lock},
 };
 
@@ -32,9 +32,9 @@ struct Split {
 
 impl Split {
     /// Opens the files, and tells whether all of them can be written to; with their locks.
-    fn open_files(&self, readonly: bool) -> Result<(Vec<Backing>, bool, Vec<Lock>)> {
+    fn open_files(&self, readonly: bool) -> Result<(Vec<BlockFile>, bool, Vec<Lock>)> {
         let files: Vec<_> =
-            self.files.iter().map(|path| Backing::open(path, readonly)).collect::<Result<_>>()?;
+            self.files.iter().map(|path| BlockFile::open(path, readonly)).collect::<Result<_>>()?;
         let mut writable = !readonly;
         if let (Some(first), Some(last), Some(name)) = (files.first(), files.last(), self.files.first()) {
             self.care.tell_format((first.file(), name), last.file());
@@ -45,9 +45,9 @@ impl Split {
                 self.care.tell_fallback(file.file(), name);
             }
         }
-        writable = writable && files.iter().all(Backing::is_writable);
+        writable = writable && files.iter().all(BlockFile::is_writable);
         let lock =
-            |(file, name): (&Backing, &PathBuf)| self.care.lock(file.file(), name, Access::new(writable));
+            |(file, name): (&BlockFile, &PathBuf)| self.care.lock(file.file(), name, Access::new(writable));
         let locks: Vec<_> = files.iter().zip(&self.files).map(lock).collect::<Result<_>>()?;
         Ok((files, writable, locks.into_iter().flatten().collect()))
     }
@@ -67,7 +67,7 @@ impl Plugin for Split {
             return self.care.config(key, value);
         }
         let path = std::path::absolute(value).with_context(|| format!("file={}", value.display()))?;
-        Backing::check(&path)?;
+        BlockFile::check(&path)?;
         self.files.push(path);
         Ok(true)
     }
@@ -97,11 +97,11 @@ impl Plugin for Split {
         }
         let mut disk = Regions::new();
         for (file, path) in files.into_iter().zip(&self.files) {
-            disk.push(file.length(), Part::File(file)).ok_or_else(|| {
+            disk.push(file.length(), Segment::File(file)).ok_or_else(|| {
                 Error::new(Errno::EFBIG, format!("{}: the disk would pass 2^63-1 bytes", path.display()))
             })?;
         }
-        Ok(Box::new(Joined::new(Arc::new(disk)).keeping(locks)))
+        Ok(Box::new(Concat::new(Arc::new(disk)).keeping(locks)))
     }
 }
 

@@ -2,10 +2,10 @@
 
 mod file;
 mod filesystem;
-mod inside;
 mod life;
+mod loop_mount;
 mod overlay;
 mod stats;
 mod system;
 mod tree;
-mod two_doors;
+mod two_front_ends;
