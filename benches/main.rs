@@ -134,7 +134,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let report = bench.report()?;
     let machine = machine::describe(&programs, &plan);
     let mut verdicts = targets::verdicts(&report);
-    // Whoever asks for a part knows that the rest is not there.
+    // A run limited to some contests is known to lack the rest.
     verdicts.retain(|verdict| args.only.is_none() || verdict.met().is_some());
 
     println!("{}\n\n{}", machine.text, report.text(&verdicts));

@@ -15,7 +15,7 @@ pub(crate) fn new() -> Box<dyn Filter> {
 }
 
 struct ExitLast {
-    /// The clients that have opened an export, by the address of their state: two doors may give out the same
+    /// The clients that have opened an export, by the address of their state: two front ends may give out the same
     /// number, and an address is not used again before its client was taken out.
     clients: Arc<Mutex<HashSet<usize>>>,
 }

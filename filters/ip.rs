@@ -203,7 +203,7 @@ enum Stage {
 
 impl Ip {
     fn check(&self, client: Option<&Arc<Client>>, stage: Stage) -> Result<()> {
-        // Whoever mounts the disk holds the server itself.
+        // The user who mounts the disk runs the server itself.
         let Some(client) = client.filter(|client| !matches!(client.peer, Peer::Local)) else { return Ok(()) };
         if self.permits(client, stage) {
             return Ok(());

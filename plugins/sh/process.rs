@@ -272,7 +272,7 @@ impl Conversation<'_> {
                 }
             }
         }
-        // What it said is in the pipe; whoever else holds the pipe is not waited for.
+        // Its output is in the pipe; other processes that hold the pipe open are not waited for.
         self.listen()?;
         Ok(Ended {
             how: self.child.how.unwrap_or(How::GivenUp),

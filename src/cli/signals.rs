@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGQUIT ask for a clean end, as the end of the `--run` command does.
 //!
-//! Both are events of one descriptor, so whoever waits for clients can wait for them too; where the main thread waits for
-//! something else, a thread does.
+//! Both are events of one descriptor, so a thread that waits for clients can wait for them too; where the main thread
+//! waits for something else, a thread does.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},

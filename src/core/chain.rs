@@ -22,7 +22,7 @@ use crate::{
     locks::Locks, next::CONTROLPATH, stats::Stats,
 };
 
-/// A door that wants to know what other sessions change, so that its caches stay true.
+/// A front end that wants to know what other sessions change, so that its caches stay true.
 pub trait WriteObserver: Send + Sync {
     /// The range `offset..offset+length` of the export was changed by a session other than the observer's
     /// own. Called after the request left the chain and before its client hears of it.
@@ -84,7 +84,7 @@ impl Chain {
         &self.names[self.filters.len()]
     }
 
-    /// The flag that shuts down the server of this chain. Doors watch it, and clients are made with it.
+    /// The flag that shuts down the server of this chain. Front ends watch it, and clients are made with it.
     pub fn server(&self) -> &Arc<ShutdownFlag> {
         &self.server
     }
@@ -210,7 +210,7 @@ impl Chain {
         Below { chain: self.clone(), level, client: None }
     }
 
-    /// The whole chain, as something beneath a door, on behalf of a client.
+    /// The whole chain, as something beneath a front end, on behalf of a client.
     pub(crate) fn whole(self: &Arc<Self>, client: Option<&Arc<Client>>) -> Below {
         Below { client: client.cloned(), ..self.below(self.filters.len() + 1) }
     }
@@ -242,7 +242,7 @@ impl Chain {
         Ok(crate::Connection::new(self.clone(), client, readonly, permit))
     }
 
-    /// Registers a door that wants to know what others write. It ends when the door drops its side.
+    /// Registers a front end that wants to know what others write. It ends when the front end drops its side.
     pub fn observe(&self, observer: &Arc<dyn WriteObserver>) {
         let mut observers = self.observers.write();
         observers.retain(|o| o.strong_count() > 0);

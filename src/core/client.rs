@@ -14,7 +14,7 @@ use crate::{Errno, Error, Result, ShutdownFlag};
 /// Where a client comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Peer {
-    /// A door that has no peer: the FUSE mount, or the server itself.
+    /// A front end that has no peer: the FUSE mount, or the server itself.
     #[default]
     Local,
     /// A TCP client.
@@ -129,7 +129,7 @@ impl Client {
         &self.server
     }
 
-    /// Sleeps, unless the client goes away or the server shuts down meanwhile. The door raises
+    /// Sleeps, unless the client goes away or the server shuts down meanwhile. The front end raises
     /// [`gone`](Self::gone) in either case.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// However a client ends, whoever waits for it to be gone hears of it.
+    /// However a client ends, those that wait for it to be gone are woken.
     fn drop(&mut self) {
         self.gone.raise();
     }

@@ -95,7 +95,7 @@ impl Mount {
     /// Opens the export, mounts it and returns when the mount answers. The chain's `after_fork` was called.
     ///
     /// # Errors
-    /// Those of the chain, before anything is mounted; a mountpoint or an option that does not do; those of mount(2)
+    /// Those of the chain, before anything is mounted; a mountpoint or an option that is not usable; those of mount(2)
     /// and of fusermount3. Nothing is left behind.
     pub fn new(chain: Arc<Chain>, config: Config, stop: Arc<ShutdownFlag>) -> anyhow::Result<Mount> {
         let mountpoint = mountpoint::check(&config.mountpoint)?;
@@ -422,7 +422,7 @@ fn choose(
     Ok((Tree::directory(names), exports))
 }
 
-/// Threads that receive requests, and run those that need no wait: one for each CPU, and one that stands by.
+/// Threads that receive requests, and run those that need no wait: one for each CPU, and one on standby.
 fn receivers() -> usize {
     thread::available_parallelism().map_or(2, usize::from) + 1
 }

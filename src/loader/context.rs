@@ -69,7 +69,8 @@ pub(crate) enum Say {
     /// At once.
     #[default]
     AtOnce,
-    /// When the call is over; if it failed, the last message is the reason and whoever hears of it reports it.
+    /// When the call is over; if it failed, the last message is the reason, and the code that handles the failure
+    /// reports it.
     Later,
 }
 

@@ -46,7 +46,7 @@ pub(crate) struct NextLayer {
 }
 
 impl NextLayer {
-    /// Opens the layers of `below`. They belong to whoever has the pointer.
+    /// Opens the layers of `below`. They belong to the holder of the pointer.
     fn open(below: &Below, open: &Open) -> Result<*mut NextLayer> {
         let next = below.open(open)?;
         let (strings, finalized) = (Strings::default(), AtomicBool::new(false));
@@ -133,7 +133,7 @@ impl Context {
     /// # Errors
     /// `EIO` if there is none.
     pub(crate) fn next(&self) -> Result<&NextLayer> {
-        // SAFETY: the layer is closed by whoever takes it from here, when no request is running (that is the
+        // SAFETY: the layer is closed by the code that takes it from here, when no request is running (that is the
         // filter's part of the interface), or when the context is dropped.
         unsafe { NextLayer::from_ptr(self.next_ptr()) }
     }

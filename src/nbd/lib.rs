@@ -1,4 +1,4 @@
-//! The NBD door: listeners, the handshake and the transmission loop in front of a [`Chain`].
+//! The NBD front end: listeners, the handshake and the transmission loop in front of a [`Chain`].
 //!
 //! One thread per connection runs to completion: it receives, decodes and answers whatever cannot block, and hands
 //! the rest to a pool of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
@@ -68,7 +68,7 @@ pub enum Tls {
     Require(tls::Credentials),
 }
 
-/// How the door behaves.
+/// How the front end behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Clients cannot change data, whatever the chain offers.

@@ -1,4 +1,4 @@
-//! The door over a socket pair, with raw bytes from the other side: what no well-behaved client sends, and what
+//! The front end over a socket pair, with raw bytes from the other side: what no well-behaved client sends, and what
 //! happens to requests in flight when a connection ends.
 
 use std::{

@@ -1,4 +1,4 @@
-//! The FUSE door, through the kernel and its tools.
+//! The FUSE front end, through the kernel and its tools.
 
 mod file;
 mod filesystem;

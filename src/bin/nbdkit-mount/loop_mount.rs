@@ -84,7 +84,7 @@ impl LoopMount {
         }
     }
 
-    /// Takes everything out of sight, whoever uses it. What was written so far goes to the disk first.
+    /// Detaches everything lazily, even what is in use. What was written so far is written back first.
     pub(crate) fn abandon(&self) {
         if let Some(target) = &self.mount {
             let synced = std::fs::File::open(target).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));

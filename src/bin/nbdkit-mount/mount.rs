@@ -208,7 +208,7 @@ fn serve(
     (ready, ready_fd): (daemon::Ready, Option<ReadyFd>),
     stdio: &Stdio,
 ) -> Result<(Option<captive::Captive>, Option<Server>)> {
-    let server = socket.map(|socket| nbd_door(plan, chain, socket, stop)).transpose()?;
+    let server = socket.map(|socket| serve_nbd(plan, chain, socket, stop)).transpose()?;
     if let Some(path) = &plan.pidfile {
         pidfile::write(path)?;
     }
@@ -227,7 +227,7 @@ fn serve(
 }
 
 /// Serves the same chain over NBD.
-fn nbd_door(
+fn serve_nbd(
     plan: &Plan,
     chain: &Arc<Chain>,
     socket: &mut Socket,
@@ -247,7 +247,7 @@ fn nbd_door(
         .context("cannot start a thread")
 }
 
-/// The socket of the NBD door, which goes when the mount does.
+/// The socket of the NBD front end, which goes when the mount does.
 struct Socket {
     listener: Option<Listener>,
     path: PathBuf,
