@@ -17,7 +17,7 @@ use crate::lock::{self, Access, Lock, Mode};
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Care {
+pub(crate) struct ImageGuard {
     lock: Mode,
     raw: bool,
     above: Above,
@@ -34,7 +34,7 @@ type FileId = (u64, u64);
 /// More are not remembered.
 const MOST: usize = 10_000;
 
-impl Care {
+impl ImageGuard {
     /// Takes a parameter; false: it is another's.
     ///
     /// # Errors

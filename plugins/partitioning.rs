@@ -9,7 +9,7 @@ use nbdkit_core::{Above, Errno, Handle, Info, Open, Plugin, Result, params};
 use crate::{
     block_file::BlockFile,
     concat::{Concat, Segment},
-    image::Care,
+    image::ImageGuard,
     lock::{Access, Lock},
 };
 
@@ -27,7 +27,7 @@ pub(crate) fn new() -> Box<dyn Plugin> {
         scheme: None,
         template: NewPartition::new(0),
         disk: None,
-        care: Care::default(),
+        guard: ImageGuard::default(),
         locks: Vec::new(),
     })
 }
@@ -44,7 +44,7 @@ struct Partitioning {
     /// What the next file will be.
     template: NewPartition,
     disk: Option<Arc<Regions<Segment>>>,
-    care: Care,
+    guard: ImageGuard,
     /// Of all files, from the start on.
     locks: Vec<Lock>,
 }
@@ -116,21 +116,25 @@ impl Plugin for Partitioning {
                 }
                 self.template.gpt_type = guid;
             }
-            "lock" => return self.care.config(key, value),
+            "lock" => return self.guard.config(key, value),
             _ => return Ok(false),
         }
         Ok(true)
     }
 
     fn set_above(&mut self, above: Above) {
-        self.care.set_above(above);
+        self.guard.set_above(above);
     }
 
     fn get_ready(&mut self) -> anyhow::Result<()> {
         for (path, _) in &self.files {
             // The files were opened for writing, for all clients, before it was known whether anybody does.
             let file = BlockFile::open(path, true)?;
-            self.locks.extend(self.care.lock(file.file(), path, Access::new(self.care.may_be_written()))?);
+            self.locks.extend(self.guard.lock(
+                file.file(),
+                path,
+                Access::new(self.guard.may_be_written()),
+            )?);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The NBD front end: listeners, the handshake and the transmission loop in front of a [`Chain`].
 //!
 //! One thread per connection runs to completion: it receives, decodes and answers whatever cannot block, and hands
-//! the rest to a pool of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
+//! the rest to an executor of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
 //! repository (`doc/proto.md`); comments name its sections.
 //!
 //! * [`proto`] knows the bytes and does no I/O,
