@@ -1,4 +1,4 @@
-//! Holds all requests back while somebody asks for it through a socket, to take a snapshot of what is below.
+//! Pauses all requests on command, through a socket, to take a snapshot of what is below.
 
 mod gate;
 

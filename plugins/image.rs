@@ -1,5 +1,5 @@
-//! What the plugins that serve files of the user's do so that none of them is damaged by mistake: they lock the files, say
-//! when a file holds a disk packed in some format, and let nobody write to such a one unless that is wanted.
+//! Protects the user's image files from damage by mistake, for the plugins that serve them: locks the files, reports when a
+//! file holds a disk packed in some format, and serves such a file read-only unless `format=raw` is given.
 
 use std::{
     ffi::OsStr,

@@ -1,4 +1,4 @@
-//! Runs a program to its end: feeds it, takes what it prints, and gets rid of it when nobody waits for it any more.
+//! Runs a program to its end: feeds its input, collects its output, and kills it when its result is not wanted any more.
 //!
 //! All three pipes are served in one loop, so neither side can wait for the other for ever. What is kept of the output
 //! is bounded. The program has ended when its process has and its standard output is closed: a process that it leaves

@@ -1,4 +1,4 @@
-//! Calls methods of scripts: which program that is, in what surroundings it runs, and who hears what it wants.
+//! Calls methods of scripts: which program runs, in which environment, and where its requests to the server go.
 
 use std::{
     ffi::{CStr, CString, OsString},

@@ -1,4 +1,4 @@
-//! A flag that, once raised, stays up and wakes everyone who waits for it.
+//! A flag that, once raised, stays up and wakes all threads that wait for it.
 //!
 //! There is one for the server (shutdown) and one for each client (gone); sleeps in filters end early through
 //! them, which is why a server in a 60 s delay still stops at once.

@@ -1,4 +1,4 @@
-//! What is set up on top of the disk, and taken down before it: a loop device, and the file system in it.
+//! The loop device over the disk and the file system on it, set up after the mount and taken down before it.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! What others have on the disk: file systems on loop devices. When the mount goes they lose what they have not written.
+//! Writes back file systems that others have on loop devices over the disk, which would lose unwritten data with the mount.
 
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 

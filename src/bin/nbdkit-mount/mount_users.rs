@@ -1,4 +1,4 @@
-//! Who keeps a mount busy.
+//! The processes, loop devices and mounts that keep a mount busy.
 
 use std::{
     fs,
