@@ -146,7 +146,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let machine = machine::describe(&programs, &plan);
     let mut verdicts = targets::verdicts(&report);
     let whole = args.only.is_empty() && args.without.is_empty();
-    // Whoever asks for a part knows that the rest is not there.
+    // A run limited to some contests is known to lack the rest.
     verdicts.retain(|verdict| {
         verdict.met().is_some() || whole && (args.baseline.is_some() || !verdict.needs_baseline())
     });

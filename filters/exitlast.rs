@@ -15,7 +15,7 @@ pub(crate) fn new() -> Box<dyn Filter> {
 }
 
 struct ExitLast {
-    /// The clients that have opened an export, by the address of their state: two doors may give out the same
+    /// The clients that have opened an export, by the address of their state: two front ends may give out the same
     /// number, and an address is not used again before its client was taken out.
     clients: Arc<Mutex<HashSet<usize>>>,
 }
@@ -48,20 +48,20 @@ impl Filter for ExitLast {
 mod tests {
     use std::ffi::OsStr;
 
-    use nbdkit_core::{Chain, Client, Connection, Peer, Stop};
+    use nbdkit_core::{Chain, Client, Connection, Peer, ShutdownFlag};
 
     use super::*;
     use crate::testing::{Spec, View, chain, check_model};
 
     struct Server {
         chain: Arc<Chain>,
-        stop: Arc<Stop>,
+        stop: Arc<ShutdownFlag>,
     }
 
     impl Server {
         fn new(spec: Spec) -> Self {
             let chain = chain(&spec.disk(), &["exitlast"], &[]).unwrap();
-            Server { chain, stop: Arc::new(Stop::new()) }
+            Server { chain, stop: Arc::new(ShutdownFlag::new()) }
         }
 
         fn connect(&self) -> Arc<Connection> {

@@ -14,7 +14,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nbdkit_core::{
-    Below, Client, Errno, Error, Filter, Handle, Info, NextConfig, Open, Result, Stop, ThreadModel, params,
+    Below, Client, Errno, Error, Filter, Handle, Info, NextConfig, Open, Result, ShutdownFlag, ThreadModel,
+    params,
 };
 use parking_lot::Mutex;
 use rustix::{
@@ -50,7 +51,7 @@ struct Watch {
     every: Duration,
     state: Mutex<State>,
     /// Known from `after_fork` on, and so before any client.
-    server: OnceLock<Arc<Stop>>,
+    server: OnceLock<Arc<ShutdownFlag>>,
 }
 
 #[derive(Default)]

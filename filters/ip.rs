@@ -203,7 +203,7 @@ enum Stage {
 
 impl Ip {
     fn check(&self, client: Option<&Arc<Client>>, stage: Stage) -> Result<()> {
-        // Whoever mounts the disk holds the server itself.
+        // The user who mounts the disk runs the server itself.
         let Some(client) = client.filter(|client| !matches!(client.peer, Peer::Local)) else { return Ok(()) };
         if self.permits(client, stage) {
             return Ok(());
@@ -293,7 +293,7 @@ impl Filter for Ip {
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::{Chain, Stop};
+    use nbdkit_core::{Chain, ShutdownFlag};
 
     use super::*;
     use crate::testing::{Spec, View, chain, check_model, config_error};
@@ -310,7 +310,7 @@ mod tests {
     }
 
     fn client(peer: &Peer) -> Arc<Client> {
-        Arc::new(Client::new(1, peer.clone(), Arc::new(Stop::new())))
+        Arc::new(Client::new(1, peer.clone(), Arc::new(ShutdownFlag::new())))
     }
 
     /// Connects and opens.

@@ -202,7 +202,7 @@ impl Handle for Mapped {
         for piece in self.regions.pieces(offset, length) {
             let at = offset + piece.at;
             let Some(to) = piece.region.kind.map(|to| to + piece.within) else {
-                // Whoever reads it gets the error.
+                // A read there reports the error.
                 extents.add_data(at, piece.length)?;
                 continue;
             };

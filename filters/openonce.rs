@@ -101,7 +101,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use nbdkit_core::{Call, Chain, Connection, Errno, Op, Plugin, Session, Stop, Support};
+    use nbdkit_core::{Call, Chain, Connection, Errno, Op, Plugin, Session, ShutdownFlag, Support};
 
     use super::*;
     use crate::testing::{Answer, Disk, Spec, View, chain, check_model, client, lent, needs_thread, started};
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn what_is_below_stops_with_the_server() {
         let chain = chain(&Spec::default().disk(), &["openonce", "delay"], &[("rdelay", "1000000")]).unwrap();
-        let server = Arc::new(Stop::new());
+        let server = Arc::new(ShutdownFlag::new());
         let client = Arc::new(Client::new(1, Peer::Local, server.clone()));
         let session = crate::testing::open(&chain, client, false).unwrap();
         server.raise();

@@ -1,4 +1,4 @@
-//! Holds all requests back while somebody asks for it through a socket, to take a snapshot of what is below.
+//! Pauses all requests on command, through a socket, to take a snapshot of what is below.
 
 mod gate;
 
@@ -89,7 +89,7 @@ fn answer(mut caller: UnixStream, gate: &Gate) -> std::io::Result<()> {
                 gate.resume();
                 b'R'
             }
-            // Whoever types commands ends them by a newline.
+            // Commands typed by hand end in a newline.
             b'\n' | b'\r' | b'\t' | b' ' => continue,
             _ => b'X',
         };

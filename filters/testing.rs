@@ -23,7 +23,7 @@ use std::{
 
 use nbdkit_core::{
     BlockSize, Buffers, Chain, Client, Connection, Data, Errno, Error, Extents, Flags, Handle, Info, Loan,
-    Op, Open, Outcome, Payload, Peer, Plugin, Request, Result, Session, Stop, Support, ThreadModel,
+    Op, Open, Outcome, Payload, Peer, Plugin, Request, Result, Session, ShutdownFlag, Support, ThreadModel,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -487,7 +487,7 @@ pub(crate) fn chain(disk: &Disk, filters: &[&str], params: &[(&str, &str)]) -> a
 
 /// A client of its own server.
 pub(crate) fn client() -> Arc<Client> {
-    Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())))
+    Arc::new(Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new())))
 }
 
 /// Opens the default export for a client.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use nbdkit_core::{
     Below, Client, Errno, Error, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result,
-    Stop, params,
+    ShutdownFlag, params,
 };
 use parking_lot::Mutex;
 
@@ -36,7 +36,7 @@ fn key(client: &Arc<Client>) -> usize {
 /// Starts a thread that disconnects the client after `limit`, and ends when it has left before.
 fn disconnect_after(client: &Arc<Client>, limit: Duration) -> Result<()> {
     // A thread that held the client would keep it from being gone.
-    let left = Arc::new(Stop::new());
+    let left = Arc::new(ShutdownFlag::new());
     let (hears, late) = (left.clone(), Arc::downgrade(client));
     client.gone.on_raise(move || left.raise());
     std::thread::Builder::new()

@@ -95,7 +95,7 @@ extern void nbdkit_set_error (int err);
 extern int64_t nbdkit_parse_size (const char *value);
 /* 1 or 0: 1, true, t, yes, y, on and their opposites. */
 extern int nbdkit_parse_bool (const char *value);
-/* 0 and a number from 0 to 1, or more if whoever asks allows it: "0.1", "10%", "1:10", "1/10". */
+/* 0 and a number from 0 to 1, or more if the caller allows it: "0.1", "10%", "1:10", "1/10". */
 extern int nbdkit_parse_probability (const char *what, const char *value, double *result);
 /* 0 and a time: "5" or "5s", "20ms", "100us", "7ns". */
 extern int nbdkit_parse_delay (const char *what, const char *value, unsigned *sec, unsigned *nsec);

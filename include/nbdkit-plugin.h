@@ -119,7 +119,7 @@ struct nbdkit_plugin {
 
   /* NBDKIT_CACHE_*. Missing: NATIVE if there is cache. */
   int (*can_cache) (void *handle);
-  /* Has data at hand that will be read soon. */
+  /* Caches data that will be read soon. */
   int (*cache) (void *handle, uint32_t count, uint64_t offset, uint32_t flags);
 
   /* After config_complete: a thread model no looser than THREAD_MODEL, for this configuration. */

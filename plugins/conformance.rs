@@ -1,5 +1,5 @@
-//! The conformance suite: what a door may rely on, checked for every plugin through the chain and the dispatcher that
-//! the doors use.
+//! The conformance suite: what a front end may rely on, checked for every plugin through the chain and the dispatcher
+//! that the front ends use.
 //!
 //! To add a plugin, add its row to [`ROWS`]: a test fails until it is there.
 

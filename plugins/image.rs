@@ -1,5 +1,5 @@
-//! What the plugins that serve files of the user's do so that none of them is damaged by mistake: they lock the files, say
-//! when a file holds a disk packed in some format, and let nobody write to such a one unless that is wanted.
+//! Protects the user's image files from damage by mistake, for the plugins that serve them: locks the files, reports when a
+//! file holds a disk packed in some format, and serves such a file read-only unless `format=raw` is given.
 
 use std::{
     ffi::OsStr,
@@ -17,7 +17,7 @@ use crate::lock::{self, Access, Lock, Mode};
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(crate) struct Care {
+pub(crate) struct ImageGuard {
     lock: Mode,
     raw: bool,
     above: Above,
@@ -34,7 +34,7 @@ type FileId = (u64, u64);
 /// More are not remembered.
 const MOST: usize = 10_000;
 
-impl Care {
+impl ImageGuard {
     /// Takes a parameter; false: it is another's.
     ///
     /// # Errors

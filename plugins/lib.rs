@@ -28,7 +28,8 @@ const EVERYTHING: &[&str] = &[
 /// Those of a disk that any number of clients may read.
 const READ_ONLY: &[&str] = &["can_multi_conn", "can_cache", "cache"];
 
-mod backing;
+mod block_file;
+mod concat;
 #[cfg(test)]
 mod conformance;
 mod data;
@@ -42,7 +43,6 @@ mod full;
 mod holes;
 mod image;
 mod info;
-mod joined;
 mod lock;
 mod memory;
 mod noise;

@@ -2,9 +2,9 @@
 //! another reads.
 //!
 //! They are locks of an open file description on single bytes of the file, all of them shared. Byte 100+N says that the holder
-//! uses permission N, byte 200+N that it does not let others use it. Whoever takes permission N then asks whether somebody
-//! has byte 200+N, and whoever does not share N, whether somebody has 100+N. The locks say nothing about other programs: cp
-//! and dd look at none.
+//! uses permission N, byte 200+N that it does not let others use it. A holder that takes permission N then checks that
+//! no other has byte 200+N, and one that does not share N checks that no other has 100+N. The locks are advisory: cp
+//! and dd ignore them.
 //!
 //! All connections of this process are one holder for each file: they see each other's changes.
 

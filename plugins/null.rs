@@ -1,6 +1,6 @@
 //! The null plugin: a disk that reads as zeroes and forgets what is written.
 //!
-//! It does nothing as fast as possible, so it measures the rest: doors, filters and clients.
+//! It does nothing as fast as possible, so it measures the rest: front ends, filters and clients.
 
 use std::ffi::OsStr;
 

@@ -7,9 +7,9 @@ use nbdkit_common::{Guid, LINUX, Layout, LayoutError, NewPartition, Regions, SEC
 use nbdkit_core::{Above, Errno, Handle, Info, Open, Plugin, Result, params};
 
 use crate::{
-    backing::Backing,
-    image::Care,
-    joined::{Joined, Part},
+    block_file::BlockFile,
+    concat::{Concat, Segment},
+    image::ImageGuard,
     lock::{Access, Lock},
 };
 
@@ -27,7 +27,7 @@ pub(crate) fn new() -> Box<dyn Plugin> {
         scheme: None,
         template: NewPartition::new(0),
         disk: None,
-        care: Care::default(),
+        guard: ImageGuard::default(),
         locks: Vec::new(),
     })
 }
@@ -43,8 +43,8 @@ struct Partitioning {
     scheme: Option<Scheme>,
     /// What the next file will be.
     template: NewPartition,
-    disk: Option<Arc<Regions<Part>>>,
-    care: Care,
+    disk: Option<Arc<Regions<Segment>>>,
+    guard: ImageGuard,
     /// Of all files, from the start on.
     locks: Vec<Lock>,
 }
@@ -53,7 +53,7 @@ impl Partitioning {
     /// Takes a file with what holds for it at this place of the command line.
     fn add(&mut self, value: &OsStr) -> anyhow::Result<()> {
         let path = std::path::absolute(value).with_context(|| format!("file={}", value.display()))?;
-        Backing::check(&path)?;
+        BlockFile::check(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // The same at each start, so that what refers to a partition by its GUID goes on to find it.
         let number = format!("partition {} of ", self.files.len() + 1);
@@ -116,21 +116,25 @@ impl Plugin for Partitioning {
                 }
                 self.template.gpt_type = guid;
             }
-            "lock" => return self.care.config(key, value),
+            "lock" => return self.guard.config(key, value),
             _ => return Ok(false),
         }
         Ok(true)
     }
 
     fn set_above(&mut self, above: Above) {
-        self.care.set_above(above);
+        self.guard.set_above(above);
     }
 
     fn get_ready(&mut self) -> anyhow::Result<()> {
         for (path, _) in &self.files {
             // The files were opened for writing, for all clients, before it was known whether anybody does.
-            let file = Backing::open(path, true)?;
-            self.locks.extend(self.care.lock(file.file(), path, Access::new(self.care.may_be_written()))?);
+            let file = BlockFile::open(path, true)?;
+            self.locks.extend(self.guard.lock(
+                file.file(),
+                path,
+                Access::new(self.guard.may_be_written()),
+            )?);
         }
         Ok(())
     }
@@ -142,7 +146,7 @@ impl Plugin for Partitioning {
         let mut partitions = Vec::new();
         let mut files = Vec::new();
         for (path, partition) in &self.files {
-            let file = Backing::open(path, false)?;
+            let file = BlockFile::open(path, false)?;
             if file.length() == 0 {
                 bail!("{}: a partition cannot be empty: give a file that holds data", path.display());
             }
@@ -157,7 +161,7 @@ impl Plugin for Partitioning {
 
     fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
         let disk = self.disk.clone().ok_or(Errno::EINVAL)?;
-        Ok(Box::new(Joined::new(disk)))
+        Ok(Box::new(Concat::new(disk)))
     }
 }
 
@@ -170,19 +174,19 @@ fn mbr_type(value: &OsStr) -> anyhow::Result<u8> {
 }
 
 /// Puts tables and files where the layout wants them, with padding between them.
-fn assemble(layout: Layout, files: Vec<Backing>) -> Option<Regions<Part>> {
+fn assemble(layout: Layout, files: Vec<BlockFile>) -> Option<Regions<Segment>> {
     let tables =
-        layout.tables.into_iter().map(|(start, bytes)| (start, bytes.len() as u64, Part::Fixed(bytes)));
+        layout.tables.into_iter().map(|(start, bytes)| (start, bytes.len() as u64, Segment::Fixed(bytes)));
     let files = layout.starts.into_iter().zip(files);
-    let files = files.map(|(start, file)| (start, file.length(), Part::File(file)));
-    let mut parts: Vec<_> = tables.chain(files).collect();
-    parts.sort_by_key(|(start, ..)| *start);
+    let files = files.map(|(start, file)| (start, file.length(), Segment::File(file)));
+    let mut segments: Vec<_> = tables.chain(files).collect();
+    segments.sort_by_key(|(start, ..)| *start);
     let mut disk = Regions::new();
-    for (start, length, part) in parts {
-        disk.push(start.checked_sub(disk.size())?, Part::Padding)?;
-        disk.push(length, part)?;
+    for (start, length, segment) in segments {
+        disk.push(start.checked_sub(disk.size())?, Segment::Padding)?;
+        disk.push(length, segment)?;
     }
-    disk.push(layout.size.checked_sub(disk.size())?, Part::Padding)?;
+    disk.push(layout.size.checked_sub(disk.size())?, Segment::Padding)?;
     Some(disk)
 }
 

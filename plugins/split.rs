@@ -7,9 +7,9 @@ use nbdkit_common::Regions;
 use nbdkit_core::{Above, Errno, Error, Handle, Info, Open, Plugin, Result};
 
 use crate::{
-    backing::Backing,
-    image::Care,
-    joined::{Joined, Part},
+    block_file::BlockFile,
+    concat::{Concat, Segment},
+    image::ImageGuard,
     lock::{Access, Lock},
 };
 
@@ -19,35 +19,35 @@ lock=off|auto|on        Lock the files against other programs (default auto).
 format=raw              Serve an image of another format as it is, for writing too.";
 
 pub(crate) fn new() -> Box<dyn Plugin> {
-    Box::new(Split { files: Vec::new(), care: Care::default(), locks: Vec::new() })
+    Box::new(Split { files: Vec::new(), guard: ImageGuard::default(), locks: Vec::new() })
 }
 
 struct Split {
     /// Absolute, for the server may leave its directory.
     files: Vec<PathBuf>,
-    care: Care,
+    guard: ImageGuard,
     /// Of all files, from the start on.
     locks: Vec<Lock>,
 }
 
 impl Split {
     /// Opens the files, and tells whether all of them can be written to; with their locks.
-    fn open_files(&self, readonly: bool) -> Result<(Vec<Backing>, bool, Vec<Lock>)> {
+    fn open_files(&self, readonly: bool) -> Result<(Vec<BlockFile>, bool, Vec<Lock>)> {
         let files: Vec<_> =
-            self.files.iter().map(|path| Backing::open(path, readonly)).collect::<Result<_>>()?;
+            self.files.iter().map(|path| BlockFile::open(path, readonly)).collect::<Result<_>>()?;
         let mut writable = !readonly;
         if let (Some(first), Some(last), Some(name)) = (files.first(), files.last(), self.files.first()) {
-            self.care.tell_format((first.file(), name), last.file());
-            writable = writable && self.care.may_write((first.file(), name), last.file(), true);
+            self.guard.tell_format((first.file(), name), last.file());
+            writable = writable && self.guard.may_write((first.file(), name), last.file(), true);
         }
         for (file, name) in files.iter().zip(&self.files) {
             if writable && !file.is_writable() {
-                self.care.tell_fallback(file.file(), name);
+                self.guard.tell_fallback(file.file(), name);
             }
         }
-        writable = writable && files.iter().all(Backing::is_writable);
+        writable = writable && files.iter().all(BlockFile::is_writable);
         let lock =
-            |(file, name): (&Backing, &PathBuf)| self.care.lock(file.file(), name, Access::new(writable));
+            |(file, name): (&BlockFile, &PathBuf)| self.guard.lock(file.file(), name, Access::new(writable));
         let locks: Vec<_> = files.iter().zip(&self.files).map(lock).collect::<Result<_>>()?;
         Ok((files, writable, locks.into_iter().flatten().collect()))
     }
@@ -64,10 +64,10 @@ impl Plugin for Split {
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         if key != "file" {
-            return self.care.config(key, value);
+            return self.guard.config(key, value);
         }
         let path = std::path::absolute(value).with_context(|| format!("file={}", value.display()))?;
-        Backing::check(&path)?;
+        BlockFile::check(&path)?;
         self.files.push(path);
         Ok(true)
     }
@@ -80,11 +80,11 @@ impl Plugin for Split {
     }
 
     fn set_above(&mut self, above: Above) {
-        self.care.set_above(above);
+        self.guard.set_above(above);
     }
 
     fn get_ready(&mut self) -> anyhow::Result<()> {
-        let (_, _, locks) = self.open_files(self.care.starts_readonly())?;
+        let (_, _, locks) = self.open_files(self.guard.starts_readonly())?;
         self.locks = locks;
         Ok(())
     }
@@ -97,11 +97,11 @@ impl Plugin for Split {
         }
         let mut disk = Regions::new();
         for (file, path) in files.into_iter().zip(&self.files) {
-            disk.push(file.length(), Part::File(file)).ok_or_else(|| {
+            disk.push(file.length(), Segment::File(file)).ok_or_else(|| {
                 Error::new(Errno::EFBIG, format!("{}: the disk would pass 2^63-1 bytes", path.display()))
             })?;
         }
-        Ok(Box::new(Joined::new(Arc::new(disk)).keeping(locks)))
+        Ok(Box::new(Concat::new(Arc::new(disk)).keeping(locks)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, fs, path::PathBuf, sync::Arc};
 
-use nbdkit_core::{Chain, Client, Flags, Peer, Result, Session, Stop};
+use nbdkit_core::{Chain, Client, Flags, Peer, Result, Session, ShutdownFlag};
 use proptest::{collection, prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
 mod offers;
@@ -38,7 +38,7 @@ pub(crate) fn start(plugin: &str, params: &[(&str, &str)]) -> anyhow::Result<Arc
 /// # Errors
 /// Those of the plugin.
 pub(crate) fn open_as(chain: &Arc<Chain>, peer: Peer, name: &str) -> Result<Session> {
-    let client = Arc::new(Client::new(1, peer, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, peer, Arc::new(ShutdownFlag::new())));
     Arc::new(chain.connect(client, false)?).open(OsStr::new(name), false)
 }
 

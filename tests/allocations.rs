@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use nbdkit_core::{Chain, Stop};
+use nbdkit_core::{Chain, ShutdownFlag};
 
 /// Counts every allocation of the process.
 struct Counting;
@@ -66,7 +66,7 @@ fn connect(chain: &Arc<Chain>) -> UnixStream {
         let input = OwnedFd::from(server);
         let output = input.try_clone().expect("dup");
         let config = nbdkit_nbd::Config::default();
-        nbdkit_nbd::serve_one(chain, config, input, output, Arc::new(Stop::new())).expect("serve");
+        nbdkit_nbd::serve_one(chain, config, input, output, Arc::new(ShutdownFlag::new())).expect("serve");
     });
     let mut greeting = [0; 18];
     client.read_exact(&mut greeting).expect("a greeting");

@@ -1,4 +1,4 @@
-//! The four thread models, the same through both doors.
+//! The four thread models, the same through both front ends.
 //!
 //! The plugin counts the calls that are inside it at once. Where calls must overlap, each waits for the others, so
 //! that a missing overlap fails at a deadline; where they must not, each lingers long enough to be caught.
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Chain, Errno, Error, Handle, Info, Open, Plugin, Result, Stop, ThreadModel};
+use nbdkit_core::{Chain, Errno, Error, Handle, Info, Open, Plugin, Result, ShutdownFlag, ThreadModel};
 use parking_lot::{Condvar, Mutex};
 
 use crate::util;
@@ -132,7 +132,7 @@ fn over_nbd(model: ThreadModel, overlap: usize) -> Arc<Census> {
     let dir = util::temp();
     let socket = dir.path().join("sock");
     let listener = nbdkit_nbd::listen::unix(&socket).expect("listen");
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(ShutdownFlag::new());
     std::thread::scope(|scope| {
         let server = scope.spawn({
             let stop = stop.clone();
@@ -169,7 +169,7 @@ fn over_fuse(model: ThreadModel, overlap: usize) -> Arc<Census> {
         passthrough: false,
         ..nbdkit_fuse::Config::default()
     };
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(ShutdownFlag::new());
     let mount = nbdkit_fuse::Mount::new(chain, config, stop.clone()).expect("mount");
     let file = mount.file().to_owned();
     let server = std::thread::spawn(move || mount.wait());
@@ -193,14 +193,14 @@ fn read_block(file: &Path, index: usize) {
 }
 
 /// A mount and libnbd's Python module must be there; without them these tests cannot tell anything.
-static DOORS: LazyLock<()> = LazyLock::new(|| {
+static FRONT_ENDS: LazyLock<()> = LazyLock::new(|| {
     assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: modprobe fuse");
     util::run_ok(["nbdsh", "-c", "pass"]);
 });
 
 #[test]
 fn parallel_runs_all_at_once() {
-    LazyLock::force(&DOORS);
+    LazyLock::force(&FRONT_ENDS);
     let most = over_nbd(ThreadModel::Parallel, 2 * DEPTH).now.lock().most;
     assert_eq!(most, 2 * DEPTH);
     assert_eq!(over_fuse(ThreadModel::Parallel, DEPTH).now.lock().most, DEPTH);
@@ -208,7 +208,7 @@ fn parallel_runs_all_at_once() {
 
 #[test]
 fn serialize_requests_runs_one_for_each_connection() {
-    LazyLock::force(&DOORS);
+    LazyLock::force(&FRONT_ENDS);
     let census = over_nbd(ThreadModel::SerializeRequests, 2);
     let now = census.now.lock();
     assert_eq!((now.most, now.most_in_one), (2, 1));
@@ -217,7 +217,7 @@ fn serialize_requests_runs_one_for_each_connection() {
 
 #[test]
 fn serialize_all_requests_runs_one() {
-    LazyLock::force(&DOORS);
+    LazyLock::force(&FRONT_ENDS);
     let census = over_nbd(ThreadModel::SerializeAllRequests, 1);
     assert_eq!(census.now.lock().most, 1);
     assert_eq!(over_fuse(ThreadModel::SerializeAllRequests, 1).now.lock().most, 1);
@@ -225,7 +225,7 @@ fn serialize_all_requests_runs_one() {
 
 #[test]
 fn serialize_connections_has_one_open() {
-    LazyLock::force(&DOORS);
+    LazyLock::force(&FRONT_ENDS);
     let census = over_nbd(ThreadModel::SerializeConnections, 1);
     let now = census.now.lock();
     assert_eq!((now.most, now.most_handles), (1, 1));

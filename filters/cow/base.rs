@@ -1,6 +1,6 @@
 //! The disk that a persistent overlay was made over, and whether another one is it.
 //!
-//! What an overlay holds makes sense over its own base alone; over another disk, or the same one after somebody wrote to it,
+//! What an overlay holds makes sense over its own base alone; over another disk, or the same one after it was written to,
 //! it mixes two disks, and a commit destroys one. So the overlay keeps samples of the base: blocks at its start and end,
 //! where tables and superblocks with their unique numbers are, and some all over it, in data where it is sparse. They decide,
 //! so a base that was copied or moved still counts. Path, inode and time of change only tell people more, and decide

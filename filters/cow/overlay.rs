@@ -92,7 +92,7 @@ pub(super) struct Span {
 }
 
 pub(super) struct Overlay {
-    backing: Backing,
+    source: OverlaySource,
     /// Where the data start in the file.
     data_start: u64,
     /// Size of the disk in bytes.
@@ -103,8 +103,8 @@ pub(super) struct Overlay {
     locks: [Mutex<()>; LOCKS],
 }
 
-/// What the data lie in.
-enum Backing {
+/// What an overlay reads its blocks from and writes them to.
+enum OverlaySource {
     /// A file without a name, which dies with the server.
     Temporary(Arc<File>),
     Store(Box<Store>),
@@ -116,7 +116,7 @@ impl Overlay {
     /// # Errors
     /// `EINVAL`: the disk has more blocks than can be kept track of.
     pub(super) fn temporary(file: Arc<File>, size: u64, block_size: u64) -> Result<Self> {
-        Self::new(Backing::Temporary(file), 0, size, block_size)
+        Self::new(OverlaySource::Temporary(file), 0, size, block_size)
     }
 
     /// An overlay as it was when it was last flushed.
@@ -125,9 +125,13 @@ impl Overlay {
     /// Those of the file; `EIO`: it is damaged; `EINVAL`: it has more blocks than can be kept track of.
     pub(super) fn persistent(store: Store) -> Result<Self> {
         let header = store.header().clone();
-        let overlay =
-            Self::new(Backing::Store(Box::new(store)), header.data_start, header.size, header.block_size)?;
-        if let Backing::Store(store) = &overlay.backing {
+        let overlay = Self::new(
+            OverlaySource::Store(Box::new(store)),
+            header.data_start,
+            header.size,
+            header.block_size,
+        )?;
+        if let OverlaySource::Store(store) = &overlay.source {
             store.load(|page, states| {
                 let first = page * (PAGE_BLOCKS / 64);
                 for (index, (changed, discarded)) in states.changed.iter().zip(states.discarded).enumerate() {
@@ -139,7 +143,7 @@ impl Overlay {
         Ok(overlay)
     }
 
-    fn new(backing: Backing, data_start: u64, size: u64, block_size: u64) -> Result<Self> {
+    fn new(source: OverlaySource, data_start: u64, size: u64, block_size: u64) -> Result<Self> {
         let blocks = size.div_ceil(block_size);
         let bitmap = || {
             Bitmap::new(blocks).ok_or_else(|| {
@@ -150,7 +154,7 @@ impl Overlay {
             })
         };
         Ok(Overlay {
-            backing,
+            source,
             data_start,
             size,
             block_size,
@@ -170,10 +174,10 @@ impl Overlay {
     /// # Errors
     /// `EINVAL`, with both sizes.
     pub(super) fn check_size(&self, size: u64) -> Result<()> {
-        match &self.backing {
+        match &self.source {
             _ if size == self.size => Ok(()),
-            Backing::Store(store) => Err(store.wrong_size(size)),
-            Backing::Temporary(_) => {
+            OverlaySource::Store(store) => Err(store.wrong_size(size)),
+            OverlaySource::Temporary(_) => {
                 let first = self.size;
                 let why = format!("the disk below has {size} bytes, but it had {first} when first opened");
                 Err(Error::new(Errno::EINVAL, why))
@@ -186,9 +190,9 @@ impl Overlay {
     /// # Errors
     /// `EINVAL`, with both names.
     pub(super) fn check_export(&self, export: &OsStr) -> Result<()> {
-        match &self.backing {
-            Backing::Temporary(_) => Ok(()),
-            Backing::Store(store) => match store.header().export.as_deref().map(OsStr::from_bytes) {
+        match &self.source {
+            OverlaySource::Temporary(_) => Ok(()),
+            OverlaySource::Store(store) => match store.header().export.as_deref().map(OsStr::from_bytes) {
                 Some(name) if name != export => Err(wrong_export(store.path(), name, export)),
                 _ => Ok(()),
             },
@@ -201,7 +205,7 @@ impl Overlay {
     /// # Errors
     /// `EINVAL`, with what differs; those of the file.
     pub(super) fn identify(&self, disk: &dyn Disk, force: bool) -> Result<()> {
-        let Backing::Store(store) = &self.backing else { return Ok(()) };
+        let OverlaySource::Store(store) = &self.source else { return Ok(()) };
         let Some(base) = store.base()? else {
             if !self.is_unchanged() {
                 log::warn!(
@@ -233,7 +237,7 @@ impl Overlay {
     /// # Errors
     /// Those of the file.
     pub(super) fn begin_commit(&self) -> Result<()> {
-        let Backing::Store(store) = &self.backing else { return Ok(()) };
+        let OverlaySource::Store(store) = &self.source else { return Ok(()) };
         match store.base()? {
             Some(base) => store.set_base(&base.committing(true)),
             None => Ok(()),
@@ -245,9 +249,9 @@ impl Overlay {
     /// # Errors
     /// Those of the file.
     pub(super) fn end_commit(&self, disk: &dyn Disk) -> Result<()> {
-        match &self.backing {
-            Backing::Temporary(_) => Ok(()),
-            Backing::Store(store) => store.set_base(&Base::of(disk)),
+        match &self.source {
+            OverlaySource::Temporary(_) => Ok(()),
+            OverlaySource::Store(store) => store.set_base(&Base::of(disk)),
         }
     }
 
@@ -259,9 +263,9 @@ impl Overlay {
     /// Closes an overlay without changes: the file comes back if it dies with the server, and is removed if this process has
     /// made it for nothing.
     pub(super) fn close(self) -> Option<Arc<File>> {
-        match self.backing {
-            Backing::Temporary(file) => Some(file),
-            Backing::Store(store) => {
+        match self.source {
+            OverlaySource::Temporary(file) => Some(file),
+            OverlaySource::Store(store) => {
                 store.remove_if_made();
                 None
             }
@@ -275,13 +279,13 @@ impl Overlay {
 
     /// Whether it outlives the server.
     pub(super) fn is_persistent(&self) -> bool {
-        matches!(self.backing, Backing::Store(_))
+        matches!(self.source, OverlaySource::Store(_))
     }
 
     fn file(&self) -> &File {
-        match &self.backing {
-            Backing::Temporary(file) => file,
-            Backing::Store(store) => store.file(),
+        match &self.source {
+            OverlaySource::Temporary(file) => file,
+            OverlaySource::Store(store) => store.file(),
         }
     }
 
@@ -290,15 +294,15 @@ impl Overlay {
     /// # Errors
     /// Those of the file.
     pub(super) fn flush(&self) -> Result<()> {
-        match &self.backing {
-            Backing::Temporary(_) => Ok(()),
-            Backing::Store(store) => store.flush(|page| self.states(page)),
+        match &self.source {
+            OverlaySource::Temporary(_) => Ok(()),
+            OverlaySource::Store(store) => store.flush(|page| self.states(page)),
         }
     }
 
     #[cfg(test)]
     pub(super) fn before_sync(&self, hook: impl FnMut(&File) + Send + 'static) {
-        if let Backing::Store(store) = &self.backing {
+        if let OverlaySource::Store(store) = &self.source {
             *store.before_sync.lock() = Some(Box::new(hook));
         }
     }
@@ -318,7 +322,7 @@ impl Overlay {
 
     /// After the state of a block has changed.
     fn touch(&self, block: u64) {
-        if let Backing::Store(store) = &self.backing {
+        if let OverlaySource::Store(store) = &self.source {
             store.touch(block);
         }
     }
@@ -328,8 +332,8 @@ impl Overlay {
     /// # Errors
     /// Those of the file.
     pub(super) fn save(&self) -> Result<()> {
-        match &self.backing {
-            Backing::Store(store) if store.is_dirty() => self.flush(),
+        match &self.source {
+            OverlaySource::Store(store) if store.is_dirty() => self.flush(),
             _ => Ok(()),
         }
     }
@@ -349,18 +353,18 @@ impl Overlay {
             from = (page + 1) * PAGE_BLOCKS;
         }
         self.flush()?;
-        match &self.backing {
-            Backing::Temporary(_) => Ok(()),
-            Backing::Store(store) => store.drop_data(),
+        match &self.source {
+            OverlaySource::Temporary(_) => Ok(()),
+            OverlaySource::Store(store) => store.drop_data(),
         }
     }
 
     #[cold]
     fn failed(&self, what: &str, e: std::io::Error) -> Error {
         let error = Error::from(e);
-        let (file, hint) = match &self.backing {
-            Backing::Temporary(_) => ("temporary file".into(), "set TMPDIR".into()),
-            Backing::Store(store) => {
+        let (file, hint) = match &self.source {
+            OverlaySource::Temporary(_) => ("temporary file".into(), "set TMPDIR".into()),
+            OverlaySource::Store(store) => {
                 (format!("overlay {}", store.path().display()), "put it on another file system".to_string())
             }
         };

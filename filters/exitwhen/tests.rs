@@ -120,7 +120,7 @@ fn what_happened_before_counts() {
         events: vec![Event::Deleted(dir.path().join("never"))],
         every: Duration::from_secs(1),
         state: Mutex::default(),
-        server: OnceLock::from(Arc::new(Stop::new())),
+        server: OnceLock::from(Arc::new(ShutdownFlag::new())),
     };
     watch.run();
     assert!(watch.server.get().unwrap().is_raised());
@@ -134,7 +134,7 @@ fn what_happened_before_counts() {
 fn the_thread_hears_of_pipes_and_processes_at_once() {
     let (read, write) = std::io::pipe().unwrap();
     let fd = u32::try_from(read.as_raw_fd()).unwrap();
-    let server = Arc::new(Stop::new());
+    let server = Arc::new(ShutdownFlag::new());
     let watch = Arc::new(Watch {
         events: vec![Event::pipe(fd).unwrap()],
         every: Duration::from_secs(100_000),

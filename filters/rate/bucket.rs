@@ -1,6 +1,6 @@
 //! How bandwidth is shared out: a bucket of tokens that fills at the rate and holds what a burst may take.
 //!
-//! The bucket is kept as a time: up to when the tokens are spent. So nobody has to fill it, requests that wait get
+//! The bucket is kept as a time: up to when the tokens are spent. So it needs no refill, requests that wait get
 //! their turns in order, and a change of the rate needs no arithmetic.
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use nbdkit_core::{Errno, Flags, Session, Stop};
+use nbdkit_core::{Errno, Flags, Session, ShutdownFlag};
 
 use super::*;
 use crate::testing::{
@@ -12,7 +12,7 @@ const FAST: &str = "1000000000000";
 const SLOW: [(&str, &str); 2] = [("burstiness", "0"), ("rate", "1")];
 
 fn client(peer: Peer) -> Arc<Client> {
-    Arc::new(Client::new(1, peer, Arc::new(Stop::new())))
+    Arc::new(Client::new(1, peer, Arc::new(ShutdownFlag::new())))
 }
 
 /// Whether a read of one byte has to wait. The client is gone, so that it does not.

@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use nbdkit_core::{Caps, Chain, Client, Connection, Errno, Flags, Op, Peer, Result, Session, Stop, Support};
+use nbdkit_core::{
+    Caps, Chain, Client, Connection, Errno, Flags, Op, Peer, Result, Session, ShutdownFlag, Support,
+};
 use tempfile::TempDir;
 
 use super::{ROWS, start};
@@ -86,7 +88,7 @@ impl Drop for Subject {
 }
 
 pub(super) fn connect(chain: &Arc<Chain>, readonly: bool) -> Arc<Connection> {
-    let client = Client::new(1, Peer::Local, Arc::new(Stop::new()));
+    let client = Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new()));
     Arc::new(chain.connect(Arc::new(client), readonly).unwrap())
 }
 

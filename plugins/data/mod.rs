@@ -13,7 +13,7 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use nbdkit_core::{Errno, Handle, Info, Open, Plugin, Result, Stop, params};
+use nbdkit_core::{Errno, Handle, Info, Open, Plugin, Result, ShutdownFlag, params};
 
 use self::value::{Target, Value};
 use crate::memory::{Allocator, Shared, Storage, allocator_help};
@@ -164,7 +164,7 @@ impl Plugin for Data {
         Ok(())
     }
 
-    fn after_fork(&self, _: &Arc<Stop>) -> anyhow::Result<()> {
+    fn after_fork(&self, _: &Arc<ShutdownFlag>) -> anyhow::Result<()> {
         self.disk.as_ref().map_or(Ok(()), |disk| disk.after_fork())
     }
 

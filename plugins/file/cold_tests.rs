@@ -2,7 +2,7 @@
 
 use std::{io::IoSliceMut, os::unix::fs::FileExt, sync::Arc, thread};
 
-use nbdkit_core::{Call, Chain, Client, Data, Flags, Op, Peer, Session, Stop};
+use nbdkit_core::{Call, Chain, Client, Data, Flags, Op, Peer, Session, ShutdownFlag};
 use proptest::prelude::*;
 use rustix::{
     fs::fadvise,
@@ -34,7 +34,7 @@ fn start(file: &NamedTempFile, uncached: bool, no_ring: bool) -> Arc<Chain> {
 }
 
 fn open(chain: &Arc<Chain>) -> Arc<Session> {
-    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new())));
     Arc::new(Arc::new(chain.connect(client, false).unwrap()).open(OsStr::new(""), false).unwrap())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Direct I/O takes whole blocks, from memory that is aligned. What is not so is read into a buffer of ours; a write of
 //! a part of a block reads the block, changes it and writes it back, while `ranges` keeps others out of it. Nothing of
-//! that touches the page cache, since the two do not mix: a page that somebody dirties while a direct write to its
+//! that touches the page cache, since the two do not mix: a page that is dirtied while a direct write to its
 //! neighbourhood is under way may bring old data back. The one exception is the end of a file that does not end with
 //! a block, where direct I/O cannot write: that goes through the page cache alone, and does not stay there.
 

@@ -18,7 +18,7 @@ use ranges::Files;
 use source::Source;
 
 use crate::{
-    image::Care,
+    image::ImageGuard,
     lock::{Access, Lock},
 };
 
@@ -44,7 +44,7 @@ struct FilePlugin {
     source: Option<Source>,
     hints: Hints,
     files: Files,
-    care: Care,
+    guard: ImageGuard,
     /// Of the one file, from the start on.
     lock: Option<Lock>,
 }
@@ -80,12 +80,12 @@ impl FilePlugin {
         let source = self.source.as_ref().ok_or(Errno::EINVAL)?;
         let (file, mut writable) = source.open(export, readonly)?;
         let name = source.name(export);
-        self.care.tell_format((&file, &name), &file);
+        self.guard.tell_format((&file, &name), &file);
         if !readonly && !writable {
-            self.care.tell_fallback(&file, &name);
+            self.guard.tell_fallback(&file, &name);
         }
-        writable = writable && self.care.may_write((&file, &name), &file, !readonly);
-        let lock = self.care.lock(&file, &name, Access::new(writable))?;
+        writable = writable && self.guard.may_write((&file, &name), &file, !readonly);
+        let lock = self.guard.lock(&file, &name, Access::new(writable))?;
         Ok((file, writable, lock))
     }
 
@@ -143,7 +143,7 @@ impl Plugin for FilePlugin {
                     other => bail!("unknown cache mode '{other}': use default or none"),
                 }
             }
-            "lock" | "format" => return self.care.config(key, value),
+            "lock" | "format" => return self.guard.config(key, value),
             "reduce-memory-pressure" => self.hints.uncached = params::boolean(value)?,
             _ => return Ok(false),
         }
@@ -155,13 +155,13 @@ impl Plugin for FilePlugin {
     }
 
     fn set_above(&mut self, above: Above) {
-        self.care.set_above(above);
+        self.guard.set_above(above);
     }
 
     fn get_ready(&mut self) -> anyhow::Result<()> {
         // Of one file, what is wrong with it is an error of the start, and a warning is seen.
         if !self.source()?.has_many() {
-            let (_, _, lock) = self.open_file(OsStr::new(""), self.care.starts_readonly())?;
+            let (_, _, lock) = self.open_file(OsStr::new(""), self.guard.starts_readonly())?;
             self.lock = lock;
         }
         Ok(())

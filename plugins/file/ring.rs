@@ -1,6 +1,6 @@
 //! Reads and writes that wait in the kernel and not in a thread: an io_uring and the one thread that drives it.
 //!
-//! Whoever has a transfer puts it into a queue; the thread moves it into the ring, waits for whatever ends first and
+//! Requests put their transfers into a queue; the thread moves them into the ring, waits for whichever ends first and
 //! says so. Only this thread touches the ring, and what the kernel reads and writes is memory that the ring owns until the
 //! kernel has said that it is done, whatever has become of the client. This is the one module of the plugin, beside
 //! `inherit`, with `unsafe`: the kernel is told addresses.

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use nbdkit_core::{Chain, Client, Errno, Flags, Peer, Session, Stop};
+use nbdkit_core::{Chain, Client, Errno, Flags, Peer, Session, ShutdownFlag};
 use tempfile::TempDir;
 
 use super::*;
@@ -26,7 +26,7 @@ fn start<V: AsRef<OsStr>>(params: &[(&str, V)]) -> anyhow::Result<Arc<Chain>> {
 }
 
 fn open(chain: &Arc<Chain>, export: &str) -> Result<Session> {
-    let client = Client::new(1, Peer::Local, Arc::new(Stop::new()));
+    let client = Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new()));
     Arc::new(chain.connect(Arc::new(client), false)?).open(OsStr::new(export), false)
 }
 

@@ -6,7 +6,7 @@
 use std::{ffi::OsStr, sync::Arc};
 
 use anyhow::Context as _;
-use nbdkit_core::{Errno, Error, Handle, Info, Open, Plugin, Result, Stop, params};
+use nbdkit_core::{Errno, Error, Handle, Info, Open, Plugin, Result, ShutdownFlag, params};
 
 mod allocator;
 mod compressed;
@@ -81,7 +81,7 @@ impl Plugin for Memory {
         Ok(())
     }
 
-    fn after_fork(&self, _: &Arc<Stop>) -> anyhow::Result<()> {
+    fn after_fork(&self, _: &Arc<ShutdownFlag>) -> anyhow::Result<()> {
         self.disk.as_ref().map_or(Ok(()), |disk| disk.after_fork())
     }
 

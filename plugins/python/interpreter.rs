@@ -1,6 +1,6 @@
 //! The interpreter: how it starts, how threads come and go, how it survives the fork to the background, and its end.
 //!
-//! Between callbacks nobody holds the interpreter's lock, so a script's own threads run while the server waits. The
+//! Between callbacks no thread holds the interpreter's lock, so a script's own threads run while the server waits. The
 //! one exception is the fork: the main thread takes the lock in `get_ready` and keeps it until `after_fork`, since a
 //! lock that another thread held at the fork would be held in the child for ever.
 

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Result, Stop};
+use nbdkit_core::{Result, ShutdownFlag};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// How long a script may go on when nobody wants its answer any more.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A [`Stop`] as something that can be polled together with a script's pipes.
+/// A [`ShutdownFlag`] as something that can be polled together with a script's pipes.
 #[derive(Debug)]
 pub(super) struct Alarm {
     event: OwnedFd,
@@ -21,7 +21,7 @@ pub(super) struct Alarm {
 
 impl Alarm {
     /// Goes off when `stop` is raised.
-    pub(super) fn on(stop: &Stop) -> Result<Arc<Self>> {
+    pub(super) fn on(stop: &ShutdownFlag) -> Result<Arc<Self>> {
         let event =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(std::io::Error::from)?;
         let alarm = Arc::new(Alarm { event, since: OnceLock::new() });
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_wanted_until_all_alarms_went_off() {
-        let (client, server) = (Stop::new(), Stop::new());
+        let (client, server) = (ShutdownFlag::new(), ShutdownFlag::new());
         let alarms = [Alarm::on(&client).unwrap(), Alarm::on(&server).unwrap()];
         let patience = Patience::until(&alarms);
         let start = Instant::now();

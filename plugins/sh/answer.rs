@@ -1,6 +1,6 @@
 //! What a script's exit code and its standard error mean.
 
-use nbdkit_core::{Client, Errno, Error, Result, Stop};
+use nbdkit_core::{Client, Errno, Error, Result, ShutdownFlag};
 
 use super::process::{Ended, How};
 
@@ -28,7 +28,7 @@ pub(super) enum Wish {
 impl Wish {
     /// Does it. Outside any connection there is nothing to disconnect; before there is a server, the caller keeps the
     /// wish to shut it down.
-    pub(super) fn fulfil(self, client: Option<&Client>, server: Option<&Stop>) {
+    pub(super) fn fulfil(self, client: Option<&Client>, server: Option<&ShutdownFlag>) {
         match self {
             Wish::ShutDown => {
                 if let Some(server) = server {

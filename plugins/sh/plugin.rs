@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nbdkit_core::{Client, Exports, Handle, Info, Interface, Open, Plugin, Result, Stop, ThreadModel};
+use nbdkit_core::{
+    Client, Exports, Handle, Info, Interface, Open, Plugin, Result, ShutdownFlag, ThreadModel,
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -180,7 +182,7 @@ impl<M: Methods> Plugin for Scripted<M> {
         self.step(Call::at_start("get_ready"), "get_ready").map(drop)
     }
 
-    fn after_fork(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
+    fn after_fork(&self, server: &Arc<ShutdownFlag>) -> anyhow::Result<()> {
         self.scripts.serve(server)?;
         self.step(self.when_served("after_fork"), "after_fork").map(drop)
     }

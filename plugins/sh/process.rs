@@ -1,4 +1,4 @@
-//! Runs a program to its end: feeds it, takes what it prints, and gets rid of it when nobody waits for it any more.
+//! Runs a program to its end: feeds its input, collects its output, and kills it when its result is not wanted any more.
 //!
 //! All three pipes are served in one loop, so neither side can wait for the other for ever. What is kept of the output
 //! is bounded. The program has ended when its process has and its standard output is closed: a process that it leaves
@@ -272,7 +272,7 @@ impl Conversation<'_> {
                 }
             }
         }
-        // What it said is in the pipe; whoever else holds the pipe is not waited for.
+        // Its output is in the pipe; other processes that hold the pipe open are not waited for.
         self.listen()?;
         Ok(Ended {
             how: self.child.how.unwrap_or(How::GivenUp),

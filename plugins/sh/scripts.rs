@@ -1,4 +1,4 @@
-//! Calls methods of scripts: which program that is, in what surroundings it runs, and who hears what it wants.
+//! Calls methods of scripts: which program runs, in which environment, and where its requests to the server go.
 
 use std::{
     ffi::{CStr, CString, OsString},
@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nbdkit_core::{Client, Errno, Error, Info, Result, Stop};
+use nbdkit_core::{Client, Errno, Error, Info, Result, ShutdownFlag};
 use parking_lot::Mutex;
 
 use super::{
@@ -164,7 +164,7 @@ pub(super) struct Scripts<M> {
     /// Made when something is defined that can run.
     place: Option<Place>,
     /// Known once there is a server.
-    server: OnceLock<(Arc<Stop>, Arc<Alarm>)>,
+    server: OnceLock<(Arc<ShutdownFlag>, Arc<Alarm>)>,
     /// `unload` is due at the end: `load` has not failed.
     pub(super) loaded: AtomicBool,
     /// A script of the start wants the server to stop.
@@ -198,7 +198,7 @@ impl<M: Methods> Scripts<M> {
     }
 
     /// There is a server now.
-    pub(super) fn serve(&self, server: &Arc<Stop>) -> Result<()> {
+    pub(super) fn serve(&self, server: &Arc<ShutdownFlag>) -> Result<()> {
         let _ = self.server.set((server.clone(), Alarm::on(server)?));
         if self.shut_down.load(Ordering::Relaxed) {
             server.raise();

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use nbdkit_core::{Errno, Flags, Stop};
+use nbdkit_core::{Errno, Flags, ShutdownFlag};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
@@ -99,7 +99,7 @@ fn signals_are_as_programs_expect() {
 
 #[test]
 fn one_that_nobody_waits_for_is_ended_with_all_that_it_has_started() {
-    let (stop, directory) = (Stop::new(), tempfile::tempdir().unwrap());
+    let (stop, directory) = (ShutdownFlag::new(), tempfile::tempdir().unwrap());
     let alarm = Alarm::on(&stop).unwrap();
     stop.raise();
     let pids = directory.path().join("pids");

@@ -1,4 +1,5 @@
-//! What an error says of words that fit nowhere: which name is near, who takes the parameter, which plugin takes the URL.
+//! Hints in errors about words that fit nowhere: the nearest name, the layer that takes the parameter, the plugin that
+//! takes the URL.
 //!
 //! What the bundled layers take is read from their own help (`Info::config_help`), so there is no second list of it to
 //! keep. Names count as near by the Damerau–Levenshtein distance, in which the slip of swapping two letters is one step.

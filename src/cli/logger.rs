@@ -1,6 +1,6 @@
 //! Messages: `NAME: [PLUGIN[N]: ]error: …` always, `… debug: …` under `-v`.
 //!
-//! Debug messages go to standard error, for who started the program with `-v`. Errors go where they are wanted; left
+//! Debug messages go to standard error, if the program was started with `-v`. Errors go where they are wanted; left
 //! alone, to standard error, and to syslog once the program has left its terminal.
 //!
 //! A connection's threads are called `PLUGIN[N]`; their name becomes the part in the middle.

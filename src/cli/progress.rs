@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nbdkit_core::{
-    Chain, Op, Stop,
+    Chain, Op, ShutdownFlag,
     stats::{OpTotals, Totals},
 };
 use serde_json::{Value, json};
@@ -89,7 +89,7 @@ fn line(value: &Value) {
 /// Live throughput on the terminal, until it is dropped.
 #[derive(Debug)]
 pub struct Throughput {
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -99,7 +99,7 @@ impl Throughput {
     /// # Errors
     /// If there can be no further thread.
     pub fn show(chain: Arc<Chain>) -> Result<Self> {
-        let stop = Arc::new(Stop::new());
+        let stop = Arc::new(ShutdownFlag::new());
         if !std::io::stderr().is_terminal() {
             return Ok(Throughput { stop, thread: None });
         }

@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGQUIT ask for a clean end, as the end of the `--run` command does.
 //!
-//! Both are events of one descriptor, so whoever waits for clients can wait for them too; where the main thread waits for
-//! something else, a thread does.
+//! Both are events of one descriptor, so a thread that waits for clients can wait for them too; where the main thread
+//! waits for something else, a thread does.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nbdkit_core::Stop;
+use nbdkit_core::ShutdownFlag;
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
@@ -68,7 +68,7 @@ fn add(fd: impl AsFd, event: u64) -> Result<()> {
 pub struct Events {
     epoll: &'static OwnedFd,
     signals: SignalFd,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
 }
 
 impl AsFd for Events {
@@ -82,7 +82,7 @@ impl Events {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn new(stop: Arc<Stop>) -> Result<Self> {
+    pub fn new(stop: Arc<ShutdownFlag>) -> Result<Self> {
         let signals =
             SignalFd::with_flags(&set(), SfdFlags::SFD_CLOEXEC).context("cannot wait for signals")?;
         add(&signals, SIGNAL)?;

@@ -1,7 +1,7 @@
 //! Refuses to start with a closed standard input, output or error.
 //!
 //! With one of them closed, the first file that is opened takes its number, and an error message would be written
-//! into somebody's disk. Rust's runtime fills the gap with /dev/null before `main`, so whether there was one has
+//! into a disk. Rust's runtime fills the gap with /dev/null before `main`, so whether there was one has
 //! to be seen before the runtime starts: this module's function runs from the ELF initialisers.
 
 #![allow(unsafe_code)]

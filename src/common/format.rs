@@ -1,6 +1,6 @@
 //! Formats that a disk can be packed in, told by the first bytes of a file and in some cases the last ones.
 //!
-//! Served as they are, such files look like disks full of noise; who writes to one destroys it.
+//! Served as they are, such files look like disks full of noise; a write to one destroys it.
 
 /// How many bytes of the start [`ImageFormat::detect`] looks at.
 pub const HEAD: usize = 1024;

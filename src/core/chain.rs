@@ -18,11 +18,11 @@ use log::debug;
 use parking_lot::RwLock;
 
 use crate::{
-    Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, Stop, ThreadModel,
+    Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ShutdownFlag, ThreadModel,
     locks::Locks, next::CONTROLPATH, stats::Stats,
 };
 
-/// A door that wants to know what other sessions change, so that its caches stay true.
+/// A front end that wants to know what other sessions change, so that its caches stay true.
 pub trait WriteObserver: Send + Sync {
     /// The range `offset..offset+length` of the export was changed by a session other than the observer's
     /// own. Called after the request left the chain and before its client hears of it.
@@ -40,7 +40,7 @@ pub struct Chain {
     /// No client is given the right to write.
     readonly: bool,
     pub(crate) locks: Locks,
-    server: Arc<Stop>,
+    server: Arc<ShutdownFlag>,
     observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
     pub(crate) observer_count: AtomicUsize,
     stats: Option<Stats>,
@@ -67,7 +67,7 @@ impl Chain {
             model: ThreadModel::Parallel,
             readonly: false,
             locks: Locks::new(ThreadModel::Parallel),
-            server: Arc::new(Stop::new()),
+            server: Arc::new(ShutdownFlag::new()),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
             stats: None,
@@ -84,8 +84,8 @@ impl Chain {
         &self.names[self.filters.len()]
     }
 
-    /// The flag that shuts down the server of this chain. Doors watch it, and clients are made with it.
-    pub fn server(&self) -> &Arc<Stop> {
+    /// The flag that shuts down the server of this chain. Front ends watch it, and clients are made with it.
+    pub fn server(&self) -> &Arc<ShutdownFlag> {
         &self.server
     }
 
@@ -210,7 +210,7 @@ impl Chain {
         Below { chain: self.clone(), level, client: None }
     }
 
-    /// The whole chain, as something beneath a door, on behalf of a client.
+    /// The whole chain, as something beneath a front end, on behalf of a client.
     pub(crate) fn whole(self: &Arc<Self>, client: Option<&Arc<Client>>) -> Below {
         Below { client: client.cloned(), ..self.below(self.filters.len() + 1) }
     }
@@ -242,7 +242,7 @@ impl Chain {
         Ok(crate::Connection::new(self.clone(), client, readonly, permit))
     }
 
-    /// Registers a door that wants to know what others write. It ends when the door drops its side.
+    /// Registers a front end that wants to know what others write. It ends when the front end drops its side.
     pub fn observe(&self, observer: &Arc<dyn WriteObserver>) {
         let mut observers = self.observers.write();
         observers.retain(|o| o.strong_count() > 0);
@@ -339,7 +339,7 @@ impl Below {
     }
 
     /// The flag that shuts down the server, for what must raise it without a client.
-    pub fn server(&self) -> &Arc<Stop> {
+    pub fn server(&self) -> &Arc<ShutdownFlag> {
         self.chain.server()
     }
 

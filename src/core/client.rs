@@ -9,12 +9,12 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{Errno, Error, Result, Stop};
+use crate::{Errno, Error, Result, ShutdownFlag};
 
 /// Where a client comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Peer {
-    /// A door that has no peer: the FUSE mount, or the server itself.
+    /// A front end that has no peer: the FUSE mount, or the server itself.
     #[default]
     Local,
     /// A TCP client.
@@ -60,11 +60,11 @@ pub struct Client {
     /// Its verified certificate; not there before TLS is.
     pub certificate: OnceLock<Certificate>,
     /// Raised when the client is gone or must go: its sleeping requests end.
-    pub gone: Stop,
+    pub gone: ShutdownFlag,
     /// Raised when a layer asks for the connection to be closed. A front end refuses further requests with `ESHUTDOWN`
     /// then, until the client leaves; if [`gone`](Self::gone) is up too, it closes the connection at once.
-    pub leave: Stop,
-    server: Arc<Stop>,
+    pub leave: ShutdownFlag,
+    server: Arc<ShutdownFlag>,
     /// What layers have said of their default exports.
     default_exports: Mutex<Vec<(Asked, Option<OsString>)>>,
 }
@@ -98,14 +98,14 @@ impl Client {
     }
 
     /// A client of the server whose shutdown flag is `server`.
-    pub fn new(number: u64, peer: Peer, server: Arc<Stop>) -> Self {
+    pub fn new(number: u64, peer: Peer, server: Arc<ShutdownFlag>) -> Self {
         Client {
             number,
             peer,
             security_context: OnceLock::new(),
             certificate: OnceLock::new(),
-            gone: Stop::new(),
-            leave: Stop::new(),
+            gone: ShutdownFlag::new(),
+            leave: ShutdownFlag::new(),
             server,
             default_exports: Mutex::default(),
         }
@@ -125,11 +125,11 @@ impl Client {
     }
 
     /// The server's shutdown flag, for what must raise it after the client is gone.
-    pub fn server(&self) -> &Arc<Stop> {
+    pub fn server(&self) -> &Arc<ShutdownFlag> {
         &self.server
     }
 
-    /// Sleeps, unless the client goes away or the server shuts down meanwhile. The door raises
+    /// Sleeps, unless the client goes away or the server shuts down meanwhile. The front end raises
     /// [`gone`](Self::gone) in either case.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// However a client ends, whoever waits for it to be gone hears of it.
+    /// However a client ends, those that wait for it to be gone are woken.
     fn drop(&mut self) {
         self.gone.raise();
     }
@@ -181,9 +181,9 @@ mod tests {
 
     #[test]
     fn a_dropped_client_is_gone() {
-        let server = Arc::new(Stop::new());
+        let server = Arc::new(ShutdownFlag::new());
         let client = Client::new(1, Peer::Local, server.clone());
-        let (gone, hears) = (Arc::new(Stop::new()), Arc::clone(client.server()));
+        let (gone, hears) = (Arc::new(ShutdownFlag::new()), Arc::clone(client.server()));
         let told = gone.clone();
         client.gone.on_raise(move || told.raise());
         drop(client);

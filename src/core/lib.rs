@@ -1,13 +1,13 @@
-//! The chain: one plugin, any number of filters over it, and the session through which a door drives them.
+//! The chain: one plugin, any number of filters over it, and the session through which a front end drives them.
 //!
 //! This package owns the contract between layers and nothing else. It does no I/O, holds no thread-locals and
-//! has no `unsafe`: a plugin may be Rust code, a shared library or a script, and a door may be NBD or FUSE,
+//! has no `unsafe`: a plugin may be Rust code, a shared library or a script, and a front end may be NBD or FUSE,
 //! without this package knowing.
 //!
 //! * [`Plugin`] supplies a disk, [`Filter`] reshapes the one below it; both open [`Handle`]s.
 //! * [`Chain`] holds the configured layers; layer 0 is the plugin, the last one is the outermost filter.
 //! * [`Next`] is the glue between two open layers: the contract is checked and missing operations are emulated there.
-//! * [`Session`] is one open client. Both doors call it and nothing else on the data path.
+//! * [`Session`] is one open client. Both front ends call it and nothing else on the data path.
 
 #![forbid(unsafe_code)]
 
@@ -30,7 +30,7 @@ mod next;
 mod plugin;
 mod request;
 mod session;
-mod stop;
+mod shutdown_flag;
 mod whole_extents;
 
 pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
@@ -49,4 +49,4 @@ pub use request::{
     Call, Completed, Completions, Data, Outcome, Payload, Pending, Request, Started, Task, Wake,
 };
 pub use session::{Connection, Session};
-pub use stop::Stop;
+pub use shutdown_flag::ShutdownFlag;

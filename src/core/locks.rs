@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::{ArcMutexGuard, Mutex, MutexGuard, RawMutex};
 
-use crate::{Errno, Error, Result, Stop, ThreadModel};
+use crate::{Errno, Error, Result, ShutdownFlag, ThreadModel};
 
 /// How often a client that waits for the connection lock looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(50);
@@ -29,7 +29,7 @@ impl Locks {
     }
 
     /// Waits for the turn of a connection, or until the client is gone.
-    pub(crate) fn connection(&self, gone: &Stop) -> Result<ConnectionPermit> {
+    pub(crate) fn connection(&self, gone: &ShutdownFlag) -> Result<ConnectionPermit> {
         if self.model != ThreadModel::SerializeConnections {
             return Ok(None);
         }

@@ -68,7 +68,7 @@ impl Next {
         Ok(self.handle.export_description()?.filter(|d| d.len() <= crate::Exports::MAX_STRING))
     }
 
-    /// Tells the layers, the outermost first, that they will be closed. Whoever opened the layers outside a
+    /// Tells the layers, the outermost first, that they will be closed. The code that opened the layers outside a
     /// session calls this once before dropping them.
     pub fn finalize(&self) {
         debug!(target: CONTROLPATH, "{}: finalize", self.name);

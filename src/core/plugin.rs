@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ffi::OsStr, path::PathBuf, sync::Arc};
 
-use crate::{Client, Exports, Handle, Open, Result, Stop, ThreadModel};
+use crate::{Client, Exports, Handle, Open, Result, ShutdownFlag, ThreadModel};
 
 /// What a plugin or filter says about itself.
 #[derive(Clone, Debug, Default)]
@@ -206,7 +206,7 @@ pub trait Plugin: Send + Sync {
     ///
     /// # Errors
     /// Any: the server ends.
-    fn after_fork(&self, server: &Arc<Stop>) -> anyhow::Result<()> {
+    fn after_fork(&self, server: &Arc<ShutdownFlag>) -> anyhow::Result<()> {
         let _ = server;
         Ok(())
     }

@@ -47,7 +47,7 @@ impl Call {
     }
 }
 
-/// The memory that a request reads into, writes from, or answers with. It belongs to whoever made the request.
+/// The memory that a request reads into, writes from, or answers with. It belongs to the code that made the request.
 #[derive(Debug)]
 pub enum Data<'a> {
     /// None: flush, trim, zero, cache; and a read or a write that only asks for a [`Loan`].
@@ -193,8 +193,8 @@ impl<'a> Request<'a> {
         self.may_lend
     }
 
-    /// Starts it: the answer is then [`Outcome::Started`], and whoever has the [`Pending`] completes it. None: it may not
-    /// be started.
+    /// Starts it: the answer is then [`Outcome::Started`], and the holder of the [`Pending`] completes it. None: it may
+    /// not be started.
     pub fn start(&mut self) -> Option<(Pending, Started)> {
         if !self.may_start {
             return None;

@@ -47,7 +47,7 @@ impl Connection {
         Connection { chain, client, readonly, default_export: Default::default(), _permit: permit }
     }
 
-    /// The chain behind the door.
+    /// The chain behind the front end.
     pub fn chain(&self) -> &Arc<Chain> {
         &self.chain
     }
@@ -159,7 +159,7 @@ impl Session {
         &self.connection.client
     }
 
-    /// The chain behind the door.
+    /// The chain behind the front end.
     pub fn chain(&self) -> &Arc<Chain> {
         &self.connection.chain
     }

@@ -1,4 +1,5 @@
-//! What the requests of a chain cost: counts, bytes, errors and latencies, for the doors together and for each layer.
+//! What the requests of a chain cost: counts, bytes, errors and latencies, for the front ends together and for each
+//! layer.
 //!
 //! Counting must not slow down what it counts. So it is off unless a program asks for it, a counter is one atomic add,
 //! threads count in shards of their own, and once there are many requests only some of them are timed: to look at the

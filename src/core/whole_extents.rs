@@ -1,5 +1,5 @@
-//! The extents of a layer as the one above wants them: of the whole of a range, or in whole blocks. A layer may answer
-//! for less than it was asked for and where it likes, so who needs more asks on.
+//! The extents of a layer over the whole of a range, or in whole blocks. A layer may answer for less than it was asked
+//! for, at any boundary; a layer above that needs more gets it here, by asking on.
 
 use crate::{Call, Data, Extents, Flags, Next, Op, Outcome, Request, Result};
 

@@ -71,7 +71,7 @@ impl CompletionQueue {
         if (woken || already)
             && let Some(event) = self.event.get()
         {
-            // Whoever has found it asleep writes, or has written: what comes late wakes once for nothing.
+            // The thread that found it asleep writes, or has written: a late write causes one spurious wake-up.
             let _ = rustix::io::read(event, &mut [0; 8]);
         }
     }

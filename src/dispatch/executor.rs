@@ -1,6 +1,6 @@
 //! Threads for requests that may have to wait.
 //!
-//! Threads are started when there is work that nobody is free for, up to a limit, and end when there was none for some
+//! Threads are started when there is work and no thread is free, up to a limit, and end when there was none for some
 //! time. What waits is bounded in number, and what waits or runs in bytes; then the front end stops receiving. A request
 //! runs until its reply is sent, so this bounds the replies too that a client does not take.
 

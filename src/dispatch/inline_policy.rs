@@ -1,7 +1,7 @@
 //! Whether a request that needs a thread runs on the one that received it: yes, where such requests have been quick.
 //!
 //! To hand a request to a worker, and have that send the reply, takes longer than many a plugin in C or in a script takes
-//! to answer, though nobody can know beforehand that it will not block. So the pace of those before it decides whether
+//! to answer, though it cannot be known beforehand that it will not block. So the pace of those before it decides whether
 //! the thread that listens to the client runs it. Under a thread model below parallel nothing is lost by that, for only
 //! one runs at a time. Under parallel the bound is lower, and another thread [follows](crate::leader_follower).
 

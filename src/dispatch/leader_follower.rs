@@ -1,8 +1,8 @@
-//! One thread leads, another follows: how a connection runs requests that may wait without handing each to a thread.
+//! Leader/follower: how a connection runs requests that may wait without handing each to a thread.
 //!
-//! A request that may wait is the business of an [`Executor`](crate::Executor); but to wake one of its threads takes longer
-//! than many a plugin in C takes to answer. So where such requests [have been quick](crate::InlinePolicy), the leader, who
-//! receives, runs them itself. The follower looks after it now and then: if it finds the leader in the same request for
+//! A request that may wait belongs on an [`Executor`](crate::Executor); but to wake one of its threads takes longer
+//! than many a plugin in C takes to answer. So where such requests [have been quick](crate::InlinePolicy), the leader, which
+//! receives, runs them itself. The follower checks on it now and then: if it finds the leader in the same request for
 //! [`TICK`], it takes the lead, and the replies that are ready and the requests that come are not held up by the slow
 //! one. The first thread, when it is done, sends its reply and follows in turn.
 

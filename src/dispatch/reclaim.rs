@@ -1,4 +1,4 @@
-//! What a front end gives back while its client says nothing: the memory of its buffers, down to a page or two.
+//! Reclaims the memory of a front end's buffers while its client is idle, down to a page or two.
 //!
 //! A thousand connections that were busy once would otherwise keep megabytes each. To free the buffers is not enough,
 //! for the allocator keeps much of what it has had.

@@ -1,7 +1,7 @@
 //! Keeps the kernel's copies of a disk and of its partitions the same.
 //!
-//! The kernel caches each file by itself, so a write to `nbd` has to drop what it knows of `nbd1`, and the other way
-//! round, before the writer is told that it is done. Dropping a page waits for whoever has it locked: a read, which
+//! The kernel caches each file by itself, so a write to `nbd` has to drop its cached pages of `nbd1`, and the other way
+//! round, before the writer is told that it is done. Dropping a page waits for the holder of its lock: a read, which
 //! other threads answer, or a write. Two writes to the same place through two files would wait for each other, so
 //! one that finds the other under way is answered first and drops the pages afterwards; what such writers find was
 //! never ordered. A thread of its own does all that, since no thread that serves requests may wait here.

@@ -1,4 +1,4 @@
-//! The file system as the kernel sees it: each request is checked against the tree, run or handed to the pool, and
+//! The file system as the kernel sees it: each request is checked against the tree, run or handed to the executor, and
 //! answered.
 
 use std::{

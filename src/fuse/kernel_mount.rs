@@ -45,7 +45,7 @@ pub enum UnmountMode {
     Idle,
     /// Out of sight at once, ended once nobody uses it any more.
     Lazy,
-    /// At once; whoever uses it gets errors.
+    /// At once; processes that use it get errors.
     Force,
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use log::{debug, warn};
-use nbdkit_core::{Chain, Client, Connection, Peer, Stop, WriteObserver};
+use nbdkit_core::{Chain, Client, Connection, Peer, ShutdownFlag, WriteObserver};
 use rustix::io::Errno;
 
 use crate::{
@@ -74,11 +74,11 @@ pub(crate) struct Life {
     client: Arc<Client>,
     mounted: AtomicBool,
     /// The server stops, or the kernel has let go of the mount.
-    over: Stop,
+    over: ShutdownFlag,
     /// The kernel has let go of the mount.
-    ended: Stop,
+    ended: ShutdownFlag,
     /// And its last request has ended.
-    drained: Stop,
+    drained: ShutdownFlag,
 }
 
 /// Tells when the kernel has let go of the mount: the file system drops it before it waits for requests.
@@ -95,18 +95,18 @@ impl Mount {
     /// Opens the export, mounts it and returns when the mount answers. The chain's `after_fork` was called.
     ///
     /// # Errors
-    /// Those of the chain, before anything is mounted; a mountpoint or an option that does not do; those of mount(2)
+    /// Those of the chain, before anything is mounted; a mountpoint or an option that is not usable; those of mount(2)
     /// and of fusermount3. Nothing is left behind.
-    pub fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> anyhow::Result<Mount> {
+    pub fn new(chain: Arc<Chain>, config: Config, stop: Arc<ShutdownFlag>) -> anyhow::Result<Mount> {
         let mountpoint = mountpoint::check(&config.mountpoint)?;
         let mut options = Options::parse(config.options.iter().map(String::as_str))?;
         let client = Arc::new(Client::new(0, Peer::Local, stop.clone()));
         let life = Arc::new(Life {
             client: client.clone(),
             mounted: AtomicBool::new(false),
-            over: Stop::new(),
-            ended: Stop::new(),
-            drained: Stop::new(),
+            over: ShutdownFlag::new(),
+            ended: ShutdownFlag::new(),
+            drained: ShutdownFlag::new(),
         });
         stop.on_raise({
             let life = life.clone();
@@ -367,7 +367,7 @@ impl Serving {
 
     /// Unmounts unless the mount is in use. The kernel's last writes go through the chain before this returns.
     fn unmount_idle(&self) -> io::Result<()> {
-        let returned = Stop::new();
+        let returned = ShutdownFlag::new();
         thread::scope(|scope| {
             scope.spawn(|| {
                 if !returned.wait_for(GRACE) {
@@ -422,7 +422,7 @@ fn choose(
     Ok((Tree::directory(names), exports))
 }
 
-/// Threads that receive requests, and run those that need no wait: one for each CPU, and one that stands by.
+/// Threads that receive requests, and run those that need no wait: one for each CPU, and one on standby.
 fn receivers() -> usize {
     thread::available_parallelism().map_or(2, usize::from) + 1
 }

@@ -5,7 +5,7 @@
 //!
 //! - A thread that finds that it is one too many is parked: the kernel would wake it for requests that another one is
 //!   about to take. When those that listen do not keep up, one is let go.
-//! - One of those that are parked stands by: if all that listen are held up by their requests, it takes their place. So a
+//! - One of those that are parked is on standby: if all that listen are held up by their requests, it takes their place. So a
 //!   request that may wait can run where it was received, without another thread, and holds up nobody for long.
 //! - [Busy polling](BusyPoll), where it has been dear to sleep, as it is when the client has a CPU of its own: poll(2)
 //!   tells whether there is another request, which fuser then finds at once. (A device that does not block would make fuser
@@ -25,7 +25,7 @@ use nbdkit_dispatch::{Awake, BusyPoll};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How often the thread that stands by looks after the others.
+/// How often the standby thread checks on the others.
 const TICK: Duration = Duration::from_millis(2);
 /// After so many ticks without a request it does not look until there is one.
 const QUIET: u32 = 16;
@@ -63,12 +63,12 @@ struct Shared {
     inside: AtomicUsize,
     /// Requests that were dealt with.
     done: AtomicU64,
-    /// A thread stands by.
+    /// A thread is on standby.
     standby: AtomicBool,
     /// It wants to be woken at the next request.
     asleep: AtomicBool,
     state: Mutex<State>,
-    /// For the thread that stands by.
+    /// For the standby thread.
     looked_for: Condvar,
     /// For others that are parked.
     wanted: Condvar,
@@ -227,7 +227,7 @@ impl Shared {
         poll(&mut device, Some(&Timespec::default())).is_ok_and(|found| found > 0)
     }
 
-    /// Lets another thread listen, but for the one that stands by.
+    /// Lets another thread listen, other than the standby thread.
     fn release_one(&self) {
         if self.active.load(SeqCst) + 1 >= self.count {
             return;
@@ -255,7 +255,7 @@ impl Shared {
                 self.standby.store(true, SeqCst);
                 self.stand_by(&mut state);
                 self.standby.store(false, SeqCst);
-                // Another one of those that are parked stands by now.
+                // Another of the parked threads is on standby now.
                 self.wanted.notify_one();
                 break;
             }

@@ -1,5 +1,5 @@
-//! The right to answer a request of the kernel's. It is used once: by whoever has run the request or, when that takes too
-//! long, by its [timeout](crate::request_timeout).
+//! The right to answer a request of the kernel's. It is used once: by the thread that ran the request or, when that
+//! takes too long, by its [timeout](crate::request_timeout).
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ replies!(ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLsee
 pub(crate) enum Answer<R> {
     /// Nobody else has it.
     Own(R),
-    /// The timeout has it too; whoever is first takes it.
+    /// Shared with the timeout; the first of the two takes it.
     Shared(Arc<Mutex<Option<R>>>),
 }
 

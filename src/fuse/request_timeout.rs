@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_answers_in_time_is_alone() {
+    fn an_answer_in_time_is_the_only_one() {
         let timeout = RequestTimeout::new(Duration::from_secs(3600)).unwrap();
         let (tell, told) = mpsc::channel();
         let answer = timeout.limit(Probe(tell), "read");

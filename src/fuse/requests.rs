@@ -3,7 +3,8 @@
 //!
 //! A read or a write that the chain starts is answered by the [completer]. One that needs a thread runs on the one that
 //! has received it, where such requests have been quick and another thread is left to listen to the kernel; all others
-//! run on threads of the [`Executor`]. How much may wait is bounded by the kernel: whoever makes a request waits for it.
+//! run on threads of the [`Executor`]. How much may wait is bounded by the kernel: a process that makes a request waits
+//! for it.
 
 use std::sync::Arc;
 

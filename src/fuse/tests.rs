@@ -18,7 +18,7 @@ use std::{
 
 use nbdkit_core::{
     Call, Chain, Client, Data, Extents, Filter, Flags, Handle, Info, Loan, Op, Open, Outcome, Peer, Pending,
-    Plugin, Request, Result, Session, Stop, Support, ThreadModel,
+    Plugin, Request, Result, Session, ShutdownFlag, Support, ThreadModel,
 };
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -185,13 +185,13 @@ fn usable() -> bool {
 
 /// Ends the process when the test takes too long.
 fn deadline() -> impl Drop {
-    struct Alarm(Arc<Stop>);
+    struct Alarm(Arc<ShutdownFlag>);
     impl Drop for Alarm {
         fn drop(&mut self) {
             self.0.raise();
         }
     }
-    let done = Arc::new(Stop::new());
+    let done = Arc::new(ShutdownFlag::new());
     let alarm = Alarm(done.clone());
     std::thread::spawn(move || {
         if !done.wait_for(Duration::from_secs(60)) {
@@ -218,7 +218,7 @@ fn chain_of(disk: &Arc<Disk>, filters: Vec<Box<dyn Filter>>) -> Arc<Chain> {
 /// A mount that is ended and waited for at the end of the test.
 struct Mounted {
     chain: Arc<Chain>,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
     mount: Option<Mount>,
     file: std::path::PathBuf,
     dir: tempfile::TempDir,
@@ -233,7 +233,7 @@ impl Mounted {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { mountpoint: dir.path().to_owned(), ..Config::default() };
         change(&mut config);
-        let stop = Arc::new(Stop::new());
+        let stop = Arc::new(ShutdownFlag::new());
         let mount = Mount::new(chain.clone(), config, stop.clone()).unwrap();
         let file = mount.file().to_owned();
         Mounted { chain, stop, mount: Some(mount), file, dir }
@@ -557,7 +557,7 @@ fn a_mount_over_its_own_image_is_refused() {
     let (file, disk) = lending(SIZE, false);
     let refusal = |mountpoint: &Path| {
         let config = Config { mountpoint: mountpoint.to_owned(), ..Config::default() };
-        format!("{:#}", Mount::new(chain(&disk), config, Arc::new(Stop::new())).unwrap_err())
+        format!("{:#}", Mount::new(chain(&disk), config, Arc::new(ShutdownFlag::new())).unwrap_err())
     };
     if !usable() {
         return;
@@ -568,7 +568,7 @@ fn a_mount_over_its_own_image_is_refused() {
 
 /// A client of the same chain that comes in by another front end.
 fn other_front_end(chain: &Arc<Chain>) -> Session {
-    let client = Arc::new(Client::new(1, Peer::Other, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, Peer::Other, Arc::new(ShutdownFlag::new())));
     let connection = Arc::new(chain.connect(client, false).unwrap());
     connection.open("".as_ref(), false).unwrap()
 }
@@ -710,7 +710,7 @@ fn a_stopped_server_does_not_mount() {
         (deadline(), Arc::new(Disk { model: Some(ThreadModel::SerializeConnections), ..Disk::new() }));
     let chain = chain(&disk);
     let other = other_front_end(&chain);
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(ShutdownFlag::new());
     stop.raise();
     let dir = tempfile::tempdir().unwrap();
     let config = Config { mountpoint: dir.path().to_owned(), ..Config::default() };

@@ -1,4 +1,4 @@
-//! The files of a mount: exports that are opened when somebody first looks at them, and their partitions.
+//! The files of a mount: exports that are opened when they are first looked up, and their partitions.
 
 use std::{
     collections::HashMap,

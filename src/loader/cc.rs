@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, Stop, ThreadModel};
+use nbdkit_core::{
+    Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, ShutdownFlag, ThreadModel,
+};
 
 use crate::{DebugFlags, plugin::load_compiled};
 
@@ -202,7 +204,7 @@ impl Plugin for Cc {
         self.plugin.as_mut().map_or(Ok(()), |plugin| plugin.get_ready())
     }
 
-    fn after_fork(&self, server: &Arc<Stop>) -> Result<()> {
+    fn after_fork(&self, server: &Arc<ShutdownFlag>) -> Result<()> {
         self.plugin()?.after_fork(server)
     }
 

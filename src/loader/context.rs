@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use nbdkit_core::{Below, Client, Errno, Error, Stop};
+use nbdkit_core::{Below, Client, Errno, Error, ShutdownFlag};
 
 use crate::strings::Strings;
 
@@ -38,17 +38,17 @@ impl Opened {
 }
 
 /// The server's shutdown flag, known since `after_fork`.
-static SERVER: OnceLock<Arc<Stop>> = OnceLock::new();
+static SERVER: OnceLock<Arc<ShutdownFlag>> = OnceLock::new();
 /// C code has asked for the end of a server that did not serve yet.
 static ASKED_EARLY: AtomicBool = AtomicBool::new(false);
 
 /// The server's shutdown flag.
-pub(crate) fn server() -> Option<&'static Arc<Stop>> {
+pub(crate) fn server() -> Option<&'static Arc<ShutdownFlag>> {
     SERVER.get()
 }
 
 /// From now on this is the flag that C code raises. It is raised at once if that was asked for before.
-pub(crate) fn serve(server: &Arc<Stop>) {
+pub(crate) fn serve(server: &Arc<ShutdownFlag>) {
     let _ = SERVER.set(server.clone());
     if ASKED_EARLY.swap(false, Ordering::AcqRel) {
         server.raise();
@@ -69,7 +69,8 @@ pub(crate) enum Say {
     /// At once.
     #[default]
     AtOnce,
-    /// When the call is over; if it failed, the last message is the reason and whoever hears of it reports it.
+    /// When the call is over; if it failed, the last message is the reason, and the code that handles the failure
+    /// reports it.
     Later,
 }
 

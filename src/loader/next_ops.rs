@@ -23,7 +23,7 @@ use std::{
 };
 
 use nbdkit_abi as abi;
-use nbdkit_core::{Below, Client, Errno, Error, Next, Open, Peer, Result, Stop};
+use nbdkit_core::{Below, Client, Errno, Error, Next, Open, Peer, Result, ShutdownFlag};
 use parking_lot::Mutex;
 
 pub(crate) use extents::{nbdkit_extents_aligned, nbdkit_extents_full};
@@ -46,7 +46,7 @@ pub(crate) struct NextLayer {
 }
 
 impl NextLayer {
-    /// Opens the layers of `below`. They belong to whoever has the pointer.
+    /// Opens the layers of `below`. They belong to the holder of the pointer.
     fn open(below: &Below, open: &Open) -> Result<*mut NextLayer> {
         let next = below.open(open)?;
         let (strings, finalized) = (Strings::default(), AtomicBool::new(false));
@@ -133,7 +133,7 @@ impl Context {
     /// # Errors
     /// `EIO` if there is none.
     pub(crate) fn next(&self) -> Result<&NextLayer> {
-        // SAFETY: the layer is closed by whoever takes it from here, when no request is running (that is the
+        // SAFETY: the layer is closed by the code that takes it from here, when no request is running (that is the
         // filter's part of the interface), or when the context is dropped.
         unsafe { NextLayer::from_ptr(self.next_ptr()) }
     }
@@ -248,7 +248,7 @@ pub(crate) unsafe extern "C" fn nbdkit_next_context_open(
 /// What a filter asks for that opens a layer itself.
 fn wish(readonly: bool, export_name: OsString, shared: bool) -> Result<Open> {
     if shared {
-        let server = server().cloned().unwrap_or_else(|| Arc::new(Stop::new()));
+        let server = server().cloned().unwrap_or_else(|| Arc::new(ShutdownFlag::new()));
         let client = Arc::new(Client::new(0, Peer::Local, server));
         return Ok(Open { readonly, export_name, tls: false, client });
     }

@@ -16,7 +16,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nbdkit_abi as abi;
-use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, Stop, ThreadModel};
+use nbdkit_core::{
+    Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, ShutdownFlag, ThreadModel,
+};
 use parking_lot::Mutex;
 
 use crate::{
@@ -266,7 +268,7 @@ impl Plugin for CPlugin {
         Ok(())
     }
 
-    fn after_fork(&self, server: &Arc<Stop>) -> Result<()> {
+    fn after_fork(&self, server: &Arc<ShutdownFlag>) -> Result<()> {
         serve(server);
         self.step("after_fork", self.loaded.table.after_fork)
     }

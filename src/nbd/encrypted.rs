@@ -1,7 +1,7 @@
 //! A [`Stream`] that encrypts what goes through another.
 //!
 //! One lock guards OpenSSL's state and is never held while waiting: records are made and taken apart in memory, and
-//! the socket below is only asked for what it can do at once. The one who receives waits for input outside of the
+//! the socket below is only asked for what it can do at once. The receiving thread waits for input outside of the
 //! lock, so a small request costs one call of the kernel, as it does without TLS.
 
 use std::{

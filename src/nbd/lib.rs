@@ -1,7 +1,7 @@
-//! The NBD door: listeners, the handshake and the transmission loop in front of a [`Chain`].
+//! The NBD front end: listeners, the handshake and the transmission loop in front of a [`Chain`].
 //!
 //! One thread per connection runs to completion: it receives, decodes and answers whatever cannot block, and hands
-//! the rest to a pool of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
+//! the rest to an executor of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
 //! repository (`doc/proto.md`); comments name its sections.
 //!
 //! * [`proto`] knows the bytes and does no I/O,
@@ -50,7 +50,7 @@ use std::{
     time::Duration,
 };
 
-use nbdkit_core::{Chain, Stop};
+use nbdkit_core::{Chain, ShutdownFlag};
 
 pub use listen::Listener;
 
@@ -68,7 +68,7 @@ pub enum Tls {
     Require(tls::Credentials),
 }
 
-/// How the door behaves.
+/// How the front end behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Clients cannot change data, whatever the chain offers.
@@ -119,18 +119,18 @@ impl Default for Config {
     }
 }
 
-/// What the thread that waits for clients looks after beside them.
+/// A further descriptor that the accepting thread polls beside the listeners.
 #[derive(Clone, Copy)]
-pub struct Aside<'a> {
-    /// What it waits for: something to read from here.
+pub struct AuxiliaryDescriptor<'a> {
+    /// Polled for input.
     pub fd: BorrowedFd<'a>,
-    /// What it does then; it must not wait.
+    /// Called when there is input; it must not block.
     pub ready: &'a dyn Fn(),
 }
 
-impl std::fmt::Debug for Aside<'_> {
+impl std::fmt::Debug for AuxiliaryDescriptor<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Aside({:?})", self.fd)
+        write!(f, "AuxiliaryDescriptor({:?})", self.fd)
     }
 }
 
@@ -143,10 +143,10 @@ pub fn serve(
     chain: Arc<Chain>,
     config: Config,
     listeners: Vec<Listener>,
-    stop: Arc<Stop>,
-    aside: Option<Aside<'_>>,
+    stop: Arc<ShutdownFlag>,
+    auxiliary: Option<AuxiliaryDescriptor<'_>>,
 ) -> anyhow::Result<()> {
-    server::Server::new(chain, config, stop).run(&listeners, aside)
+    server::Server::new(chain, config, stop).run(&listeners, auxiliary)
 }
 
 /// Serves one client, who is at the other end of `input` and `output` (one socket, or two pipes), until it or
@@ -159,7 +159,7 @@ pub fn serve_one(
     config: Config,
     input: OwnedFd,
     output: OwnedFd,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
 ) -> anyhow::Result<()> {
     server::Server::new(chain, config, stop).run_one(input, output)
 }

@@ -1,7 +1,7 @@
 //! The way out, shared by the connection's thread and its workers.
 //!
-//! One thread at a time sends; whoever comes meanwhile leaves its replies to that one, who sends them too before it
-//! is done. So nobody waits for a lock while a reply travels, and many small replies leave in one system call.
+//! One thread at a time sends; others that come meanwhile leave their replies to it, and it sends them too before it
+//! is done. So no thread waits for a lock while a reply is sent, and many small replies leave in one system call.
 
 use std::{io, os::fd::BorrowedFd, sync::Arc};
 
@@ -99,7 +99,7 @@ impl Outbox {
         true
     }
 
-    /// The client is gone: whoever has replies may drop them.
+    /// The client is gone: replies may be dropped.
     fn fail(&self, out: &mut Buffer) {
         out.clear();
         let mut state = self.state.lock();

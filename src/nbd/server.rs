@@ -1,4 +1,4 @@
-//! The connections there are: how they come, and how they end when the server stops.
+//! The registry of live connections: accepting them, and ending them when the server stops.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nbdkit_core::{Chain, Client, Peer, Stop};
+use nbdkit_core::{Chain, Client, Peer, ShutdownFlag};
 use parking_lot::{Condvar, Mutex};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
@@ -19,7 +19,7 @@ use rustix::{
 use nbdkit_dispatch::Awake;
 
 use crate::{
-    Aside, Config, Listener, connection, listen,
+    AuxiliaryDescriptor, Config, Listener, connection, listen,
     stream::{Pipes, Socket, Stream},
 };
 
@@ -34,14 +34,15 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 pub(crate) struct Server {
     chain: Arc<Chain>,
     config: Config,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
     awake: Awake,
-    roll: Arc<Roll>,
+    registry: Arc<Registry>,
 }
 
-/// Who is there. Apart from the server, which a connection lets go of, and of the chain with it, before it is taken off.
+/// The live connections. Apart from the server, since a connection drops its reference to that, and to the chain with it,
+/// before it leaves the registry.
 #[derive(Default)]
-struct Roll {
+struct Registry {
     connections: Mutex<Connections>,
     ended: Condvar,
 }
@@ -62,20 +63,20 @@ struct Live {
 }
 
 impl Server {
-    pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<Stop>) -> Arc<Self> {
-        Arc::new(Server { chain, config, stop, awake: Awake::default(), roll: Arc::default() })
+    pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<ShutdownFlag>) -> Arc<Self> {
+        Arc::new(Server { chain, config, stop, awake: Awake::default(), registry: Arc::default() })
     }
 
     /// Takes clients until the server stops.
     pub(crate) fn run(
         self: &Arc<Self>,
         listeners: &[Listener],
-        aside: Option<Aside<'_>>,
+        auxiliary: Option<AuxiliaryDescriptor<'_>>,
     ) -> anyhow::Result<()> {
         let event = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, event).context("cannot make an event descriptor")?);
         let raised = wake.clone();
-        self.roll.connections.lock().left = self.config.max_connections.map(|_| wake.clone());
+        self.registry.connections.lock().left = self.config.max_connections.map(|_| wake.clone());
         self.stop.on_raise(move || {
             let _ = rustix::io::write(&*raised, &1u64.to_ne_bytes());
         });
@@ -83,15 +84,15 @@ impl Server {
             let open = if self.has_room() { listeners } else { &[] };
             let mut fds: Vec<_> = open.iter().map(|l| PollFd::new(l, PollFlags::IN)).collect();
             fds.push(PollFd::new(&*wake, PollFlags::IN));
-            fds.extend(aside.map(|aside| PollFd::from_borrowed_fd(aside.fd, PollFlags::IN)));
+            fds.extend(auxiliary.map(|auxiliary| PollFd::from_borrowed_fd(auxiliary.fd, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e).context("cannot wait for clients"),
             }
             let is_ready = fds.get(open.len() + 1).is_some_and(|fd| !fd.revents().is_empty());
-            if let Some(aside) = aside.filter(|_| is_ready) {
-                (aside.ready)();
+            if let Some(auxiliary) = auxiliary.filter(|_| is_ready) {
+                (auxiliary.ready)();
             }
             // If that was it, a client left or the server stops.
             let _ = rustix::io::read(&*wake, &mut [0; 8]);
@@ -107,7 +108,7 @@ impl Server {
 
     /// Whether one more client may be served.
     fn has_room(&self) -> bool {
-        self.config.max_connections.is_none_or(|max| self.roll.connections.lock().live.len() < max)
+        self.config.max_connections.is_none_or(|max| self.registry.connections.lock().live.len() < max)
     }
 
     fn accept(self: &Arc<Self>, listener: &Listener) {
@@ -137,15 +138,15 @@ impl Server {
             let pipes = Pipes::new(input, output).context("cannot make an event descriptor")?;
             (Arc::new(pipes), Peer::Other)
         };
-        let roll = self.roll.clone();
+        let registry = self.registry.clone();
         self.stop.on_raise(move || {
-            let _connections = roll.connections.lock();
-            roll.ended.notify_all();
+            let _connections = registry.connections.lock();
+            registry.ended.notify_all();
         });
         self.start(stream, peer);
-        let mut connections = self.roll.connections.lock();
+        let mut connections = self.registry.connections.lock();
         while !connections.live.is_empty() && !self.stop.is_raised() {
-            self.roll.ended.wait(&mut connections);
+            self.registry.ended.wait(&mut connections);
         }
         drop(connections);
         self.wind_down();
@@ -154,18 +155,18 @@ impl Server {
 
     /// Starts the thread of a connection.
     fn start(self: &Arc<Self>, stream: Arc<dyn Stream>, peer: Peer) {
-        let mut connections = self.roll.connections.lock();
+        let mut connections = self.registry.connections.lock();
         connections.count += 1;
         let number = connections.count;
         let client = Arc::new(Client::new(number, peer, self.stop.clone()));
         connections.live.insert(number, Live { client: client.clone(), stream: stream.clone() });
         drop(connections);
-        let ended = Ended { roll: self.roll.clone(), number };
+        let ended = Ended { registry: self.registry.clone(), number };
         let server = self.clone();
         let name = format!("{}[{number}]", self.chain.plugin_name());
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
             let _ended = ended;
-            let server = server; // goes before the connection is off the list
+            let server = server; // dropped before the connection leaves the registry
             let Server { chain, config, awake, .. } = &*server;
             connection::run(chain, config, &client, &stream, &name, awake.clone());
         });
@@ -176,18 +177,19 @@ impl Server {
 
     /// Ends all connections: requests in flight first get the time to end.
     fn wind_down(&self) {
-        for live in self.roll.connections.lock().live.values() {
+        for live in self.registry.connections.lock().live.values() {
             live.stream.close_input();
         }
         // Not under the lock: it runs what filters and plugins wait for.
-        let clients: Vec<_> = self.roll.connections.lock().live.values().map(|l| l.client.clone()).collect();
+        let clients: Vec<_> =
+            self.registry.connections.lock().live.values().map(|l| l.client.clone()).collect();
         for client in clients {
             client.gone.raise();
         }
         if self.wait_until_none(GRACE) {
             return;
         }
-        let connections = self.roll.connections.lock();
+        let connections = self.registry.connections.lock();
         log::debug!("{} connections did not end and are cut off", connections.live.len());
         for live in connections.live.values() {
             live.stream.close();
@@ -198,9 +200,9 @@ impl Server {
 
     fn wait_until_none(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut connections = self.roll.connections.lock();
+        let mut connections = self.registry.connections.lock();
         while !connections.live.is_empty() {
-            if self.roll.ended.wait_until(&mut connections, deadline).timed_out() {
+            if self.registry.ended.wait_until(&mut connections, deadline).timed_out() {
                 return connections.live.is_empty();
             }
         }
@@ -208,20 +210,20 @@ impl Server {
     }
 }
 
-/// Takes a connection off the list when its thread ends, however it ends.
+/// Removes a connection from the registry when its thread ends, however it ends.
 struct Ended {
-    roll: Arc<Roll>,
+    registry: Arc<Registry>,
     number: u64,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let mut connections = self.roll.connections.lock();
+        let mut connections = self.registry.connections.lock();
         let live = connections.live.remove(&self.number);
         if let Some(left) = &connections.left {
             let _ = rustix::io::write(left, &1u64.to_ne_bytes());
         }
-        self.roll.ended.notify_all();
+        self.registry.ended.notify_all();
         drop(connections);
         if let Some(live) = live {
             live.stream.close();

@@ -1,4 +1,4 @@
-//! The door over a socket pair, with raw bytes from the other side: what no well-behaved client sends, and what
+//! The front end over a socket pair, with raw bytes from the other side: what no well-behaved client sends, and what
 //! happens to requests in flight when a connection ends.
 
 use std::{
@@ -13,8 +13,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Errno, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result, Status, Stop,
-    ThreadModel,
+    Chain, Client, Errno, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result, ShutdownFlag,
+    Status, ThreadModel,
 };
 use parking_lot::Mutex;
 
@@ -152,7 +152,7 @@ impl Handle for OpenDisk {
 /// A server with one client, whose side of the connection is `socket`.
 struct Served {
     socket: UnixStream,
-    stop: Arc<Stop>,
+    stop: Arc<ShutdownFlag>,
     server: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -162,7 +162,7 @@ fn serve(disk: impl Plugin + 'static, config: Config) -> Served {
     let chain = Arc::new(chain);
     let (socket, theirs) = UnixStream::pair().unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    let stop = Arc::new(Stop::new());
+    let stop = Arc::new(ShutdownFlag::new());
     let server = std::thread::spawn({
         let stop = stop.clone();
         let output = theirs.try_clone().unwrap();

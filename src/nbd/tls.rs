@@ -45,7 +45,8 @@ pub(crate) fn debug() -> (u32, bool) {
     (LOG.load(Ordering::Relaxed), SESSION.load(Ordering::Relaxed))
 }
 
-/// The file that the sessions' secrets go to, in the NSS format that Wireshark reads. Whoever has it can read the traffic.
+/// The file that the sessions' secrets go to, in the NSS format that Wireshark reads. Anyone who has it can decrypt the
+/// traffic.
 fn key_log() -> Option<File> {
     let path = std::env::var_os("SSLKEYLOGFILE").filter(|path| !path.is_empty())?;
     let file = File::options().append(true).create(true).mode(0o600).open(&path);

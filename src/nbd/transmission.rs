@@ -1,7 +1,7 @@
 //! The transmission loop: one thread receives, decodes, runs what cannot block and sends.
 //!
 //! Every complete request in the input is answered before the replies leave together. A request that may block goes
-//! to the pool; under a thread model below parallel, or with one thread, so do all that come behind it, to keep
+//! to the executor; under a thread model below parallel, or with one thread, so do all that come behind it, to keep
 //! their order, unless they have been quick for some time: then the one thread runs them too. A client that does not
 //! take its replies is waited for, first only for that, then while receiving more, up to a bound.
 

@@ -167,7 +167,7 @@ assert h.pread(256, 100) == bytes(100) + bytes(range(100, 256))
     assert!(refused.stderr.contains("1.46.0"), "{}", refused.stderr);
 }
 
-/// All of them behind the other door.
+/// All of them behind the other front end.
 #[test]
 fn as_mounts() {
     let dir = temp();

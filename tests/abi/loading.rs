@@ -1,4 +1,4 @@
-//! Plugins and filters from shared libraries, through both doors. Those of the distribution are the measure.
+//! Plugins and filters from shared libraries, through both front ends. Those of the distribution are the measure.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 

@@ -49,7 +49,7 @@ fn ramdisk() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/abi/ramdisk.rs")
 }
 
-/// What this plugin can do, at every door it has.
+/// What this plugin can do, at every front end it has.
 #[track_caller]
 fn works(plugin: &str) {
     let more = "

@@ -1,4 +1,4 @@
-//! A plugin with threads and children of its own, that sleeps and exits: neither door suffers more than it has to.
+//! A plugin with threads and children of its own, that sleeps and exits: neither front end suffers more than it has to.
 
 use std::{
     fs::File,

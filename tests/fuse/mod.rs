@@ -1,11 +1,11 @@
-//! The FUSE door, through the kernel and its tools.
+//! The FUSE front end, through the kernel and its tools.
 
 mod file;
 mod filesystem;
-mod inside;
 mod life;
+mod loop_mount;
 mod overlay;
 mod stats;
 mod system;
 mod tree;
-mod two_doors;
+mod two_front_ends;

@@ -1,4 +1,4 @@
-//! Plugins in Lua, through both doors and in the C nbdkit. The distribution's Lua plugin is the measure for scripts
+//! Plugins in Lua, through both front ends and in the C nbdkit. The distribution's Lua plugin is the measure for scripts
 //! that know no more than it does.
 
 mod examples;

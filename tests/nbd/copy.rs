@@ -1,4 +1,4 @@
-//! Whole disks through the NBD door: copies are byte for byte the same, and maps tell the truth.
+//! Whole disks through the NBD front end: copies are byte for byte the same, and maps tell the truth.
 
 use std::{fs, os::unix::fs::FileExt};
 

@@ -1,4 +1,4 @@
-//! The NBD door, through libnbd, qemu and fio.
+//! The NBD front end, through libnbd, qemu and fio.
 
 mod cli;
 mod commands;

@@ -90,7 +90,7 @@ fn system_calls_are_shared_by_a_batch() {
 }
 
 #[test]
-fn filters_that_look_on_make_no_calls() {
+fn observing_filters_make_no_calls() {
     let dir = util::temp();
     let image = util::patterned(dir.path(), "disk", 1 << 20);
     let file = image.to_str().expect("UTF-8");

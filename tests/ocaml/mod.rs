@@ -1,4 +1,4 @@
-//! Plugins in OCaml, compiled by the command line of the manual, through both doors and in the C nbdkit.
+//! Plugins in OCaml, compiled by the command line of the manual, through both front ends and in the C nbdkit.
 
 mod examples;
 

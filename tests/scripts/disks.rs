@@ -1,4 +1,4 @@
-//! Disks out of scripts, through both doors.
+//! Disks out of scripts, through both front ends.
 
 use std::{fs, path::Path};
 

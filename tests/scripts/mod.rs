@@ -1,4 +1,4 @@
-//! Plugins that are scripts, through both doors and beside the distribution's nbdkit.
+//! Plugins that are scripts, through both front ends and beside the distribution's nbdkit.
 
 mod compiled;
 mod disks;

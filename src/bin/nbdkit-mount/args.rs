@@ -86,16 +86,16 @@ pub(crate) struct Args {
     pub(crate) unix: Option<PathBuf>,
 
     /// Attach a loop device to the disk and print its name
-    #[arg(long = "loop", help_heading = "Inside")]
+    #[arg(long = "loop", help_heading = "Loop device")]
     pub(crate) loop_device: bool,
     /// Mount the file system in the disk on this directory too
-    #[arg(long, value_name = "DIR", help_heading = "Inside")]
+    #[arg(long, value_name = "DIR", help_heading = "Loop device")]
     pub(crate) mount: Option<PathBuf>,
     /// Type of that file system (default: found out)
-    #[arg(long, value_name = "TYPE", help_heading = "Inside")]
+    #[arg(long, value_name = "TYPE", help_heading = "Loop device")]
     pub(crate) fstype: Option<String>,
     /// The partition for --loop and --mount (default: the whole disk)
-    #[arg(long, value_name = "N", help_heading = "Inside")]
+    #[arg(long, value_name = "N", help_heading = "Loop device")]
     pub(crate) partition: Option<OsString>,
 
     /// Stay in the foreground

@@ -11,7 +11,7 @@ pub(crate) enum Stage {
     NoMountpoint = 2,
     /// The chain does not get ready, or the export does not open.
     Setup = 3,
-    /// The mountpoint does not do, or the kernel does not mount.
+    /// The mountpoint is not usable, or the kernel refuses the mount.
     Mount = 4,
     /// It cannot go to the background.
     Daemon = 5,

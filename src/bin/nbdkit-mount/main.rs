@@ -2,19 +2,19 @@
 
 #![deny(unsafe_code)]
 
-mod above;
 mod args;
 mod failure;
-mod holders;
-mod inside;
+mod loop_mount;
+mod loop_writeback;
 mod loopdev;
 mod mount;
+mod mount_users;
 mod overlay;
 mod plan;
 mod ready;
 mod state;
 mod stats;
-mod undo;
+mod unmount;
 mod watcher;
 
 use std::{io::Write, process::ExitCode};
@@ -57,7 +57,7 @@ fn run() -> Result<u8, Failure> {
         return Ok(0);
     }
     if let Some(mountpoint) = &args.unmount {
-        undo::undo(mountpoint).at(Stage::Life)?;
+        unmount::unmount(mountpoint).at(Stage::Life)?;
         return Ok(0);
     }
     if let Some(code) = instead_of_mounting(&args)? {
@@ -70,7 +70,7 @@ fn run() -> Result<u8, Failure> {
     // Before the parameters, so that a forgotten mountpoint is not taken for one and missed among them.
     if let Some(mountpoint) = &plan.mountpoint {
         if plan.clear_stale {
-            undo::clear_stale(mountpoint).at(Stage::Mount)?;
+            unmount::clear_stale(mountpoint).at(Stage::Mount)?;
         }
         nbdkit_fuse::check_mountpoint(mountpoint).at(Stage::Mount)?;
         // After that: what is mounted on a file looks like a file with content.

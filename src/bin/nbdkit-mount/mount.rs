@@ -14,15 +14,14 @@ use anyhow::{Context as _, Result};
 use nbdkit_cli::{
     captive, daemon, descriptors, parent, pidfile, progress::Throughput, signals, stdio::Stdio,
 };
-use nbdkit_core::{Chain, Stop};
+use nbdkit_core::{Chain, ShutdownFlag};
 use nbdkit_fuse::{Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
-    above,
     failure::{At as _, Failure, Stage},
-    inside::Inside,
-    loopdev,
+    loop_mount::LoopMount,
+    loop_writeback, loopdev,
     plan::Plan,
     ready::{self, ReadyFd},
     state::{State, Stored},
@@ -69,12 +68,12 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
         watcher.watch(device, &place.path);
     }
 
-    let inside = set_up(&plan, &mount, &stdio).at(Stage::Mount);
-    let mut stored = store(&place, &mount, inside.as_ref().ok());
-    let served = inside.map(|inside| {
+    let loop_mount = set_up(&plan, &mount, &stdio).at(Stage::Mount);
+    let mut stored = store(&place, &mount, loop_mount.as_ref().ok());
+    let served = loop_mount.map(|loop_mount| {
         let server =
             serve(&plan, &mount, &chain, socket.as_mut(), &stop, (ready, ready_fd), &stdio).at(Stage::Setup);
-        (inside, server)
+        (loop_mount, server)
     });
     // Who waits for its end has all there is.
     drop(stdio);
@@ -85,8 +84,8 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     mount.wait_for_end();
     drop(throughput);
     ready::notify("STOPPING=1");
-    if let Ok((inside, _)) = &served {
-        take_down(inside, &place, &mount);
+    if let Ok((loop_mount, _)) = &served {
+        take_down(loop_mount, &place, &mount);
     }
     let unmounted = mount.wait().at(Stage::Life);
     stop.raise();
@@ -114,7 +113,7 @@ fn config(plan: &Plan, place: &Place) -> Config {
         threads: plan.threads,
         export: plan.export.clone(),
         filename: plan.filename.clone(),
-        partitions: plan.partitions || plan.inside.partition.is_some(),
+        partitions: plan.partitions || plan.loop_mount.partition.is_some(),
         cache: plan.cache,
         timeout: plan.timeout,
         options: plan.options.clone(),
@@ -135,16 +134,18 @@ fn sector_size(file: &Path, block_size: u32) -> u32 {
 }
 
 /// Sets up what is wanted on the disk, and prints the name of the loop device.
-fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<Inside> {
+fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<LoopMount> {
     let shape = || {
         let block_size = sector_size(mount.file(), mount.block_size()?.clamp(512, 4096));
         Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
     };
-    let inside = Inside::set_up(&plan.inside, mount.file(), shape).map_err(|e| {
+    let loop_mount = LoopMount::set_up(&plan.loop_mount, mount.file(), shape).map_err(|e| {
         // What is often forgotten.
         match mount.partitions() {
             Ok(numbers)
-                if plan.inside.mount.is_some() && plan.inside.partition.is_none() && !numbers.is_empty() =>
+                if plan.loop_mount.mount.is_some()
+                    && plan.loop_mount.partition.is_none()
+                    && !numbers.is_empty() =>
             {
                 let each = numbers.iter().fold(String::new(), |all, n| all + &format!(" --partition={n}"));
                 e.context(format!("the disk has partitions: say which, by one of{each}"))
@@ -152,35 +153,35 @@ fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<Inside> {
             _ => e,
         }
     })?;
-    if let Some(device) = inside.loop_device.as_deref().filter(|_| plan.inside.loop_device) {
+    if let Some(device) = loop_mount.loop_device.as_deref().filter(|_| plan.loop_mount.loop_device) {
         let mut stdout = File::from(stdio.output.try_clone()?);
         writeln!(stdout, "{}", device.display()).context("cannot print the name of the loop device")?;
     }
-    Ok(inside)
+    Ok(loop_mount)
 }
 
 /// Takes down what stands on the disk; what is in use has to be let go of soon.
-fn take_down(inside: &Inside, place: &Place, mount: &Mount) {
+fn take_down(loop_mount: &LoopMount, place: &Place, mount: &Mount) {
     if !mount.is_mounted() {
         return;
     }
-    if let Err(e) = inside.take_down(GRACE, |_| {}) {
+    if let Err(e) = loop_mount.take_down(GRACE, |_| {}) {
         log::warn!("{e:#}: it is unmounted all the same");
-        inside.abandon();
+        loop_mount.abandon();
     }
     if let Ok(place) = nbdkit_fuse::resolve(&place.path) {
-        above::write_back(&place, PATIENCE);
+        loop_writeback::write_back(&place, PATIENCE);
     }
 }
 
 /// Tells `-u` what there is.
-fn store(place: &Place, mount: &Mount, inside: Option<&Inside>) -> Option<Stored> {
-    let inside = inside.cloned().unwrap_or_default();
+fn store(place: &Place, mount: &Mount, loop_mount: Option<&LoopMount>) -> Option<Stored> {
+    let loop_mount = loop_mount.cloned().unwrap_or_default();
     let state = State {
         pid: std::process::id(),
         mountpoint: nbdkit_fuse::resolve(&place.path).ok()?,
-        loop_device: inside.loop_device,
-        inside: inside.mount,
+        loop_device: loop_mount.loop_device,
+        inside: loop_mount.mount,
         error: None,
     };
     Stored::new(mount.device()?, state)
@@ -203,11 +204,11 @@ fn serve(
     mount: &Mount,
     chain: &Arc<Chain>,
     socket: Option<&mut Socket>,
-    stop: &Arc<Stop>,
+    stop: &Arc<ShutdownFlag>,
     (ready, ready_fd): (daemon::Ready, Option<ReadyFd>),
     stdio: &Stdio,
 ) -> Result<(Option<captive::Captive>, Option<Server>)> {
-    let server = socket.map(|socket| nbd_door(plan, chain, socket, stop)).transpose()?;
+    let server = socket.map(|socket| serve_nbd(plan, chain, socket, stop)).transpose()?;
     if let Some(path) = &plan.pidfile {
         pidfile::write(path)?;
     }
@@ -226,7 +227,12 @@ fn serve(
 }
 
 /// Serves the same chain over NBD.
-fn nbd_door(plan: &Plan, chain: &Arc<Chain>, socket: &mut Socket, stop: &Arc<Stop>) -> Result<Server> {
+fn serve_nbd(
+    plan: &Plan,
+    chain: &Arc<Chain>,
+    socket: &mut Socket,
+    stop: &Arc<ShutdownFlag>,
+) -> Result<Server> {
     let config = nbdkit_nbd::Config {
         readonly: plan.readonly,
         threads: plan.threads,
@@ -241,7 +247,7 @@ fn nbd_door(plan: &Plan, chain: &Arc<Chain>, socket: &mut Socket, stop: &Arc<Sto
         .context("cannot start a thread")
 }
 
-/// The socket of the NBD door, which goes when the mount does.
+/// The socket of the NBD front end, which goes when the mount does.
 struct Socket {
     listener: Option<Listener>,
     path: PathBuf,

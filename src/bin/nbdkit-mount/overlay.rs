@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nbdkit_cli::{chain, progress::Progress};
-use nbdkit_core::{Chain, Client, Flags, Info, Peer, Session, Stop};
+use nbdkit_core::{Chain, Client, Flags, Info, Peer, Session, ShutdownFlag};
 use nbdkit_filters::{Change, Changes, OverlayFile};
 use nbdkit_loader::DebugFlags;
 use serde_json::json;
@@ -66,7 +66,7 @@ pub(crate) fn commit(path: &Path, args: &Args) -> Result<u8> {
 
 /// Opens the disk for writing: the export that was named, or that of the overlay, or the default one.
 fn open(chain: &Arc<Chain>, args: &Args, overlay: &OverlayFile) -> Result<Session> {
-    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new())));
     let connection = Arc::new(chain.connect(client, false)?);
     let named = args.export.as_deref().or(overlay.export()).filter(|name| !name.is_empty());
     let export = match named {

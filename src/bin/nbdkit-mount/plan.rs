@@ -14,7 +14,7 @@ use nbdkit_fuse::Cache;
 use crate::{
     args::Args,
     failure::{At as _, Failure, Stage},
-    inside::Wish,
+    loop_mount::LoopMountOptions,
 };
 
 /// What a mount does.
@@ -42,7 +42,7 @@ pub(crate) struct Plan {
     pub(crate) clear_stale: bool,
     /// Take an overlay to a disk that it does not belong to.
     pub(crate) force: bool,
-    pub(crate) inside: Wish,
+    pub(crate) loop_mount: LoopMountOptions,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) foreground: bool,
     pub(crate) pidfile: Option<PathBuf>,
@@ -125,7 +125,7 @@ impl Plan {
             cover_file: args.cover_file,
             clear_stale: args.clear_stale || args.force,
             force: args.force,
-            inside: inside(args)?,
+            loop_mount: loop_mount(args)?,
             socket: socket(args)?,
             foreground: args.foreground || args.run.is_some() || args.exit_with_parent || args.debug,
             pidfile: absolute(args.pidfile.as_deref())?,
@@ -159,7 +159,7 @@ fn cache(mode: &str) -> Result<Cache> {
 
 /// The options that exclude each other, or need each other.
 fn conflicts(args: &Args, cache: Cache) -> Result<()> {
-    let inside = args.loop_device || args.mount.is_some();
+    let loop_mount = args.loop_device || args.mount.is_some();
     if cache == Cache::Writeback {
         // What one keeps to itself the other cannot see.
         ensure!(args.unix.is_none(), "--cache=writeback and -U cannot be used together: leave one out");
@@ -170,18 +170,18 @@ fn conflicts(args: &Args, cache: Cache) -> Result<()> {
     }
     ensure!(args.mount.is_some() || args.fstype.is_none(), "--fstype is for --mount: add that");
     ensure!(
-        inside || args.partition.is_none(),
+        loop_mount || args.partition.is_none(),
         "--partition is for --mount and --loop: add one, or use --partitions"
     );
     ensure!(
-        !inside || args.run.is_none(),
+        !loop_mount || args.run.is_none(),
         "--loop and --mount cannot be used with --run: use $file in the command"
     );
     Ok(())
 }
 
 /// What is to be set up on the disk.
-fn inside(args: &Args) -> Result<Wish> {
+fn loop_mount(args: &Args) -> Result<LoopMountOptions> {
     let mount = match &args.mount {
         Some(dir) => {
             let full = dir.canonicalize().with_context(|| format!("--mount {}", dir.display()))?;
@@ -191,7 +191,7 @@ fn inside(args: &Args) -> Result<Wish> {
         None => None,
     };
     let partition = args.partition.as_deref().map(|n| params::integer("--partition", n)).transpose()?;
-    Ok(Wish { loop_device: args.loop_device, mount, fstype: args.fstype.clone(), partition })
+    Ok(LoopMountOptions { loop_device: args.loop_device, mount, fstype: args.fstype.clone(), partition })
 }
 
 /// Whether the words are what mount(8) makes of a line of fstab(5), `'PLUGIN [KEY=]VALUE ...' MOUNTPOINT`; then, the

@@ -1,4 +1,4 @@
-//! The descriptor of `--ready-fd`, and what the service manager hears of a mount.
+//! The descriptor of `--ready-fd`, and the notifications of a mount to the service manager.
 
 use std::{fs::File, io::Write, os::fd::RawFd};
 

@@ -87,9 +87,11 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> R
     } else {
         drop(stdio);
         let handle = || events.iter().for_each(Events::handle);
-        let aside = events.as_ref().map(|events| nbdkit_nbd::Aside { fd: events.as_fd(), ready: &handle });
+        let auxiliary = events
+            .as_ref()
+            .map(|events| nbdkit_nbd::AuxiliaryDescriptor { fd: events.as_fd(), ready: &handle });
         let listeners = std::mem::take(&mut bound.listeners);
-        nbdkit_nbd::serve(chain.clone(), plan.config, listeners, stop, aside)?;
+        nbdkit_nbd::serve(chain.clone(), plan.config, listeners, stop, auxiliary)?;
     }
     chain.cleanup();
     Ok(captive.map_or(0, |captive| captive.status(events.as_ref())))

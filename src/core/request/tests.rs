@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::{
-    Below, Buffers, Chain, Client, Filter, Info, Next, Open, Peer, Plugin, Session, Stop, ThreadModel,
+    Below, Buffers, Chain, Client, Filter, Info, Next, Open, Peer, Plugin, Session, ShutdownFlag, ThreadModel,
 };
 
 /// What a layer of a test does with a request.
@@ -169,7 +169,7 @@ fn lab_with(model: ThreadModel, filters: &[Act], plugin: Act) -> Lab {
     chain.config_complete().unwrap();
     chain.get_ready().unwrap();
     let chain = Arc::new(chain);
-    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new())));
     let session = Arc::new(chain.connect(client, false).unwrap()).open(OsStr::new(""), false).unwrap();
     let (tell, ends) = channel();
     Lab { session, shared, ends, tell }

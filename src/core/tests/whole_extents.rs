@@ -5,7 +5,7 @@ use std::{ffi::OsStr, sync::Arc};
 
 use nbdkit_core::{
     Below, Chain, Client, Extents, Filter, Flags, Handle, Info, Next, Open, Peer, Plugin, Result, Session,
-    Stop,
+    ShutdownFlag,
 };
 
 /// Lengths in bytes and kinds.
@@ -83,7 +83,7 @@ fn session(disk: &Pieces, align: Option<u64>) -> Session {
     let mut chain = Chain::new(Box::new(disk.clone()), filters.into_iter().collect());
     chain.config_complete().unwrap();
     chain.get_ready().unwrap();
-    let client = Client::new(1, Peer::Local, Arc::new(Stop::new()));
+    let client = Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new()));
     let connection = Arc::new(chain).connect(Arc::new(client), false).unwrap();
     Arc::new(connection).open(OsStr::new(""), false).unwrap()
 }

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, sync::Arc};
 
-use nbdkit_core::{Chain, Client, Flags, Handle, Info, Open, Peer, Plugin, Result, Stop};
+use nbdkit_core::{Chain, Client, Flags, Handle, Info, Open, Peer, Plugin, Result, ShutdownFlag};
 use parking_lot::Mutex;
 
 const SIZE: usize = 200 << 20;
@@ -50,7 +50,7 @@ fn zero_by_writing_advances_to_the_end() {
     let mut chain = Chain::new(Box::new(WriteOnly(bytes.clone())), vec![]);
     chain.config_complete().unwrap();
     chain.get_ready().unwrap();
-    let client = Client::new(1, Peer::Local, Arc::new(Stop::new()));
+    let client = Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new()));
     let connection = Arc::new(chain).connect(Arc::new(client), false).unwrap();
     let session = Arc::new(connection).open(OsStr::new(""), false).unwrap();
     session.zero(SIZE as u64 - 6, 3, Flags::empty()).unwrap();

@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 
 use nbdkit_core::{
-    Call, Chain, Client, Data, Flags, Handle, Info, Op, Open, Payload, Peer, Pending, Plugin, Stop,
+    Call, Chain, Client, Data, Flags, Handle, Info, Op, Open, Payload, Peer, Pending, Plugin, ShutdownFlag,
 };
 use parking_lot::Mutex;
 
@@ -62,7 +62,7 @@ fn session(disk: &Disk) -> Session {
     let mut chain = Chain::new(Box::new(disk.clone()), Vec::new());
     chain.config_complete().unwrap();
     chain.get_ready().unwrap();
-    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, Peer::Local, Arc::new(ShutdownFlag::new())));
     Arc::new(Arc::new(chain).connect(client, false).unwrap()).open(OsStr::new(""), false).unwrap()
 }
 

@@ -39,7 +39,7 @@ fn the_first_stands_by_and_takes_over_from_one_that_is_held_up() {
         assert!(!other.is_finished());
         let received = receivers.receive();
         other.join().unwrap();
-        assert!(!receivers.may_wait(), "now nobody stands by");
+        assert!(!receivers.may_wait(), "now no thread is on standby");
         drop(received);
     });
 }
@@ -74,7 +74,7 @@ fn those_that_are_too_many_are_parked_and_let_go_when_there_is_much_to_do() {
         }
         (0..BUSY).for_each(|_| receiver.look(true, LONG * 2));
         until(|| receivers.0.done.load(SeqCst) > done);
-        assert!(active() < COUNT, "one stands by");
+        assert!(active() < COUNT, "one is on standby");
         // A thread ends.
         drop(receiver);
         (0..COUNT - 1).for_each(|_| told.recv().unwrap());

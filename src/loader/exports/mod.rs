@@ -74,6 +74,6 @@ table! {
 
 /// Writes out what C code has printed: the programs print without C's buffers.
 pub fn flush_stdio() {
-    // SAFETY: null means all streams. A failure is that of whoever reads the output.
+    // SAFETY: null means all streams. A failure concerns only the reader of the output.
     unsafe { nix::libc::fflush(std::ptr::null_mut()) };
 }

@@ -142,7 +142,7 @@ pub(super) extern "C" fn nbdkit_peer_tls_dn() -> *mut c_char {
     certificate("nbdkit_peer_tls_dn", |certificate| &certificate.subject)
 }
 
-/// The distinguished name of whoever issued the client's certificate.
+/// The distinguished name of the issuer of the client's certificate.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn nbdkit_peer_tls_issuer_dn() -> *mut c_char {
     certificate("nbdkit_peer_tls_issuer_dn", |certificate| &certificate.issuer)

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use nbdkit_core::{Chain, Client, Connection, Peer, Plugin, Session, Stop};
+use nbdkit_core::{Chain, Client, Connection, Peer, Plugin, Session, ShutdownFlag};
 use tempfile::TempDir;
 
 use crate::{DebugFlags, load_filter, load_plugin};
@@ -100,7 +100,7 @@ pub(super) fn serve(mut chain: Chain) -> anyhow::Result<Arc<Chain>> {
 /// A client that has connected.
 pub(super) fn connect(chain: &Arc<Chain>) -> Arc<Connection> {
     let peer = Peer::Unix { pid: 11, uid: 12, gid: 13 };
-    let client = Arc::new(Client::new(1, peer, Arc::new(Stop::new())));
+    let client = Arc::new(Client::new(1, peer, Arc::new(ShutdownFlag::new())));
     Arc::new(chain.connect(client, false).expect("connect"))
 }
 

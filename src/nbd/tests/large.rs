@@ -9,7 +9,7 @@ use super::*;
 const M: usize = 1 << 20;
 const DISK: usize = 8 * M;
 
-/// A file that is lent; whoever reads or writes it in the ordinary way is counted.
+/// A file that is lent; reads and writes that go through the chain instead are counted.
 struct Lent {
     file: Arc<File>,
     copies: Arc<AtomicUsize>,

@@ -103,11 +103,11 @@ fn those_that_take_notes() {
     for (name, parameter, words) in
         [("log", "logfile", ["Read id=", "Write id="]), ("stats", "statsfile", ["read: ", "write: "])]
     {
-        for door in ["NBD", "FUSE"] {
-            let notes = dir.path().join(format!("{name}-{door}"));
+        for front_end in ["NBD", "FUSE"] {
+            let notes = dir.path().join(format!("{name}-{front_end}"));
             let parameter = format!("{parameter}={}", word(&notes));
             let chain = [&filter(name), "memory", "1M", &parameter];
-            if door == "NBD" {
+            if front_end == "NBD" {
                 let mut server = Server::start(chain);
                 nbdsh(&server.uri(), "h.pwrite(bytes(512), 0)\nh.pread(512, 0)");
                 assert_eq!(server.terminate(), 0);
@@ -118,12 +118,13 @@ fn those_that_take_notes() {
                 assert_eq!(mount.unmount(), 0);
             }
             let notes = fs::read_to_string(notes).expect("notes");
-            assert!(words.iter().all(|word| notes.contains(word)), "{door}: {notes}");
+            assert!(words.iter().all(|word| notes.contains(word)), "{front_end}: {notes}");
         }
     }
 }
 
-/// What a read and a write of the first and the last block of the disk come to, at each door. A failure is an errno.
+/// What a read and a write of the first and the last block of the disk come to, at each front end. A failure is an
+/// errno.
 #[track_caller]
 fn failures(chain: &[&str]) -> [[i32; 2]; 2] {
     let server = Server::start(chain);

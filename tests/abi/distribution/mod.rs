@@ -1,5 +1,5 @@
-//! The distribution's plugins and filters, each put to work by its file: the disk that it shows through our doors is the
-//! disk that it shows in the C nbdkit, before and after the same writes.
+//! The distribution's plugins and filters, each put to work by its file: the disk that it shows through our front ends
+//! is the disk that it shows in the C nbdkit, before and after the same writes.
 
 mod filters;
 mod languages;
@@ -61,7 +61,7 @@ fn words<S: Into<String>>(words: impl IntoIterator<Item = S>) -> Vec<String> {
 const WRITTEN: usize = 8192;
 const ZEROED: std::ops::Range<usize> = 2048..6144;
 
-/// What a door shows of a disk.
+/// What a front end shows of a disk.
 #[derive(Debug, PartialEq)]
 struct Seen {
     before: Vec<u8>,
@@ -81,7 +81,7 @@ impl Seen {
 /// Makes what a chain needs in a directory, and gives the words of its command line.
 type Words<'a> = dyn Fn(&Path) -> Vec<String> + 'a;
 
-/// A chain to look at through each door. Each server gets a directory of its own for what its chain needs.
+/// A chain to look at through each front end. Each server gets a directory of its own for what its chain needs.
 struct Disk<'a> {
     words: Box<Words<'a>>,
     export: &'a str,
@@ -174,21 +174,21 @@ h.shutdown()
         Seen { before, after }
     }
 
-    /// Looks through both doors and compares with the C nbdkit. Returns the disk as it was found each time.
+    /// Looks through both front ends and compares with the C nbdkit. Returns the disk as it was found each time.
     #[track_caller]
     fn through_both_doors(self) -> Vec<Vec<u8>> {
         let seen = [self.over_nbd(C_NBDKIT), self.over_nbd(NBDKIT), self.mounted()];
-        for (i, door) in seen.iter().enumerate() {
-            assert!(!door.before.is_empty(), "door {i}");
-            assert_eq!(door.after.is_some(), self.writable, "door {i}: writable");
-            if let Some(after) = &door.after {
-                let mut want = door.before.clone();
+        for (i, front_end) in seen.iter().enumerate() {
+            assert!(!front_end.before.is_empty(), "front end {i}");
+            assert_eq!(front_end.after.is_some(), self.writable, "front end {i}: writable");
+            if let Some(after) = &front_end.after {
+                let mut want = front_end.before.clone();
                 let at = want.len() / 8192 * 4096;
                 want[at..at + WRITTEN].copy_from_slice(&pattern());
                 want[at..][ZEROED].fill(0);
-                assert!(*after == want, "door {i}: what was written");
+                assert!(*after == want, "front end {i}: what was written");
             }
-            assert!(!self.same || *door == seen[0], "door {i} shows another disk");
+            assert!(!self.same || *front_end == seen[0], "front end {i} shows another disk");
         }
         seen.into_iter().map(|seen| seen.before).collect()
     }

@@ -1,8 +1,8 @@
-//! What others have on the disk: file systems on loop devices. When the mount goes they lose what they have not written.
+//! Writes back file systems that others have on loop devices over the disk, which would lose unwritten data with the mount.
 
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
-use nbdkit_core::Stop;
+use nbdkit_core::ShutdownFlag;
 
 use crate::loopdev;
 
@@ -13,7 +13,7 @@ pub(crate) fn write_back(place: &Path, patience: Duration) {
     if devices.is_empty() {
         return;
     }
-    let done = Arc::new(Stop::new());
+    let done = Arc::new(ShutdownFlag::new());
     let tell = done.clone();
     // A thread of its own: the disk may be what hangs.
     let started = std::thread::Builder::new().name("write-back".into()).spawn(move || {

@@ -7,19 +7,19 @@ use nbdkit_fuse::MountEntry;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::{
-    inside::{self, Inside},
+    loop_mount::{self, LoopMount},
     state::Stored,
 };
 
 /// How long a mount in use is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Undoes the mount at `path`, which is the mountpoint, or where the file system inside is mounted. Returns when the
+/// Unmounts what is at `path`, which is the mountpoint, or where the file system inside is mounted. Returns when the
 /// server has ended.
 ///
 /// # Errors
 /// Nothing of ours is mounted there; it is in use; the last flush failed.
-pub(crate) fn undo(path: &Path) -> Result<()> {
+pub(crate) fn unmount(path: &Path) -> Result<()> {
     let path = nbdkit_fuse::resolve(path)?;
     let (mount, stored) = find(&path)?;
     // The disk must be found before the server is gone, and the server before it has ended.
@@ -30,17 +30,17 @@ pub(crate) fn undo(path: &Path) -> Result<()> {
     let mut busy = |message: &str| log::warn!("{message}: waiting for up to {} s", PATIENCE.as_secs());
     let devices = match &stored {
         Some(Stored { state, .. }) => {
-            let inside = Inside {
+            let loop_mount = LoopMount {
                 // Meanwhile it may have been detached, and attached to something else.
                 loop_device: state.loop_device.clone().filter(|d| crate::loopdev::shows(d, &mount.target)),
                 mount: state.inside.clone(),
             };
-            inside.take_down(PATIENCE, &mut busy)?;
-            inside.loop_device.into_iter().collect()
+            loop_mount.take_down(PATIENCE, &mut busy)?;
+            loop_mount.loop_device.into_iter().collect()
         }
         None => Vec::new(),
     };
-    inside::unmount(&mount.target, &devices, PATIENCE, &mut busy)?;
+    loop_mount::unmount(&mount.target, &devices, PATIENCE, &mut busy)?;
     let Some(stored) = stored else { return Ok(()) };
     if let Some(server) = server {
         let mut fds = [rustix::event::PollFd::new(&server, rustix::event::PollFlags::IN)];
@@ -88,7 +88,7 @@ pub(crate) fn clear_stale(path: &Path) -> Result<()> {
     if let Ok((_, Some(stored))) = find(&path) {
         let shown = |device: &std::path::PathBuf| crate::loopdev::shows(device, &path);
         let loop_device = stored.state.loop_device.clone().filter(shown);
-        Inside { loop_device, mount: stored.state.inside.clone() }.abandon();
+        LoopMount { loop_device, mount: stored.state.inside.clone() }.abandon();
         stored.remove();
     }
     nbdkit_fuse::unmount(&path, nbdkit_fuse::UnmountMode::Lazy)

@@ -1,4 +1,4 @@
-//! Who keeps a mount busy.
+//! The processes, loop devices and mounts that keep a mount busy.
 
 use std::{
     fs,
@@ -12,21 +12,21 @@ const MAX: usize = 8;
 
 /// Those who use what is mounted at `place`, or `devices`, as words for a message: processes by /proc, loop devices,
 /// and mounts beneath. Empty when nobody is found: other name spaces are out of sight.
-pub(crate) fn of(place: &Path, devices: &[PathBuf]) -> Vec<String> {
-    let mut holders = processes(place, devices);
+pub(crate) fn list(place: &Path, devices: &[PathBuf]) -> Vec<String> {
+    let mut users = processes(place, devices);
     for device in loopdev::showing(place).into_iter().filter(|device| !devices.contains(device)) {
         let mounts = nbdkit_fuse::mounts().unwrap_or_default();
         let mounted = mounts.into_iter().find(|mount| loopdev::is_on(&mount.source, &device));
-        holders.push(match mounted {
+        users.push(match mounted {
             Some(mount) => format!("{} (mounted at {})", device.display(), mount.target.display()),
             None => format!("{} (detach it with losetup -d)", device.display()),
         });
     }
     let beneath = nbdkit_fuse::mounts().unwrap_or_default();
     let beneath = beneath.iter().filter(|mount| mount.target != place && mount.target.starts_with(place));
-    holders.extend(beneath.map(|mount| format!("the mount {}", mount.target.display())));
-    holders.truncate(MAX);
-    holders
+    users.extend(beneath.map(|mount| format!("the mount {}", mount.target.display())));
+    users.truncate(MAX);
+    users
 }
 
 fn processes(place: &Path, devices: &[PathBuf]) -> Vec<String> {
@@ -72,9 +72,6 @@ mod tests {
         let found = processes(&place, &[]);
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert!(
-            found.iter().any(|holder| holder.ends_with(&format!("(process {})", child.id()))),
-            "{found:?}"
-        );
+        assert!(found.iter().any(|user| user.ends_with(&format!("(process {})", child.id()))), "{found:?}");
     }
 }

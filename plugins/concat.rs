@@ -1,4 +1,4 @@
-//! A disk put together from files, fixed sectors and padding: the handle of the split and partitioning plugins.
+//! A disk concatenated from files, fixed sectors and padding: the handle of the split and partitioning plugins.
 
 use std::{ops::Range, sync::Arc};
 
@@ -7,53 +7,53 @@ use nbdkit_core::{
     Call, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result, Support,
 };
 
-use crate::{backing::Backing, lock::Lock};
+use crate::{block_file::BlockFile, lock::Lock};
 
 /// What a region of the disk is made of.
-pub(crate) enum Part {
+pub(crate) enum Segment {
     /// The start of a file.
-    File(Backing),
+    File(BlockFile),
     /// Bytes that no client can change.
     Fixed(Vec<u8>),
     /// Zeroes that no client can change.
     Padding,
 }
 
-/// An open disk. Requests are cut at the borders of its parts.
-pub(crate) struct Joined {
-    parts: Arc<Regions<Part>>,
+/// An open disk. Requests are cut at the borders of its segments.
+pub(crate) struct Concat {
+    segments: Arc<Regions<Segment>>,
     writable: bool,
     fast_zero: bool,
     _locks: Vec<Lock>,
 }
 
-impl Joined {
-    pub(crate) fn new(parts: Arc<Regions<Part>>) -> Self {
-        let all = |is: fn(&Backing) -> bool| files(&parts).all(is);
-        let (writable, fast_zero) = (all(Backing::is_writable), all(Backing::zeroes_fast));
-        Joined { parts, writable, fast_zero, _locks: Vec::new() }
+impl Concat {
+    pub(crate) fn new(segments: Arc<Regions<Segment>>) -> Self {
+        let all = |is: fn(&BlockFile) -> bool| files(&segments).all(is);
+        let (writable, fast_zero) = (all(BlockFile::is_writable), all(BlockFile::zeroes_fast));
+        Concat { segments, writable, fast_zero, _locks: Vec::new() }
     }
 
     /// Keeps the files locked while it is open.
     pub(crate) fn keeping(self, locks: Vec<Lock>) -> Self {
-        Joined { _locks: locks, ..self }
+        Concat { _locks: locks, ..self }
     }
 
     /// Refuses a change of what cannot change, before anything else is changed. `data` is None for zeroes.
     fn check_fixed(&self, data: Option<&[u8]>, length: u64, offset: u64) -> Result<()> {
-        for piece in self.parts.pieces(offset, length) {
+        for piece in self.segments.pieces(offset, length) {
             let new = data.map(|data| &data[in_request(&piece)]);
             match &piece.region.kind {
-                Part::File(_) => {}
-                Part::Fixed(bytes) if same(new, &bytes[in_region(&piece)]) => {}
-                Part::Fixed(_) => {
+                Segment::File(_) => {}
+                Segment::Fixed(bytes) if same(new, &bytes[in_region(&piece)]) => {}
+                Segment::Fixed(_) => {
                     return Err(Error::new(
                         Errno::EIO,
                         "attempt to change the partition table of a virtual disk",
                     ));
                 }
-                Part::Padding if new.is_none_or(is_zero) => {}
-                Part::Padding => {
+                Segment::Padding if new.is_none_or(is_zero) => {}
+                Segment::Padding => {
                     return Err(Error::new(
                         Errno::EIO,
                         "attempt to write data to the padding between partitions",
@@ -66,10 +66,10 @@ impl Joined {
 
     /// The file that holds all of a range.
     fn lend(&self, call: &Call) -> Option<Loan<'_>> {
-        let mut pieces = self.parts.pieces(call.offset, call.length);
+        let mut pieces = self.segments.pieces(call.offset, call.length);
         let (piece, rest) = (pieces.next()?, pieces.next());
         match &piece.region.kind {
-            Part::File(file) if rest.is_none() => Some(Loan { fd: file.fd(), offset: piece.within }),
+            Segment::File(file) if rest.is_none() => Some(Loan { fd: file.fd(), offset: piece.within }),
             _ => None,
         }
     }
@@ -80,10 +80,10 @@ impl Joined {
         length: u64,
         offset: u64,
         flags: Flags,
-        mut change: impl FnMut(&Backing, &Piece<'_, Part>) -> Result<()>,
+        mut change: impl FnMut(&BlockFile, &Piece<'_, Segment>) -> Result<()>,
     ) -> Result<()> {
-        for piece in self.parts.pieces(offset, length) {
-            if let Part::File(file) = &piece.region.kind {
+        for piece in self.segments.pieces(offset, length) {
+            if let Segment::File(file) = &piece.region.kind {
                 change(file, &piece)?;
                 if flags.contains(Flags::FUA) {
                     file.sync()?;
@@ -97,38 +97,38 @@ impl Joined {
         &self,
         buf: &mut [u8],
         offset: u64,
-        mut read: impl FnMut(&Backing, &mut [u8], u64) -> Result<bool>,
+        mut read: impl FnMut(&BlockFile, &mut [u8], u64) -> Result<bool>,
     ) -> Result<bool> {
-        for piece in self.parts.pieces(offset, buf.len() as u64) {
+        for piece in self.segments.pieces(offset, buf.len() as u64) {
             let target = &mut buf[in_request(&piece)];
             match &piece.region.kind {
-                Part::File(file) => {
+                Segment::File(file) => {
                     if !read(file, target, piece.within)? {
                         return Ok(false);
                     }
                 }
-                Part::Fixed(bytes) => target.copy_from_slice(&bytes[in_region(&piece)]),
-                Part::Padding => target.fill(0),
+                Segment::Fixed(bytes) => target.copy_from_slice(&bytes[in_region(&piece)]),
+                Segment::Padding => target.fill(0),
             }
         }
         Ok(true)
     }
 }
 
-fn files(parts: &Regions<Part>) -> impl Iterator<Item = &Backing> {
-    parts.as_slice().iter().filter_map(|region| match &region.kind {
-        Part::File(file) => Some(file),
+fn files(segments: &Regions<Segment>) -> impl Iterator<Item = &BlockFile> {
+    segments.as_slice().iter().filter_map(|region| match &region.kind {
+        Segment::File(file) => Some(file),
         _ => None,
     })
 }
 
 /// The piece as a range of the request's buffer.
-fn in_request(piece: &Piece<'_, Part>) -> Range<usize> {
+fn in_request(piece: &Piece<'_, Segment>) -> Range<usize> {
     piece.at as usize..(piece.at + piece.length) as usize
 }
 
 /// The piece as a range of the region's bytes.
-fn in_region(piece: &Piece<'_, Part>) -> Range<usize> {
+fn in_region(piece: &Piece<'_, Segment>) -> Range<usize> {
     piece.within as usize..(piece.within + piece.length) as usize
 }
 
@@ -140,9 +140,9 @@ fn same(new: Option<&[u8]>, bytes: &[u8]) -> bool {
     new.map_or_else(|| is_zero(bytes), |new| new == bytes)
 }
 
-impl Handle for Joined {
+impl Handle for Concat {
     fn get_size(&self) -> Result<u64> {
-        Ok(self.parts.size())
+        Ok(self.segments.size())
     }
 
     fn can_write(&self) -> Result<bool> {
@@ -192,7 +192,7 @@ impl Handle for Joined {
     }
 
     fn flush(&self) -> Result<()> {
-        files(&self.parts).try_for_each(Backing::sync)
+        files(&self.segments).try_for_each(BlockFile::sync)
     }
 
     /// What cannot change stays: a trim promises nothing.
@@ -207,12 +207,12 @@ impl Handle for Joined {
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
-        for piece in self.parts.pieces(offset, length) {
+        for piece in self.segments.pieces(offset, length) {
             let at = offset + piece.at;
             match &piece.region.kind {
-                Part::File(file) => file.extents(piece.length, piece.within, flags, at, extents)?,
-                Part::Fixed(_) => extents.add_data(at, piece.length)?,
-                Part::Padding => extents.add(at, piece.length, true, true)?,
+                Segment::File(file) => file.extents(piece.length, piece.within, flags, at, extents)?,
+                Segment::Fixed(_) => extents.add_data(at, piece.length)?,
+                Segment::Padding => extents.add(at, piece.length, true, true)?,
             }
             // Files may stop early, and then what follows would leave a gap.
             if flags.contains(Flags::REQ_ONE) || extents.covered_to() < at + piece.length {
@@ -237,7 +237,7 @@ impl Handle for Joined {
         }
         let offset = request.offset();
         match request.data() {
-            Data::Read(buf) => match self.read(buf, offset, Backing::read_nowait) {
+            Data::Read(buf) => match self.read(buf, offset, BlockFile::read_nowait) {
                 Ok(false) => Outcome::NeedsThread,
                 done => Outcome::Done(done.map(drop)),
             },
@@ -246,6 +246,6 @@ impl Handle for Joined {
     }
 
     fn may_skip_holes(&self) -> bool {
-        files(&self.parts).all(Backing::is_near)
+        files(&self.segments).all(BlockFile::is_near)
     }
 }

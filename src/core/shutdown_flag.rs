@@ -1,4 +1,4 @@
-//! A flag that, once raised, stays up and wakes everyone who waits for it.
+//! A flag that, once raised, stays up and wakes all threads that wait for it.
 //!
 //! There is one for the server (shutdown) and one for each client (gone); sleeps in filters end early through
 //! them, which is why a server in a 60 s delay still stops at once.
@@ -14,7 +14,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 /// See the module.
 #[derive(Default)]
-pub struct Stop {
+pub struct ShutdownFlag {
     /// As in the state, for those who ask for each request.
     is_raised: AtomicBool,
     state: Mutex<State>,
@@ -27,13 +27,13 @@ struct State {
     hooks: Vec<Hook>,
 }
 
-impl std::fmt::Debug for Stop {
+impl std::fmt::Debug for ShutdownFlag {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stop({})", self.is_raised())
+        write!(f, "ShutdownFlag({})", self.is_raised())
     }
 }
 
-impl Stop {
+impl ShutdownFlag {
     /// A flag that is down.
     pub fn new() -> Self {
         Self::default()
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn wakes_waiters_and_runs_hooks_once() {
-        let stop = Arc::new(Stop::new());
+        let stop = Arc::new(ShutdownFlag::new());
         let count = Arc::new(AtomicU32::new(0));
         let c = count.clone();
         stop.on_raise(move || {

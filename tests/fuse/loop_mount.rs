@@ -44,7 +44,7 @@ impl Background {
         run([NBDKIT_MOUNT, "-P", pid.as_str()].iter().chain(words).chain([&mnt.as_str()]))
     }
 
-    fn undo(&self, name: &str) -> util::Run {
+    fn unmount(&self, name: &str) -> util::Run {
         run([NBDKIT_MOUNT, "-u", self.path(name).as_str()])
     }
 
@@ -91,7 +91,7 @@ fn a_loop_device_comes_and_goes() {
         let dio = fs::read_to_string(format!("/sys/block/{name}/loop/dio")).expect("sysfs");
         assert_eq!(dio.trim(), "1", "direct I/O");
         run_ok(["dumpe2fs", "-h", &device]);
-        assert_eq!(b.undo("mnt").code, 0);
+        assert_eq!(b.unmount("mnt").code, 0);
         assert_eq!(b.left(), "");
     }
 }
@@ -105,14 +105,14 @@ fn the_block_size_is_that_of_the_disk() {
     }
     assert_eq!(out.code, 0, "{}", out.stderr);
     assert_eq!(run_ok(["blockdev", "--getss", out.stdout.trim()]), "4096\n");
-    assert_eq!(b.undo("mnt").code, 0);
+    assert_eq!(b.unmount("mnt").code, 0);
     // A partition table counts in its own sectors.
     let b = Background::new();
     let file = b.ext4(true);
     let out = b.start(&["--loop", "--filter=blocksize-policy", "file", &file, "blocksize-minimum=4096"]);
     assert_eq!(out.code, 0, "{}", out.stderr);
     assert_eq!(run_ok(["blockdev", "--getss", out.stdout.trim()]), "512\n");
-    assert_eq!(b.undo("mnt").code, 0);
+    assert_eq!(b.unmount("mnt").code, 0);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_file_system_inside_is_mounted_and_unmounted() {
             fs::write(b.dir.path().join("inside/hello"), "world").expect("write");
             let options = run_ok(["findmnt", "-no", "OPTIONS", &inside]);
             assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
-            let out = b.undo(place);
+            let out = b.unmount(place);
             assert_eq!(out.code, 0, "{}", out.stderr);
             assert_eq!(b.left(), "");
             let offset = if partitioned { "?offset=1048576" } else { "" };
@@ -179,13 +179,13 @@ fn a_busy_mount_names_who_uses_it() {
         .stdout(Stdio::null())
         .spawn()
         .expect("cat");
-    let mut undo = std::process::Command::new(NBDKIT_MOUNT)
+    let mut unmount = std::process::Command::new(NBDKIT_MOUNT)
         .arg("-u")
         .arg(b.dir.path().join("mnt"))
         .stderr(Stdio::piped())
         .spawn()
         .expect("nbdkit-mount -u");
-    let mut stderr = undo.stderr.take().expect("a pipe");
+    let mut stderr = unmount.stderr.take().expect("a pipe");
     // The message comes before the mount is let go of.
     let mut line = vec![0; 4096];
     let n = std::io::Read::read(&mut stderr, &mut line).expect("read");
@@ -194,7 +194,7 @@ fn a_busy_mount_names_who_uses_it() {
     drop(child.stdin.take());
     child.wait().expect("wait");
     std::io::Read::read_to_end(&mut stderr, &mut Vec::new()).expect("its end");
-    assert_eq!(undo.wait().expect("wait").code(), Some(0));
+    assert_eq!(unmount.wait().expect("wait").code(), Some(0));
     assert_eq!(b.left(), "");
 }
 
@@ -203,11 +203,11 @@ fn a_loop_device_of_somebody_else_is_named() {
     let b = Background::new();
     assert_eq!(b.start(&["memory", "1M"]).code, 0);
     let device = run_ok(["losetup", "-f", "--show", &b.path("mnt/nbd")]);
-    let out = b.undo("mnt");
+    let out = b.unmount("mnt");
     assert_eq!(out.code, 7, "{}", out.stderr);
     assert!(out.stderr.contains(device.trim()), "{}", out.stderr);
     run_ok(["losetup", "-d", device.trim()]);
-    assert_eq!(b.undo("mnt").code, 0);
+    assert_eq!(b.unmount("mnt").code, 0);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn a_failed_last_flush_is_told() {
         return;
     }
     assert_eq!(out.code, 0, "{}", out.stderr);
-    let out = b.undo("mnt");
+    let out = b.unmount("mnt");
     assert_eq!(out.code, 7, "{}", out.stderr);
     assert!(out.stderr.contains("flush failed"), "{}", out.stderr);
     assert_eq!(b.left(), "");
@@ -240,13 +240,13 @@ fn force_clears_what_a_killed_server_left() {
     assert_eq!(out.code, 0, "{}", out.stderr);
     assert_eq!(fs::metadata(b.path("mnt/nbd")).expect("stat").len(), 1 << 20);
     assert_eq!(b.left().lines().count(), 1, "{}", b.left());
-    assert_eq!(b.undo("mnt").code, 0);
+    assert_eq!(b.unmount("mnt").code, 0);
 }
 
 #[test]
 fn what_is_not_ours_is_left_alone() {
     let b = Background::new();
-    let line = b.undo("mnt").refused_with(7);
+    let line = b.unmount("mnt").refused_with(7);
     assert!(line.contains("nothing is mounted"), "{line}");
     let line = run([NBDKIT_MOUNT, "-u", "/proc"]).refused_with(7);
     assert!(line.contains("not of nbdkit-mount"), "{line}");

@@ -1,4 +1,4 @@
-//! What is set up on top of the disk, and taken down before it: a loop device, and the file system in it.
+//! The loop device over the disk and the file system on it, set up after the mount and taken down before it.
 
 use std::{
     io,
@@ -10,11 +10,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nbdkit_fuse::UnmountMode;
 
-use crate::{holders, loopdev};
+use crate::{loopdev, mount_users};
 
 /// What is wanted.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wish {
+pub(crate) struct LoopMountOptions {
     /// A loop device.
     pub(crate) loop_device: bool,
     /// The file system mounted here.
@@ -27,7 +27,7 @@ pub(crate) struct Wish {
 
 /// What there is. Dropping it does nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Inside {
+pub(crate) struct LoopMount {
     pub(crate) loop_device: Option<PathBuf>,
     pub(crate) mount: Option<PathBuf>,
 }
@@ -35,35 +35,35 @@ pub(crate) struct Inside {
 /// Between two attempts: nothing tells when a mount gets idle.
 const RETRY: Duration = Duration::from_millis(50);
 
-impl Inside {
+impl LoopMount {
     /// Sets up what is wanted on `file`. Only if that is anything, it asks what the disk is like.
     ///
     /// # Errors
     /// One line that names the step; nothing is left behind.
     pub(crate) fn set_up(
-        wish: &Wish,
+        options: &LoopMountOptions,
         file: &Path,
         shape: impl FnOnce() -> Result<loopdev::Shape>,
-    ) -> Result<Inside> {
-        let mut inside = Inside::default();
-        if !wish.loop_device && wish.mount.is_none() {
-            return Ok(inside);
+    ) -> Result<LoopMount> {
+        let mut loop_mount = LoopMount::default();
+        if !options.loop_device && options.mount.is_none() {
+            return Ok(loop_mount);
         }
         let shape = shape()?;
-        let device = match wish.partition {
+        let device = match options.partition {
             None => loopdev::attach(file, shape)?,
             // Not left to the kernel, which may know fewer tables.
             Some(number) => loopdev::attach(&partition(file, number)?, shape)?,
         };
-        inside.loop_device = Some(device.clone());
-        if let Some(target) = &wish.mount
-            && let Err(e) = mount(wish, &device, target, shape.readonly)
+        loop_mount.loop_device = Some(device.clone());
+        if let Some(target) = &options.mount
+            && let Err(e) = mount(options, &device, target, shape.readonly)
         {
-            inside.take_down(Duration::ZERO, |_| {})?;
+            loop_mount.take_down(Duration::ZERO, |_| {})?;
             return Err(e);
         }
-        inside.mount = wish.mount.clone();
-        Ok(inside)
+        loop_mount.mount = options.mount.clone();
+        Ok(loop_mount)
     }
 
     /// Takes everything down, the uppermost first, for at most `patience`. `busy` is told once who is in the way.
@@ -84,7 +84,7 @@ impl Inside {
         }
     }
 
-    /// Takes everything out of sight, whoever uses it. What was written so far goes to the disk first.
+    /// Detaches everything lazily, even what is in use. What was written so far is written back first.
     pub(crate) fn abandon(&self) {
         if let Some(target) = &self.mount {
             let synced = std::fs::File::open(target).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
@@ -125,7 +125,7 @@ pub(crate) fn unmount(
                     std::thread::sleep(RETRY);
                     continue;
                 }
-                let who = holders::of(target, devices);
+                let who = mount_users::list(target, devices);
                 let who = if who.is_empty() { "somebody that cannot be seen".into() } else { who.join(", ") };
                 let message = format!("{} is in use by {who}", target.display());
                 if over {
@@ -164,11 +164,11 @@ fn partition(file: &Path, number: u32) -> Result<PathBuf> {
 
 /// Mounts the file system by mount(8), which finds out its type. Devices and setuid programs in it do not count: it
 /// comes from a disk image.
-fn mount(wish: &Wish, device: &Path, target: &Path, readonly: bool) -> Result<()> {
+fn mount(options: &LoopMountOptions, device: &Path, target: &Path, readonly: bool) -> Result<()> {
     let program = find("mount").context("--mount needs mount(8): install util-linux")?;
     let mut command = Command::new(program);
     command.arg("-o").arg(if readonly { "nosuid,nodev,ro" } else { "nosuid,nodev" });
-    if let Some(fstype) = &wish.fstype {
+    if let Some(fstype) = &options.fstype {
         command.arg("-t").arg(fstype);
     }
     let output = command.arg("--").arg(device).arg(target).stdin(Stdio::null()).output().context("mount")?;

@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 
 use crate::util::{Mount, image, nbdsh, run, temp};
 
-/// A mount with an NBD door; the URI of that.
+/// A mount with an NBD front end; the URI of that.
 fn both(words: &[&str]) -> (Mount, String, tempfile::TempDir) {
     let dir = temp();
     let socket = dir.path().join("sock");

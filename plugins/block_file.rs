@@ -21,7 +21,7 @@ use rustix::{
 use crate::holes;
 
 /// Opened data, its length as it was then.
-pub(crate) struct Backing {
+pub(crate) struct BlockFile {
     name: String,
     file: File,
     length: u64,
@@ -40,7 +40,7 @@ enum Kind {
     BlockDevice,
 }
 
-impl Backing {
+impl BlockFile {
     /// Opens a regular file or block device; for reading only when `readonly` is set or writing is not allowed.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Backing {
         let name = path.display().to_string();
         let (holes_known, near) = (holes::are_known(&file), holes::are_near(&file));
         let never_waits = AtomicBool::new(false);
-        Ok(Backing { name, file, length, writable, kind, holes_known, near, never_waits })
+        Ok(BlockFile { name, file, length, writable, kind, holes_known, near, never_waits })
     }
 
     /// Checks that a path can be opened as far as that is possible without opening it.
