@@ -13,14 +13,12 @@ use std::{
     },
 };
 
-use anyhow::Context as _;
-use log::debug;
-use parking_lot::RwLock;
-
 use crate::{
     Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ShutdownFlag, ThreadModel,
-    locks::Locks, next::CONTROLPATH, stats::Stats,
+    locks::Locks, next::CONTROLPATH, stats::Stats, sync::RwLock,
 };
+use anyhow::Context as _;
+use log::debug;
 
 /// A front end that wants to know what other sessions change, so that its caches stay true.
 pub trait WriteObserver: Send + Sync {

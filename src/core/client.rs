@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
-
-use crate::{Errno, Error, Result, ShutdownFlag};
+use crate::{Errno, Error, Result, ShutdownFlag, sync::Mutex};
 
 /// Where a client comes from.
 #[derive(Clone, Debug, Default)]

@@ -14,6 +14,7 @@
 pub mod emulate;
 pub mod params;
 pub mod stats;
+pub mod sync;
 
 mod caps;
 mod chain;

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::{ArcMutexGuard, Mutex, MutexGuard, RawMutex};
+use parking_lot::{ArcMutexGuard, MutexGuard, RawMutex};
 
-use crate::{Errno, Error, Result, ShutdownFlag, ThreadModel};
+use crate::{Errno, Error, Result, ShutdownFlag, ThreadModel, sync::Mutex};
 
 /// How often a client that waits for the connection lock looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(50);
@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Locks {
     model: ThreadModel,
-    connection: Arc<Mutex<()>>,
+    connection: Arc<parking_lot::Mutex<()>>,
     all_requests: Mutex<()>,
 }
 

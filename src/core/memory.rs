@@ -6,10 +6,9 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use parking_lot::Mutex;
 use zerocopy::FromZeros as _;
 
-use crate::{Errno, Error, Result};
+use crate::{Errno, Error, Result, sync::Mutex};
 
 /// Memory kept for the next requests, in bytes; what is more is given back to the system.
 const SPARE: usize = 1 << 20;

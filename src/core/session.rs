@@ -11,14 +11,13 @@ use std::{
     sync::{Arc, OnceLock, atomic::Ordering},
 };
 
-use parking_lot::Mutex;
-
 use crate::{
     Call, Caps, Chain, Client, Completed, Data, Errno, Error, Extent, Extents, Flags, Loan, Next, Op, Open,
     Outcome, Payload, Request, Result, Status, Support, Task, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
     request::{Frame, FrameKind, whole_file},
     stats::Counters,
+    sync::Mutex,
 };
 
 /// A client that has connected and has not chosen an export, or is between two.

@@ -4,10 +4,9 @@
 //! server.
 
 use nbdkit_core::{Errno, Error, Result};
-use parking_lot::Mutex;
 use zerocopy::FromZeros as _;
 
-use crate::reclaim::give_back;
+use crate::{reclaim::give_back, sync::Mutex};
 
 /// Buffers kept for the next payloads.
 const SPARES: usize = 4;

@@ -5,17 +5,13 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{OnceLock, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use nbdkit_core::{Completed, Completions};
-use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, eventfd};
+
+use crate::sync::{AtomicBool, Bug, Condvar, Event, Mutex, is_planted};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -26,7 +22,7 @@ pub struct CompletionQueue {
     /// The front end sleeps, or is about to.
     asleep: AtomicBool,
     /// Readable when it is to wake up.
-    event: OnceLock<OwnedFd>,
+    event: OnceLock<Event>,
     posted: Condvar,
 }
 
@@ -49,20 +45,31 @@ impl CompletionQueue {
     ///
     /// # Errors
     /// There can be no descriptor.
-    pub fn fall_asleep(&self) -> io::Result<Option<BorrowedFd<'_>>> {
+    #[cfg(not(all(test, feature = "shuttle")))]
+    pub fn fall_asleep(&self) -> io::Result<Option<std::os::fd::BorrowedFd<'_>>> {
+        Ok(self.may_sleep()?.map(std::os::fd::AsFd::as_fd))
+    }
+
+    /// [`fall_asleep`](Self::fall_asleep), whatever an event is.
+    pub(crate) fn may_sleep(&self) -> io::Result<Option<&Event>> {
         let event = match self.event.get() {
             Some(event) => event,
             None => {
-                let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+                let event = Event::new()?;
                 self.event.get_or_init(|| event)
             }
         };
-        self.asleep.store(true, SeqCst);
+        if !is_planted(Bug::AsleepAfterTheLook) {
+            self.asleep.store(true, SeqCst);
+        }
         if !self.is_empty() {
             self.wake_up(false);
             return Ok(None);
         }
-        Ok(Some(event.as_fd()))
+        if is_planted(Bug::AsleepAfterTheLook) {
+            self.asleep.store(true, SeqCst);
+        }
+        Ok(Some(event))
     }
 
     /// The front end is awake again; `woken`, because the descriptor was readable.
@@ -72,7 +79,7 @@ impl CompletionQueue {
             && let Some(event) = self.event.get()
         {
             // The thread that found it asleep writes, or has written: a late write causes one spurious wake-up.
-            let _ = rustix::io::read(event, &mut [0; 8]);
+            event.take();
         }
     }
 
@@ -99,17 +106,18 @@ impl Completions for CompletionQueue {
         ready.push(completed);
         self.filled.store(true, SeqCst);
         drop(ready);
-        self.posted.notify_one();
+        if !is_planted(Bug::NoNotice) {
+            self.posted.notify_one();
+        }
         self.asleep.swap(false, SeqCst)
     }
 
     fn wake(&self) {
         if let Some(event) = self.event.get() {
-            // It fails only when the counter is at its end, and then the front end wakes anyway.
-            let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+            event.signal();
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;

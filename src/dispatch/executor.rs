@@ -4,11 +4,12 @@
 //! time. What waits is bounded in number, and what waits or runs in bytes; then the front end stops receiving. A request
 //! runs until its reply is sent, so this bounds the replies too that a client does not take.
 
-use std::{collections::VecDeque, fmt, thread::JoinHandle, time::Duration};
+use std::{collections::VecDeque, fmt, time::Duration};
 
-use parking_lot::{Condvar, Mutex};
-
-use crate::reclaim::IDLE;
+use crate::{
+    reclaim::IDLE,
+    sync::{self, Bug, Condvar, JoinHandle, Mutex, is_planted},
+};
 
 /// With this many bytes in buffers, for data to write and data that was read, no further request is queued.
 const BYTES: usize = 64 << 20;
@@ -85,10 +86,13 @@ impl<J: Job> Executor<J> {
     /// # Errors
     /// The job.
     pub fn submit(&self, job: J, name: &str, worker: impl FnOnce() -> Worker) -> Result<(), J> {
+        if is_planted(Bug::NoticeBeforeTheWork) {
+            self.work.notify_one();
+        }
         let mut state = self.state.lock();
         if state.idle <= state.queue.len() && state.workers < self.limit {
             state.threads.retain(|thread| !thread.is_finished());
-            match std::thread::Builder::new().name(name.to_owned()).spawn(worker()) {
+            match sync::spawn(name, worker()) {
                 Ok(thread) => {
                     state.threads.push(thread);
                     state.workers += 1;
@@ -103,7 +107,9 @@ impl<J: Job> Executor<J> {
         }
         state.bytes += job.bytes();
         state.queue.push_back(job);
-        self.work.notify_one();
+        if !is_planted(Bug::NoticeBeforeTheWork) {
+            self.work.notify_one();
+        }
         Ok(())
     }
 
@@ -123,6 +129,13 @@ impl<J: Job> Executor<J> {
             self.progress.wait_for(&mut state, timeout);
             state.is_idle()
         }
+    }
+
+    /// Whether a request is queued and no thread is left that would run it.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn has_lost_work(&self) -> bool {
+        let state = self.state.lock();
+        !state.queue.is_empty() && state.workers == 0
     }
 
     /// Counts a request that runs on a thread of somebody else's, and has or will need a buffer of so many bytes. None:
@@ -176,7 +189,7 @@ impl<J: Job> Executor<J> {
                 state.idle += 1;
                 let idle = self.work.wait_for(&mut state, PATIENCE).timed_out();
                 state.idle -= 1;
-                if idle && state.queue.is_empty() {
+                if idle && (state.queue.is_empty() || is_planted(Bug::LeavesWithoutALook)) {
                     state.workers -= 1;
                     return;
                 }
@@ -209,7 +222,7 @@ impl<J> Drop for Entered<'_, J> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use std::sync::{
         Arc, Barrier,

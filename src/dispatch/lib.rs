@@ -23,6 +23,10 @@ mod completion_queue;
 mod executor;
 mod inline_policy;
 mod started;
+mod sync;
+
+#[cfg(all(test, feature = "shuttle"))]
+mod model_tests;
 
 pub use busy_poll::{Awake, BusyPoll};
 pub use completion_queue::CompletionQueue;

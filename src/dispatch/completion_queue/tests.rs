@@ -1,4 +1,4 @@
-use std::{sync::Arc, thread};
+use std::{os::fd::BorrowedFd, sync::Arc, thread};
 
 use nbdkit_core::{Payload, Task};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
