@@ -20,8 +20,9 @@ use std::{
     time::Duration,
 };
 
+use nbdkit_core::sync::Mutex;
 use nbdkit_dispatch::{Awake, BusyPoll};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How often the thread that stands by looks after the others.
