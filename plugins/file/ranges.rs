@@ -11,8 +11,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use nbdkit_core::Buffers;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use nbdkit_core::{Buffers, sync::Mutex};
+use parking_lot::{Condvar, MutexGuard};
 
 use super::{ring::Rings, submit::Submitter};
 

@@ -17,8 +17,7 @@ use std::{
 };
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd};
-use nbdkit_core::{Memory, Pending, Wake};
-use parking_lot::Mutex;
+use nbdkit_core::{Memory, Pending, Wake, sync::Mutex};
 use rustix::{
     event::{EventfdFlags, PollFlags, eventfd},
     io::{Errno, ReadWriteFlags},

@@ -6,8 +6,10 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use nbdkit_core::{Errno, Error, Extents, Flags, Result};
-use parking_lot::{Mutex, RwLock};
+use nbdkit_core::{
+    Errno, Error, Extents, Flags, Result,
+    sync::{Mutex, RwLock},
+};
 use zstd::bulk::{Compressor, Decompressor};
 
 /// What is compressed at a time, in bytes: small enough for small writes, large enough to compress well.

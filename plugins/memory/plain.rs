@@ -15,8 +15,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nbdkit_core::{Errno, Error, Extents, Flags, Loan, Result};
-use parking_lot::{Mutex, RwLock};
+use nbdkit_core::{
+    Errno, Error, Extents, Flags, Loan, Result,
+    sync::{Mutex, RwLock},
+};
 use rustix::fs::MemfdFlags;
 
 use nbdkit_common::Bitmap;

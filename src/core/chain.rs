@@ -257,9 +257,15 @@ impl Chain {
         offset: u64,
         length: u64,
     ) {
-        let observers: Vec<_> = self.observers.read().iter().filter_map(Weak::upgrade).collect();
-        for observer in observers {
-            if own.is_none_or(|own| !Arc::ptr_eq(own, &observer)) {
+        // They may wait, so not under the lock. Backwards, since one that leaves meanwhile only moves others towards the
+        // start: none is passed over.
+        let mut left = self.observers.read().len();
+        while left > 0 {
+            left -= 1;
+            let observer = self.observers.read().get(left).and_then(Weak::upgrade);
+            if let Some(observer) = observer
+                && own.is_none_or(|own| !Arc::ptr_eq(own, &observer))
+            {
                 observer.written(session.export_name(), offset, length);
             }
         }

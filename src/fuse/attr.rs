@@ -6,8 +6,7 @@ use std::{
 };
 
 use fuser::{FileAttr, FileType, INodeNo};
-use nbdkit_core::Session;
-use parking_lot::Mutex;
+use nbdkit_core::{Session, sync::Mutex};
 
 use crate::{export_file::first_extent, options::Options};
 

@@ -14,7 +14,8 @@ use std::{
 };
 
 use fuser::{INodeNo, Notifier};
-use parking_lot::{Condvar, Mutex};
+use nbdkit_core::sync::Mutex;
+use parking_lot::Condvar;
 
 /// The kernel locks up to this many bytes at once, however little is written.
 const FOLIO: u64 = 2 << 20;

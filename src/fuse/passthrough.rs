@@ -7,8 +7,7 @@
 
 use fuser::{BackingId, Errno, InitFlags, KernelConfig, ReplyOpen};
 use log::debug;
-use nbdkit_core::{Loan, Session};
-use parking_lot::Mutex;
+use nbdkit_core::{Loan, Session, sync::Mutex};
 
 /// Layers of file systems below ours that the kernel allows at most: the image may lie on an overlay.
 const MAX_STACK_DEPTH: u32 = 2;

@@ -21,8 +21,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nbdkit_core::sync::Mutex;
 use nbdkit_dispatch::{Awake, BusyPoll};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How often the standby thread checks on the others.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use fuser::{Errno, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyWrite};
-use parking_lot::Mutex;
+use nbdkit_core::sync::Mutex;
 
 /// A reply that can fail.
 pub(crate) trait Reply: Send + 'static {

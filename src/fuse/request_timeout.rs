@@ -9,7 +9,8 @@ use std::{
 };
 
 use fuser::Errno;
-use parking_lot::{Condvar, Mutex};
+use nbdkit_core::sync::Mutex;
+use parking_lot::Condvar;
 
 use crate::reply::{Answer, Reply};
 

@@ -9,9 +9,8 @@
 use std::sync::Arc;
 
 use fuser::{Errno, ReplyData, ReplyWrite};
-use nbdkit_core::{Outcome, Request, ThreadModel};
+use nbdkit_core::{Outcome, Request, ThreadModel, sync::Mutex};
 use nbdkit_dispatch::{CompletionQueue, Executor, InlinePolicy, Offered, Started, buffer::Payloads};
-use parking_lot::Mutex;
 
 use crate::{
     buffer,

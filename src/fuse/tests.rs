@@ -173,14 +173,9 @@ impl Drop for MemoryHandle {
     }
 }
 
-/// Whether this process can mount.
+/// Whether this process can mount: scripts/check declares it where it cannot, and elsewhere that is a failure.
 fn usable() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let usable = root && OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
-    if !usable {
-        eprintln!("skipped: no FUSE here");
-    }
-    usable
+    !std::env::var("NBDKIT_LEFT_OUT").unwrap_or_default().split(' ').any(|left_out| left_out == "fuse")
 }
 
 /// Ends the process when the test takes too long.

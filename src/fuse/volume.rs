@@ -11,8 +11,10 @@ use std::{
 };
 
 use fuser::{Errno, INodeNo};
-use nbdkit_core::{Chain, Connection, WriteObserver};
-use parking_lot::{Mutex, RwLock};
+use nbdkit_core::{
+    Chain, Connection, WriteObserver,
+    sync::{Mutex, RwLock},
+};
 
 use crate::{
     attr::Owner,

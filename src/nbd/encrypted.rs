@@ -11,13 +11,12 @@ use std::{
 };
 
 use anyhow::bail;
-use nbdkit_core::Certificate;
+use nbdkit_core::{Certificate, sync::Mutex};
 use nbdkit_dispatch::reclaim::give_back;
 use openssl::{
     ssl::{ErrorCode, Ssl, SslStream},
     x509::X509VerifyResult,
 };
-use parking_lot::Mutex;
 
 use crate::{
     certificate,

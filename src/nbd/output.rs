@@ -5,7 +5,8 @@
 
 use std::{io, os::fd::BorrowedFd, sync::Arc};
 
-use parking_lot::{Condvar, Mutex};
+use nbdkit_core::sync::Mutex;
+use parking_lot::Condvar;
 
 use crate::{buffer::Buffer, splice::Pipe, stream::Stream};
 

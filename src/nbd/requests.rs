@@ -194,14 +194,14 @@ impl Requests {
         } else {
             None
         };
-        let parts = parts.unwrap_or_else(|| vec![Part { offset, length, hole: false }]);
+        let whole = [Part { offset, length, hole: false }];
         let end = offset + length;
-        for part in parts {
+        for part in parts.as_deref().unwrap_or(&whole) {
             let last = part.offset + part.length == end;
             let mark = out.mark();
             let read = |buf: &mut [u8]| self.session.pread(buf, part.offset).map(|()| true);
-            let Err(e) = self.read_part(request, &part, last, out, read) else { continue };
-            let good = self.salvage(request, &part, mark, out);
+            let Err(e) = self.read_part(request, part, last, out, read) else { continue };
+            let good = self.salvage(request, part, mark, out);
             let failed = part.offset + good;
             self.fail(request, &e, (failed > offset).then_some(failed), out);
             return;

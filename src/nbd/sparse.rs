@@ -15,8 +15,7 @@
 
 use std::ops::Range;
 
-use nbdkit_core::Session;
-use parking_lot::Mutex;
+use nbdkit_core::{Session, sync::Mutex};
 
 /// A smaller read is not worth the question.
 pub(crate) const WORTH_ASKING: u64 = 64 << 10;

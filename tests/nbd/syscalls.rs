@@ -3,20 +3,26 @@
 //! Server and client are on one CPU, so nobody looks for input while the other runs, and each batch of requests is
 //! there as a whole when the server receives.
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    fs::OpenOptions,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    process::Stdio,
+};
 
-use crate::util::{self, Server, raw::Raw};
+use crate::util::{self, Mount, Server, raw::Raw};
 
 /// Batches that are counted.
 const ROUNDS: u64 = 50;
 
 /// What a server has called while `work` ran, by name.
-fn calls(server: &Server, work: impl FnOnce()) -> BTreeMap<String, u64> {
-    let table = server.dir().join("calls");
+fn calls(pid: u32, work: impl FnOnce()) -> BTreeMap<String, u64> {
+    let dir = util::temp();
+    let table = dir.path().join("calls");
     let mut strace = std::process::Command::new("strace")
         .args(["-f", "-c", "-U", "name,calls", "-o"])
         .arg(&table)
-        .args(["-p", &server.pid().to_string()])
+        .args(["-p", &pid.to_string()])
         .stderr(Stdio::piped())
         .spawn()
         .expect("strace");
@@ -37,17 +43,14 @@ fn calls(server: &Server, work: impl FnOnce()) -> BTreeMap<String, u64> {
     rows.filter(|(name, _)| name != "total").collect()
 }
 
-/// A server that has one CPU, and a client that is on it too.
-fn on_one_cpu(words: &[&str]) -> (Server, Raw) {
+/// Gives a server one CPU, and this thread the same.
+fn on_one_cpu(pid: u32) {
     let cpus = rustix::thread::sched_getaffinity(None).expect("CPUs");
     let cpu = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| cpus.is_set(*cpu)).expect("a CPU");
-    let server = Server::start(words);
-    util::run_ok(["taskset", "-a", "-p", "-c", &cpu.to_string(), &server.pid().to_string()]);
+    util::run_ok(["taskset", "-a", "-p", "-c", &cpu.to_string(), &pid.to_string()]);
     let mut one = rustix::thread::CpuSet::new();
     one.set(cpu);
     rustix::thread::sched_setaffinity(None, &one).expect("sched_setaffinity");
-    let raw = Raw::transmission(&server);
-    (server, raw)
 }
 
 /// Sends batches of `depth` requests, each when the last is answered.
@@ -67,9 +70,11 @@ fn work(raw: &mut Raw, rounds: u64, depth: u64, command: u16) {
 
 /// System calls for a request, in hundredths.
 fn calls_for_a_request(words: &[&str], depth: u64, command: u16) -> u64 {
-    let (server, mut raw) = on_one_cpu(words);
+    let server = Server::start(words);
+    on_one_cpu(server.pid());
+    let mut raw = Raw::transmission(&server);
     work(&mut raw, 20, depth, command);
-    let calls = calls(&server, || work(&mut raw, ROUNDS, depth, command));
+    let calls = calls(server.pid(), || work(&mut raw, ROUNDS, depth, command));
     let total: u64 = calls.values().sum();
     eprintln!("{words:?} depth {depth}: {calls:?}");
     assert!(total >= ROUNDS, "strace missed them: {calls:?}");
@@ -86,6 +91,55 @@ fn system_calls_are_shared_by_a_batch() {
             let each = calls_for_a_request(words, depth, command);
             assert!(each <= most, "{words:?}: {each} hundredths at depth {depth}, command {command}");
         }
+    }
+}
+
+/// Requests past the page cache are started and end later: a batch enters the ring and comes back from it.
+#[test]
+fn requests_past_the_page_cache_share_calls() {
+    if util::is_left_out("io_uring") {
+        return;
+    }
+    let dir = util::temp();
+    let image = util::patterned(dir.path(), "disk", 1 << 20);
+    let file = image.to_str().expect("UTF-8");
+    for (command, depth, most) in [(0, 64, 300), (0, 16, 400), (1, 64, 300)] {
+        let each = calls_for_a_request(&["file", file, "cache=none"], depth, command);
+        assert!(each <= most, "{each} hundredths at depth {depth}, command {command}");
+    }
+}
+
+/// A mount reads its requests and writes its answers.
+#[test]
+fn a_mount_takes_few_calls() {
+    const LENGTH: usize = 4096;
+    #[repr(align(4096))]
+    struct Aligned([u8; LENGTH]);
+    let dir = util::temp();
+    let image = util::patterned(dir.path(), "disk", 1 << 20);
+    let mount = Mount::start(["--no-passthrough", "file", image.to_str().expect("UTF-8")]);
+    on_one_cpu(mount.pid());
+    let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(direct).open(mount.file()).expect("open");
+    let mut memory = Box::new(Aligned([7; LENGTH]));
+    for (write, most) in [(false, 320), (true, 320)] {
+        let mut work = |rounds| {
+            for n in 0..rounds {
+                let offset = n % 64 * LENGTH as u64;
+                if write {
+                    file.write_all_at(&memory.0, offset).expect("write");
+                } else {
+                    file.read_exact_at(&mut memory.0, offset).expect("read");
+                }
+            }
+        };
+        work(20);
+        let calls = calls(mount.pid(), || work(ROUNDS));
+        let each = calls.values().sum::<u64>() * 100 / ROUNDS;
+        eprintln!("mount, write {write}: {calls:?}");
+        assert!(each >= 200, "strace missed them: {calls:?}");
+        assert!(each <= most, "{each} hundredths, write {write}: {calls:?}");
     }
 }
 
@@ -120,7 +174,7 @@ fn a_map_takes_a_pair_of_calls_for_an_extent() {
     disk.sync_all().expect("sync");
     let server = Server::start(["file", path.to_str().expect("UTF-8")]);
     let mut map = String::new();
-    let calls = calls(&server, || map = util::run_ok(["nbdinfo", "--map", &server.uri()]));
+    let calls = calls(server.pid(), || map = util::run_ok(["nbdinfo", "--map", &server.uri()]));
     let rows: Vec<Vec<&str>> = map.lines().map(|line| line.split_whitespace().collect()).collect();
     let data = rows.iter().filter(|row| row[3] == "data");
     assert_eq!(data.clone().count() as u64, PIECES);

@@ -9,7 +9,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::util::{Mount, NBDKIT, Server, nbdsh, patterned, run, run_ok, sh, temp};
+use crate::util::{Mount, NBDKIT, Server, is_left_out, nbdsh, patterned, run, run_ok, sh, temp};
 
 /// The programs that run them; the second is the distribution's.
 const SERVERS: [&str; 2] = [NBDKIT, "nbdkit"];
@@ -18,9 +18,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder with what plugins are compiled with, or None, said aloud, where there is no OCaml.
+/// The folder with what plugins are compiled with, or None where it was declared that there is no OCaml.
 fn sdk() -> Option<&'static Path> {
-    static SDK: OnceLock<Option<tempfile::TempDir>> = OnceLock::new();
+    if is_left_out("ocaml") {
+        return None;
+    }
+    static SDK: OnceLock<tempfile::TempDir> = OnceLock::new();
     let built = SDK.get_or_init(|| {
         let dir = temp();
         let output =
@@ -28,9 +31,10 @@ fn sdk() -> Option<&'static Path> {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
         eprint!("{said}");
-        dir.path().join("libnbdkitocaml.a").exists().then_some(dir)
+        assert!(dir.path().join("libnbdkitocaml.a").exists(), "{said}");
+        dir
     });
-    built.as_ref().map(tempfile::TempDir::path)
+    Some(built.path())
 }
 
 /// Compiles a plugin of this folder as the manual says, in a folder of its own, with libraries of OCaml's before it.

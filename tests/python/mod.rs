@@ -8,12 +8,7 @@ mod start;
 
 use std::path::{Path, PathBuf};
 
-use crate::util::{NBDKIT, Run, run, temp};
-
-/// Whether this machine lacks something, which `scripts/check` finds out and says.
-fn is_left_out(what: &str) -> bool {
-    std::env::var("NBDKIT_LEFT_OUT").unwrap_or_default().split(' ').any(|left_out| left_out == what)
-}
+use crate::util::{NBDKIT, Run, is_left_out, run, temp};
 
 /// The bridge, beside the programs under test. None where it cannot be built.
 fn bridge() -> Option<PathBuf> {

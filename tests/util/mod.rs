@@ -13,6 +13,12 @@ pub(crate) use server::{Mount, NBDKIT, NBDKIT_MOUNT, Server};
 
 use std::path::{Path, PathBuf};
 
+/// Whether this machine lacks something, which `scripts/check` finds out and says. A test that returns early does
+/// so for nothing else: what is missing and was not declared fails it.
+pub(crate) fn is_left_out(what: &str) -> bool {
+    std::env::var("NBDKIT_LEFT_OUT").unwrap_or_default().split(' ').any(|left_out| left_out == what)
+}
+
 /// A new temporary directory.
 pub(crate) fn temp() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("nbdkit-test").tempdir().expect("a temporary directory")

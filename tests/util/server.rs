@@ -198,6 +198,11 @@ impl Mount {
         &self.mountpoint
     }
 
+    /// The process ID.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// The disk.
     pub(crate) fn file(&self) -> PathBuf {
         self.mountpoint.join("nbd")

@@ -12,9 +12,8 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use nbdkit_core::{Completed, Completions as _, Payload, Task};
+use nbdkit_core::{Completed, Completions as _, Payload, Task, sync::Mutex};
 use nbdkit_dispatch::reclaim::IDLE;
-use parking_lot::Mutex;
 
 use super::Shared;
 use crate::{export_file::errno, transfer::Transfer};
