@@ -103,7 +103,7 @@ fn requests_past_the_page_cache_share_calls() {
     let dir = util::temp();
     let image = util::patterned(dir.path(), "disk", 1 << 20);
     let file = image.to_str().expect("UTF-8");
-    for (command, depth, most) in [(0, 64, 300), (0, 16, 400), (1, 64, 300)] {
+    for (command, depth, most) in [(0, 64, 120), (0, 16, 200), (1, 64, 200)] {
         let each = calls_for_a_request(&["file", file, "cache=none"], depth, command);
         assert!(each <= most, "{each} hundredths at depth {depth}, command {command}");
     }
