@@ -7,8 +7,8 @@
 //!   about to take. When those that listen do not keep up, one is let go.
 //! - One of those that are parked is on standby: if all that listen are held up by their requests, it takes their place. So a
 //!   request that may wait can run where it was received, without another thread, and holds up nobody for long.
-//! - [Busy polling](BusyPoll), where it has been dear to sleep, as it is when the client has a CPU of its own: poll(2)
-//!   tells whether there is another request, which fuser then finds at once. (A device that does not block would make fuser
+//! - [Busy polling](BusyPoll), where requests come faster with it, as they do when the client has a CPU of its own: poll(2)
+//!   tells whether there is another one, which fuser then finds at once. (A device that does not block would make fuser
 //!   spin for ever.) Any descriptor tells, for the kernel has one queue for all.
 
 use std::{
@@ -26,6 +26,10 @@ use nbdkit_dispatch::{Awake, BusyPoll};
 use parking_lot::Condvar;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+mod pace;
+
+use pace::Pace;
+
 /// How often the standby thread checks on the others.
 const TICK: Duration = Duration::from_millis(2);
 /// After so many ticks without a request it does not look until there is one.
@@ -39,12 +43,6 @@ const BUSY: u32 = 4;
 const LONG: Duration = Duration::from_micros(20);
 /// If that is not so so many times in a row, this thread is parked.
 const IDLE: u32 = 4;
-/// To sleep for less than this is cheap: the client runs meanwhile, on the same CPU.
-const CHEAP: Duration = Duration::from_micros(10);
-/// After so many sleeps in a row that were not cheap, busy polling begins, …
-const DEAR: u32 = 8;
-/// … and after so many requests that it has found, it is asked again whether it would be cheap to sleep.
-const FOUND: u32 = 512;
 
 thread_local! {
     /// What this thread knows, if it receives.
@@ -89,10 +87,8 @@ struct State {
 struct Receiver {
     shared: Arc<Shared>,
     poll: BusyPoll,
-    /// How many sleeps in a row were not cheap.
-    dear: u32,
-    /// How many requests busy polling has found since that began, and whether it has found the next one.
-    found: u32,
+    pace: Pace,
+    /// Busy polling has found the next request.
     has_found: bool,
     /// Requests until one is looked at, and since when it runs.
     sample: u32,
@@ -150,8 +146,7 @@ impl Receiver {
         Receiver {
             shared,
             poll,
-            dear: 0,
-            found: 0,
+            pace: Pace::new(Instant::now()),
             has_found: false,
             sample: SAMPLE,
             since: None,
@@ -162,21 +157,9 @@ impl Receiver {
 
     fn wake_up(&mut self) {
         let slept = self.poll.wake_up();
-        self.learn(slept);
+        self.pace.request(slept, std::mem::take(&mut self.has_found), Instant::now);
         self.sample -= 1;
         self.since = (self.sample == 0).then(Instant::now);
-    }
-
-    /// This thread has slept so long for a request, unless busy polling has found it.
-    fn learn(&mut self, slept: Duration) {
-        if std::mem::take(&mut self.has_found) {
-            self.found += 1;
-            if self.found >= FOUND {
-                (self.dear, self.found) = (0, 0);
-            }
-        } else {
-            self.dear = if slept < CHEAP { 0 } else { self.dear + 1 };
-        }
     }
 
     /// A request was dealt with; `answered`, by this thread, so that the next may come soon.
@@ -185,7 +168,7 @@ impl Receiver {
             self.sample = SAMPLE;
             self.look(self.shared.has_request(), since.elapsed());
         }
-        if answered && self.dear >= DEAR {
+        if answered && self.pace.is_polled() {
             self.has_found = self.poll.find(|| self.shared.has_request().then_some(())).is_some();
         }
         self.poll.fall_asleep();

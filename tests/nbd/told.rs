@@ -210,7 +210,6 @@ fn what_a_filter_masks_may_fail() {
         ("can_zero", &["nozero"]),
         ("is_rotational", &["rotational"]),
         ("can_cache", &["nocache"]),
-        ("can_multi_conn", &["multi-conn"]),
     ] {
         let fails = format!("{question}=echo EIO cannot tell >&2; exit 1");
         let words =

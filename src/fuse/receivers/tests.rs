@@ -92,22 +92,3 @@ fn a_request_is_seen_before_it_is_read() {
     let gone = Receivers::new(1, File::open("/dev/null").unwrap().into());
     assert!(gone.0.has_request());
 }
-
-#[test]
-fn it_polls_only_where_it_is_dear_to_sleep() {
-    let (device, _write) = silence();
-    let mut receiver = Receiver::new(Receivers::new(1, device).0);
-    (0..DEAR).for_each(|_| receiver.learn(CHEAP));
-    assert_eq!(receiver.dear, DEAR);
-    for _ in 0..FOUND - 1 {
-        receiver.has_found = true;
-        receiver.learn(Duration::ZERO);
-        assert_eq!(receiver.dear, DEAR, "it was not slept for");
-    }
-    receiver.has_found = true;
-    receiver.learn(Duration::ZERO);
-    assert_eq!(receiver.dear, 0, "is it still so?");
-    receiver.learn(CHEAP);
-    receiver.learn(CHEAP / 2);
-    assert_eq!(receiver.dear, 0);
-}
