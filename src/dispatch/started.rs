@@ -80,6 +80,14 @@ impl<T> Started<T> {
         if self.bytes >= BYTES {
             return Err(note);
         }
+        let place = self.note(note, bytes);
+        let mut task = self.task();
+        task.arm(place as u64);
+        Ok(task)
+    }
+
+    /// Makes a note, in the place that is next.
+    fn note(&mut self, note: T, bytes: usize) -> usize {
         let place = self.free.pop().unwrap_or_else(|| {
             self.notes.push(None);
             self.notes.len() - 1
@@ -89,9 +97,7 @@ impl<T> Started<T> {
         }
         self.notes[place] = Some((note, bytes));
         self.bytes += bytes;
-        let mut task = self.task();
-        task.arm(place as u64);
-        Ok(task)
+        place
     }
 
     /// Takes a request back that was [prepared](Self::prepare) and not started: its note.
@@ -118,19 +124,27 @@ impl<T> Started<T> {
         bytes: usize,
         may_start: bool,
     ) -> Offered<T> {
-        let prepared = if may_start { self.prepare(note, bytes) } else { Err(note) };
-        let (mut request, mut note) = match prepared {
-            Ok(task) => (request.startable(task), None),
-            Err(note) => (request, Some(note)),
-        };
-        let outcome = session.submit(&mut request);
-        if let Some(task) = request.into_task() {
-            note = self.take_back(task);
+        if !may_start || self.bytes >= BYTES {
+            let mut request = request;
+            return match session.submit(&mut request) {
+                Outcome::Done(result) => Offered::Done(result, note),
+                _ => Offered::NeedsThread(note),
+            };
         }
-        match (outcome, note) {
-            (Outcome::Done(result), Some(note)) => Offered::Done(result, note),
-            (_, Some(note)) => Offered::NeedsThread(note),
-            (_, None) => Offered::Started,
+        // The note is made only if it is needed: nothing is taken from the queue before this returns.
+        let place = self.free.last().copied().unwrap_or(self.notes.len());
+        let mut task = self.task();
+        task.arm(place as u64);
+        let mut request = request.startable(task);
+        let outcome = session.submit(&mut request);
+        let Some(task) = request.into_task() else {
+            self.note(note, bytes);
+            return Offered::Started;
+        };
+        self.tasks.push(task);
+        match outcome {
+            Outcome::Done(result) => Offered::Done(result, note),
+            _ => Offered::NeedsThread(note),
         }
     }
 

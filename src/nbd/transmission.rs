@@ -319,16 +319,15 @@ impl Reader<'_> {
 
     /// Offers a request without data of the client's to the chain.
     fn try_now(&mut self, request: &Request) -> Result<Way, End> {
-        let shared = self.shared.clone();
+        let Reader { shared, started, serial, out, .. } = self;
         let requests = &shared.requests;
         match request.command {
             cmd::READ if requests.may_have_holes(request) => {
-                Ok(if requests.read_now(request, &mut self.out) { Way::Taken } else { Way::Thread })
+                Ok(if requests.read_now(request, out) { Way::Taken } else { Way::Thread })
             }
             cmd::READ => {
-                let mark = self.out.mark();
+                let mark = out.mark();
                 let length = request.length as usize;
-                let Reader { started, serial, out, .. } = self;
                 let offered = out
                     .put(requests.replies.data(request).as_slice())
                     .and_then(|()| out.space(length))
@@ -351,7 +350,7 @@ impl Reader<'_> {
                 }
             }
             cmd::BLOCK_STATUS => {
-                Ok(if requests.block_status_now(request, &mut self.out) { Way::Taken } else { Way::Thread })
+                Ok(if requests.block_status_now(request, out) { Way::Taken } else { Way::Thread })
             }
             _ => Ok(self.conclude(request, Data::None)),
         }
