@@ -291,7 +291,7 @@ impl<'a> Request<'a> {
 
     /// Whether a layer wants to know how each such request ends, so that a front end must tell it.
     pub fn is_watched(&self) -> bool {
-        self.task.as_ref().is_some_and(|task| !task.frames.is_empty())
+        self.task.as_ref().is_some_and(|task| task.is_watched())
     }
 }
 

@@ -318,3 +318,21 @@ fn a_copy_of_an_image_that_became_shorter_fails_in_every_mode() {
         );
     }
 }
+
+/// The counters of a mount do not keep the kernel from reading a file by itself; a layer that has to see requests does.
+#[test]
+fn the_kernel_reads_what_no_layer_watches() {
+    let dir = temp();
+    let disk = util::patterned(dir.path(), "disk.img", 1 << 20);
+    let disk = disk.to_str().expect("UTF-8");
+    for (filter, may) in [("--filter=nofilter", true), ("--filter=count", false), ("--filter=stats", false)] {
+        let stats = (filter == "--filter=stats").then_some("statsfile=/dev/null");
+        let words = ["-v", "-r", filter, "file", disk].into_iter().chain(stats);
+        let mount = Mount::start(words);
+        assert!(fs::read(mount.file()).expect("read") == fs::read(disk).expect("read"), "{filter}");
+        let log = mount.stderr();
+        let cannot =
+            log.contains("passthrough: off, the kernel") || log.contains("passthrough: off, only root");
+        assert_eq!(log.contains("passthrough: on"), may && !cannot, "{filter}: {log}");
+    }
+}
