@@ -241,13 +241,17 @@ fn what_is_cold_waits_in_the_ring_if_there_is_one() {
     }
     for uncached in [true, false] {
         let session = open(&start(&file, uncached, false));
-        cool(&file);
-        let waiting: Vec<_> = (0..64).filter_map(|i| start_read(&session, 4000, i * 5000 + 1)).collect();
-        // By way of the page cache, one may bring what the next one asks for.
-        assert!(waiting.len() == 64 || !uncached && !waiting.is_empty(), "{} were started", waiting.len());
-        for waiting in waiting {
-            assert!(waiting.finish(&session).unwrap() == [5; 4000]);
-        }
+        // By way of the page cache one may bring what the next one asks for, and what is being read stays.
+        let have_started = (0..100).any(|_| {
+            cool(&file);
+            let waiting: Vec<_> = (0..64).filter_map(|i| start_read(&session, 4000, i * 5000 + 1)).collect();
+            let count = waiting.len();
+            for waiting in waiting {
+                assert!(waiting.finish(&session).unwrap() == [5; 4000]);
+            }
+            count == 64 || !uncached && count > 0
+        });
+        assert!(have_started, "uncached: {uncached}");
         // Nobody has to have so much memory for it.
         assert!(start_read(&session, ring::LARGEST + 1, 0).is_none());
         assert!(start_read(&session, 1, 1 << 20).is_none(), "out of range");
