@@ -295,6 +295,11 @@ impl Mount {
             }
         }
         let ran = thread.join().map_err(|_| anyhow!("the thread of the mount panicked"))?;
+        // A thread that takes a request in the moment in which the kernel lets go of the mount: it has ended like the rest.
+        let ran = ran.or_else(|e| match e.raw_os_error() {
+            Some(error) if error == rustix::io::Errno::CONNABORTED.raw_os_error() => Ok(()),
+            _ => Err(e),
+        });
         drop(kernel_mount);
         life.client.gone.raise();
         let mut flushed = Ok(());
