@@ -74,8 +74,11 @@ impl<T> Started<T> {
         self.tasks.pop().unwrap_or_else(|| Task::new(self.queue.clone()))
     }
 
-    /// Makes a request ready to be offered: [`answered`](Self::answered) must follow with what became of it. None: it must
-    /// not be started now, for there are too many.
+    /// Makes a request ready to be submitted where others may take its completion meanwhile: its note and its task.
+    /// [`take_back`](Self::take_back) must follow unless it was started.
+    ///
+    /// # Errors
+    /// The note: no further request may be started now, for there are too many bytes in those that were.
     pub fn prepare(&mut self, note: T, bytes: usize) -> std::result::Result<Box<Task>, T> {
         if self.bytes >= BYTES {
             return Err(note);

@@ -78,14 +78,7 @@ impl Passthrough {
             _ => Err(reply),
         }
     }
-}
 
-/// The file that holds the whole disk, if no layer has to see the requests.
-fn unwatched(session: &Session) -> Option<Loan<'_>> {
-    session.whole_file().and_then(|(loan, watched)| (!watched).then_some(loan))
-}
-
-impl Passthrough {
     /// Whether the kernel may read the file by itself.
     pub(crate) fn is_on(&self) -> bool {
         matches!(self, Passthrough::On(_))
@@ -110,6 +103,11 @@ impl Passthrough {
         );
         Err(Errno::EIO)
     }
+}
+
+/// The file that holds the whole disk, if no layer has to see the requests.
+fn unwatched(session: &Session) -> Option<Loan<'_>> {
+    session.whole_file().and_then(|(loan, watched)| (!watched).then_some(loan))
 }
 
 /// Why the kernel may not have the file; None: it may.

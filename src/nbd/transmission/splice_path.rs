@@ -40,6 +40,9 @@ impl<'a> Reader<'a> {
     /// Answers a READ from the file that the chain lends, if all is in memory; false: from `request.offset` on it is
     /// still to be answered.
     pub(super) fn splice_read(&mut self, request: &mut Request) -> Result<bool, End> {
+        if request.length < WORTH_SPLICING as u64 {
+            return Ok(false);
+        }
         let shared = self.shared.clone();
         let (requests, session) = (&shared.requests, &shared.requests.session);
         while request.length >= WORTH_SPLICING as u64 {
