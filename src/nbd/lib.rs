@@ -2,20 +2,18 @@
 //!
 //! One thread per connection runs to completion: it receives, decodes and answers whatever cannot block, and hands
 //! the rest to an executor of its own. The protocol is the public specification of the `NetworkBlockDevice/nbd`
-//! repository (`doc/proto.md`); comments name its sections.
+//! repository (`doc/proto.md`); comments name its sections. The bytes are in
+//! the package nbdkit-proto, TLS is in nbdkit-tls, for a client needs them too.
 //!
-//! * [`proto`] knows the bytes and does no I/O,
 //! * `handshake` and `oldstyle` end with an open session,
 //! * `transmission` is the loop, `requests` and `sparse` the work, `output` and `reply_coalescing` the way out,
 //! * `splice` moves large data past us, `cachestat` tells when,
-//! * `tls` has the server's credentials, `priority` what is spoken, `encrypted` the stream, `certificate` clients' names,
-//!   `libssl` the libraries,
+//! * `encrypted` is the stream under TLS, `certificate` has clients' names,
 //! * `server` holds the connections, [`listen`] makes the sockets.
 
 #![deny(unsafe_code)]
 
 pub mod listen;
-pub mod proto;
 
 mod buffer;
 mod cachestat;
@@ -25,12 +23,8 @@ mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;
 mod handshake;
-#[cfg(openssl_on_demand)]
-mod libssl;
 mod oldstyle;
 mod output;
-#[cfg(feature = "tls")]
-mod priority;
 mod reply_coalescing;
 mod requests;
 mod server;
@@ -39,8 +33,6 @@ mod splice;
 mod stream;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "tls")]
-pub mod tls;
 mod transmission;
 
 use std::{
@@ -53,6 +45,9 @@ use std::{
 use nbdkit_core::{Chain, ShutdownFlag};
 
 pub use listen::Listener;
+use nbdkit_proto as proto;
+#[cfg(feature = "tls")]
+pub use nbdkit_tls as tls;
 
 /// Whether connections are encrypted.
 #[derive(Clone, Debug, Default)]

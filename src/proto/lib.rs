@@ -1,8 +1,13 @@
 //! The wire: numbers and messages of the NBD protocol, in network byte order. No I/O.
 //!
-//! Names follow `doc/proto.md` without the `NBD_` prefix, so that each can be found there.
+//! Names follow `doc/proto.md` without the `NBD_` prefix, so that each can be found there. The server's side is here, the
+//! client's in [`client`].
 
-use nbdkit_core::Errno;
+#![forbid(unsafe_code)]
+
+use nix::errno::Errno;
+
+pub mod client;
 
 /// Start of every handshake: `NBDMAGIC`.
 pub const INIT_PASSWD: u64 = 0x4e42_444d_4147_4943;
@@ -144,8 +149,9 @@ const REPLY_OFFSET_DATA: u16 = 1;
 const REPLY_OFFSET_HOLE: u16 = 2;
 const REPLY_BLOCK_STATUS: u16 = 5;
 const REPLY_BLOCK_STATUS_EXT: u16 = 6;
-const REPLY_ERROR: u16 = (1 << 15) | 1;
-const REPLY_ERROR_OFFSET: u16 = (1 << 15) | 2;
+const REPLY_IS_ERROR: u16 = 1 << 15;
+const REPLY_ERROR: u16 = REPLY_IS_ERROR | 1;
+const REPLY_ERROR_OFFSET: u16 = REPLY_IS_ERROR | 2;
 
 /// A request as it stands on the wire, without its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -403,17 +409,18 @@ impl Replies {
     }
 }
 
+const EPERM: u32 = 1;
+const EIO: u32 = 5;
+const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+const EOVERFLOW: u32 = 75;
+const ENOTSUP: u32 = 95;
+const ESHUTDOWN: u32 = 108;
+
 /// The error number of the protocol for an errno (proto.md, "Error values"); two of them only where the request's
 /// flags allow them.
 pub fn error_number(errno: Errno, flags: u16) -> u32 {
-    const EPERM: u32 = 1;
-    const EIO: u32 = 5;
-    const ENOMEM: u32 = 12;
-    const EINVAL: u32 = 22;
-    const ENOSPC: u32 = 28;
-    const EOVERFLOW: u32 = 75;
-    const ENOTSUP: u32 = 95;
-    const ESHUTDOWN: u32 = 108;
     match errno {
         Errno::EROFS | Errno::EPERM => EPERM,
         Errno::EIO => EIO,

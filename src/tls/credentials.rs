@@ -1,4 +1,4 @@
-//! TLS: what the server shows to its clients, and asks of them.
+//! What a server shows to its clients over TLS, and asks of them; and what both sides have in common.
 //!
 //! OpenSSL does it, for its pre-shared keys work with the clients there are, which use GnuTLS.
 
@@ -41,7 +41,7 @@ pub fn set_debug(log: u32, session: bool) {
 }
 
 /// What `set_debug` was told.
-pub(crate) fn debug() -> (u32, bool) {
+pub fn debug() -> (u32, bool) {
     (LOG.load(Ordering::Relaxed), SESSION.load(Ordering::Relaxed))
 }
 
@@ -107,12 +107,13 @@ fn context(priority: Option<&str>, kind: Kind) -> anyhow::Result<SslContextBuild
 }
 
 impl Credentials {
-    pub(crate) fn context(&self) -> &SslContextRef {
+    /// What connections are made with.
+    pub fn context(&self) -> &SslContextRef {
         &self.context
     }
 
     /// What a failed handshake means, if OpenSSL's reason does not tell; empty: it does.
-    pub(crate) fn hint(&self, reason: &str) -> &'static str {
+    pub fn hint(&self, reason: &str) -> &'static str {
         match self.kind {
             Kind::Keys if ["binder does not verify", "bad record mac"].iter().any(|r| reason.contains(r)) => {
                 "the client's pre-shared key is not the one that its user has here: "
@@ -122,7 +123,7 @@ impl Credentials {
     }
 
     /// By what the sides know each other, for messages.
-    pub(crate) fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &'static str {
         match self.kind {
             Kind::Certificates => "certificates",
             Kind::Keys => "pre-shared keys",
@@ -130,7 +131,7 @@ impl Credentials {
     }
 
     /// Why a client may have gone in the handshake without a word.
-    pub(crate) fn doubt(&self) -> &'static str {
+    pub fn doubt(&self) -> &'static str {
         match self.kind {
             Kind::Certificates => ": it may not trust the server's certificate",
             Kind::Keys => "",
