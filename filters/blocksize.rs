@@ -7,7 +7,7 @@ use std::{ffi::OsStr, sync::Arc};
 
 use anyhow::{Context as _, ensure};
 use nbdkit_core::{
-    Below, BlockSize, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig,
+    Below, BlockSize, Call, Caps, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig,
     NextConfigComplete, Op, Open, Outcome, Request, Result, Support, params,
 };
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -294,14 +294,11 @@ impl Handle for Fitted {
         Some(&self.next)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        let size = self.next.caps().size;
-        Ok(size - size % self.limits.min)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        let preferred = self.next.caps().block_size.preferred.max(4096).max(self.limits.min as u32);
-        Ok(BlockSize { minimum: 1, preferred, maximum: u32::MAX })
+    fn capabilities(&self) -> Result<Caps> {
+        let below = self.next.caps();
+        let preferred = below.block_size.preferred.max(4096).max(self.limits.min as u32);
+        let caps = self.next.capabilities().with_size(below.size - below.size % self.limits.min);
+        Ok(caps.with_block_size(BlockSize { minimum: 1, preferred, maximum: u32::MAX }))
     }
 
     /// What the disk takes as it is passes, to be started or lent for too. Not so changes of whole blocks: they hold locks

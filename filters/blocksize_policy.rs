@@ -4,8 +4,8 @@ use std::{ffi::OsStr, sync::Arc};
 
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{
-    Below, BlockSize, Call, Client, Errno, Error, Filter, Handle, Info, Next, NextConfig, NextConfigComplete,
-    Op, Open, Outcome, Request, Result, params,
+    Below, BlockSize, Call, Caps, Client, Errno, Error, Filter, Handle, Info, Next, NextConfig,
+    NextConfigComplete, Op, Open, Outcome, Request, Result, params,
 };
 
 const HELP: &str = "\
@@ -197,8 +197,8 @@ impl Handle for Strict {
         Some(&self.next)
     }
 
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.block)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_block_size(self.block))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

@@ -1,7 +1,7 @@
 //! Checks that what is written is there already, and changes nothing: for testing programs that copy.
 
 use nbdkit_core::{
-    Below, BlockSize, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, Op, Open, Outcome, Request,
+    Below, Caps, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, Op, Open, Outcome, Request,
     Result, Support,
 };
 
@@ -66,37 +66,19 @@ impl Handle for Checked {
         Some(&self.next)
     }
 
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.next.caps().block_size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    /// Nothing ever changes.
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self
+            .next
+            .capabilities()
+            .with_write(true)
+            .with_flush(true)
+            .with_trim(true)
+            .with_zero(Support::Native)
+            .with_fast_zero(true)
+            .with_fua(Support::Native)
+            // Nothing ever changes.
+            .with_multi_conn(true)
+            .with_skip_holes(self.next.caps().skip_holes))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
@@ -124,14 +106,12 @@ impl Handle for Checked {
     fn zero(&self, length: u64, offset: u64, _: Flags) -> Result<()> {
         self.check_zero("the zero", length, offset)
     }
-
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use nbdkit_core::BlockSize;
+
     use super::*;
     use crate::testing::{
         Answer, Call, Spec, chain, client, lent, needs_thread, open, pattern, read_inline, session, started,

@@ -20,8 +20,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nbdkit_core::{
-    Below, BlockSize, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op,
-    Open, Outcome, Request, Result, Support, ThreadModel, params,
+    Below, BlockSize, Call, Caps, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig,
+    Op, Open, Outcome, Request, Result, Support, ThreadModel, params,
 };
 
 use self::{
@@ -268,44 +268,20 @@ impl Handle for Overlaid {
         Some(&self.next)
     }
 
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(BlockSize { minimum: 1, preferred: self.preferred, maximum: u32::MAX })
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        if self.on_cache { Ok(Support::Native) } else { self.next.caps().can_cache() }
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        let below = self.next.capabilities();
+        let caps = if self.on_cache { below.with_cache(Support::Native) } else { below };
+        Ok(caps
+            .with_block_size(BlockSize { minimum: 1, preferred: self.preferred, maximum: u32::MAX })
+            .with_write(true)
+            .with_flush(true)
+            .with_trim(true)
+            .with_zero(Support::Native)
+            .with_fast_zero(true)
+            .with_fua(Support::Native)
+            .with_multi_conn(true)
+            .with_extents(true)
+            .with_skip_holes(!self.on_read.is_on() && self.next.caps().skip_holes))
     }
 
     /// A range that is wholly as on the disk below goes there, started or lent for too; nothing that changes the overlay, which
@@ -416,10 +392,6 @@ impl Handle for Overlaid {
             }
         }
         Ok(())
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        !self.on_read.is_on() && self.next.may_skip_holes()
     }
 }
 

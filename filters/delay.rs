@@ -3,8 +3,8 @@
 use std::{ffi::OsStr, sync::Arc, time::Duration};
 
 use nbdkit_core::{
-    Below, Client, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
-    Result, params,
+    Below, Caps, Client, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome,
+    Request, Result, params,
 };
 
 const HELP: &str = "\
@@ -113,9 +113,10 @@ impl Handle for Slow {
         Ok(())
     }
 
-    fn can_fast_zero(&self) -> Result<bool> {
+    fn capabilities(&self) -> Result<Caps> {
+        let caps = self.next.capabilities();
         // A refusal is fast, so it can be offered whatever is below.
-        if self.delays.refuses_fast_zero() { Ok(true) } else { self.next.caps().can_fast_zero() }
+        Ok(if self.delays.refuses_fast_zero() { caps.with_fast_zero(true) } else { caps })
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

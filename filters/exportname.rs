@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Errno, Error, Exports, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result,
-    params,
+    Below, Caps, Errno, Error, Exports, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request,
+    Result, params,
 };
 
 const HELP: &str = "\
@@ -225,8 +225,8 @@ impl Handle for Renamed {
         self.next.pass(request)
     }
 
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_skip_holes(self.next.caps().skip_holes))
     }
 }
 
@@ -264,8 +264,8 @@ mod tests {
     }
 
     impl Handle for Described {
-        fn get_size(&self) -> Result<u64> {
-            Ok(512)
+        fn capabilities(&self) -> Result<Caps> {
+            Ok(Caps::of_size(512))
         }
 
         fn export_description(&self) -> Result<Option<String>> {

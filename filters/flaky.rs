@@ -9,7 +9,7 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Open, Outcome, Plugin, Request,
+    Caps, Chain, Client, Errno, Error, Extents, Filter, Flags, Handle, Info, Open, Outcome, Plugin, Request,
     Result, Session, Support,
 };
 use parking_lot::Mutex;
@@ -158,40 +158,16 @@ impl Handle for Disk {
         Ok(())
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.now.size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(self.now.write)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(self.now.fua)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.now.size)
+            .with_write(self.now.write)
+            .with_flush(true)
+            .with_trim(true)
+            .with_zero(Support::Native)
+            .with_fast_zero(true)
+            .with_fua(self.now.fua)
+            .with_cache(Support::Native)
+            .with_extents(true))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

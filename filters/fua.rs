@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Data, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
-    Result, Support, params,
+    Below, Caps, Data, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome,
+    Request, Result, Support, params,
 };
 
 const HELP: &str = "\
@@ -116,19 +116,14 @@ impl Handle for Durable {
         if self.flush_on_close { self.next.flush() } else { Ok(()) }
     }
 
-    fn can_flush(&self) -> Result<bool> {
-        match self.mode {
-            Mode::Force | Mode::Discard => Ok(true),
-            Mode::None | Mode::Emulate | Mode::Native | Mode::Pass => self.next.caps().can_flush(),
-        }
-    }
-
-    fn can_fua(&self) -> Result<Support> {
+    fn capabilities(&self) -> Result<Caps> {
+        let caps = self.next.capabilities().with_skip_holes(self.next.caps().skip_holes);
         Ok(match self.mode {
-            Mode::None => Support::None,
-            Mode::Emulate => Support::Emulate,
-            Mode::Native | Mode::Force | Mode::Discard => Support::Native,
-            Mode::Pass => return self.next.caps().can_fua(),
+            Mode::Pass => caps,
+            Mode::None => caps.with_fua(Support::None),
+            Mode::Emulate => caps.with_fua(Support::Emulate),
+            Mode::Native => caps.with_fua(Support::Native),
+            Mode::Force | Mode::Discard => caps.with_flush(true).with_fua(Support::Native),
         })
     }
 
@@ -145,10 +140,6 @@ impl Handle for Durable {
             (_, Mode::Emulate) if flags.contains(Flags::FUA) => self.flushed(request),
             _ => self.next.pass(request),
         }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
     }
 }
 

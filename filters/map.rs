@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ffi::OsStr};
 use anyhow::{Context as _, ensure};
 use nbdkit_common::Regions;
 use nbdkit_core::{
-    Below, Call, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open,
+    Below, Call, Caps, Data, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open,
     Outcome, Request, Result, params,
 };
 
@@ -176,8 +176,8 @@ impl Handle for Mapped {
         Some(&self.next)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.regions.size())
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_size(self.regions.size()))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

@@ -13,8 +13,8 @@ use std::{
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Call, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
-    Result, Support, ThreadModel, params,
+    Below, Call, Caps, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome,
+    Request, Result, Support, ThreadModel, params,
 };
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
@@ -293,17 +293,16 @@ impl Handle for Shared {
         Ok(())
     }
 
-    fn can_multi_conn(&self) -> Result<bool> {
-        match self.mode {
-            Mode::Emulate | Mode::Unsafe => Ok(true),
-            Mode::Disable => Ok(false),
-            Mode::Plugin | Mode::Auto => self.member.next.caps().can_multi_conn(),
+    fn capabilities(&self) -> Result<Caps> {
+        let mut caps = self.member.next.capabilities();
+        if self.mode == Mode::Emulate && caps.write {
+            caps = caps.with_fua(Support::Emulate);
         }
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        let caps = self.member.next.caps();
-        if self.mode == Mode::Emulate && caps.write { Ok(Support::Emulate) } else { caps.can_fua() }
+        Ok(match self.mode {
+            Mode::Emulate | Mode::Unsafe => caps.with_multi_conn(true),
+            Mode::Disable => caps.with_multi_conn(false),
+            Mode::Plugin | Mode::Auto => caps,
+        })
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

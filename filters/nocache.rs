@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result, Support, emulate,
-    params,
+    Below, Caps, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result, Support,
+    emulate, params,
 };
 
 const HELP: &str = "cachemode=<MODE>   'none' (default), 'emulate' or 'nop'.";
@@ -68,12 +68,13 @@ impl Handle for Uncached {
         Some(&self.next)
     }
 
-    fn can_cache(&self) -> Result<Support> {
-        Ok(match self.mode {
+    fn capabilities(&self) -> Result<Caps> {
+        let cache = match self.mode {
             Mode::None => Support::None,
             Mode::Emulate => Support::Emulate,
             Mode::Nop => Support::Native,
-        })
+        };
+        Ok(self.next.capabilities().with_cache(cache).with_skip_holes(self.next.caps().skip_holes))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
@@ -83,10 +84,6 @@ impl Handle for Uncached {
             (Op::Cache, _) => Outcome::Done(self.read_ahead(request.length(), request.offset())),
             _ => self.next.pass(request),
         }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
     }
 }
 

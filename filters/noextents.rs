@@ -1,6 +1,6 @@
 //! Hides which parts of the disk are holes or zeroes: clients see data everywhere.
 
-use nbdkit_core::{Below, Filter, Handle, Info, Next, Open, Outcome, Request, Result};
+use nbdkit_core::{Below, Caps, Filter, Handle, Info, Next, Open, Outcome, Request, Result};
 
 pub(crate) fn new() -> Box<dyn Filter> {
     Box::new(NoExtents)
@@ -27,8 +27,8 @@ impl Handle for Opaque {
         Some(&self.next)
     }
 
-    fn can_extents(&self) -> Result<bool> {
-        Ok(false)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_extents(false))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

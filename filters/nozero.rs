@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
-    Support, emulate, params,
+    Below, Caps, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
+    Result, Support, emulate, params,
 };
 
 const HELP: &str = "\
@@ -128,21 +128,19 @@ impl Handle for Zeroing {
         Some(&self.next)
     }
 
-    fn can_zero(&self) -> Result<Support> {
-        match self.modes.zero {
-            ZeroMode::None => Ok(Support::None),
-            ZeroMode::Emulate => Ok(Support::Emulate),
-            ZeroMode::NoTrim | ZeroMode::Plugin => self.next.caps().can_zero(),
-        }
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        match self.modes.fast {
-            FastMode::None => Ok(false),
-            FastMode::Slow | FastMode::Ignore => Ok(true),
-            FastMode::Default if self.modes.is_slow() => Ok(true),
-            FastMode::Default => self.next.caps().can_fast_zero(),
-        }
+    fn capabilities(&self) -> Result<Caps> {
+        let mut caps = self.next.capabilities().with_skip_holes(self.next.caps().skip_holes);
+        caps = match self.modes.zero {
+            ZeroMode::None => caps.with_zero(Support::None),
+            ZeroMode::Emulate => caps.with_zero(Support::Emulate),
+            ZeroMode::NoTrim | ZeroMode::Plugin => caps,
+        };
+        Ok(match self.modes.fast {
+            FastMode::None => caps.with_fast_zero(false),
+            FastMode::Slow | FastMode::Ignore => caps.with_fast_zero(true),
+            FastMode::Default if self.modes.is_slow() => caps.with_fast_zero(true),
+            FastMode::Default => caps,
+        })
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
@@ -162,10 +160,6 @@ impl Handle for Zeroing {
             ZeroMode::NoTrim => self.next.flagged(request, flags - Flags::MAY_TRIM),
             ZeroMode::None | ZeroMode::Plugin => self.next.flagged(request, flags),
         }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ffi::OsString, sync::Arc};
 
 use nbdkit_core::{
-    Below, Client, Filter, Handle, Info, Next, Open, Outcome, Peer, Request, Result, ThreadModel,
+    Below, Caps, Client, Filter, Handle, Info, Next, Open, Outcome, Peer, Request, Result, ThreadModel,
 };
 use parking_lot::Mutex;
 
@@ -89,8 +89,9 @@ impl Handle for User {
         self.0.next.pass(request)
     }
 
-    fn may_skip_holes(&self) -> bool {
-        self.0.next.may_skip_holes()
+    fn capabilities(&self) -> Result<Caps> {
+        let next = &self.0.next;
+        Ok(next.capabilities().with_skip_holes(next.caps().skip_holes))
     }
 }
 
@@ -101,7 +102,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use nbdkit_core::{Call, Chain, Connection, Errno, Op, Plugin, Session, ShutdownFlag, Support};
+    use nbdkit_core::{Call, Chain, Connection, Errno, Op, Plugin, Session, ShutdownFlag};
 
     use super::*;
     use crate::testing::{Answer, Disk, Spec, View, chain, check_model, client, lent, needs_thread, started};
@@ -138,8 +139,8 @@ mod tests {
     }
 
     impl Handle for Closing {
-        fn get_size(&self) -> Result<u64> {
-            Ok(512)
+        fn capabilities(&self) -> Result<Caps> {
+            Ok(Caps::of_size(512))
         }
 
         fn finalize(&self) -> Result<()> {
@@ -278,16 +279,8 @@ mod tests {
     }
 
     impl Handle for Undecided {
-        fn get_size(&self) -> Result<u64> {
-            Ok(512)
-        }
-
-        fn can_write(&self) -> Result<bool> {
-            Ok(true)
-        }
-
-        fn can_zero(&self) -> Result<Support> {
-            Err(Errno::EBUSY.into())
+        fn capabilities(&self) -> Result<Caps> {
+            Ok(Caps::of_size(512).with_write(true).with_zero(Err(Errno::EBUSY.into())))
         }
     }
 

@@ -121,7 +121,7 @@ mod tests {
         session,
     };
     use nbdkit_common::{Guid, Layout, NewPartition};
-    use nbdkit_core::{BlockSize, Chain, Flags, Loan, Op, Outcome, Plugin, Request};
+    use nbdkit_core::{BlockSize, Caps, Chain, Flags, Loan, Op, Outcome, Plugin, Request};
     use std::{
         os::{fd::AsFd, unix::fs::FileExt},
         sync::Arc,
@@ -252,8 +252,8 @@ mod tests {
     }
 
     impl Handle for Lender {
-        fn get_size(&self) -> Result<u64> {
-            Ok(self.0.metadata()?.len())
+        fn capabilities(&self) -> Result<Caps> {
+            Ok(Caps::of_size(self.0.metadata()?.len()))
         }
 
         fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

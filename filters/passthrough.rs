@@ -1,6 +1,6 @@
 //! The open handle of filters that change how the server runs, and no request.
 
-use nbdkit_core::{Handle, Next, Outcome, Request};
+use nbdkit_core::{Caps, Handle, Next, Outcome, Request, Result};
 
 /// Passes everything on, also what saves copies and waits.
 pub(crate) struct Passthrough(pub(crate) Next);
@@ -14,8 +14,8 @@ impl Handle for Passthrough {
         self.0.pass(request)
     }
 
-    fn may_skip_holes(&self) -> bool {
-        self.0.may_skip_holes()
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.0.capabilities().with_skip_holes(self.0.caps().skip_holes))
     }
 }
 

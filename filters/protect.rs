@@ -6,8 +6,8 @@ use std::{ffi::OsStr, ops::Range, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use nbdkit_core::{
-    Below, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
-    params,
+    Below, Caps, Errno, Error, Filter, Flags, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request,
+    Result, params,
 };
 
 use crate::{
@@ -163,8 +163,8 @@ impl Handle for Protected {
         self.next.zero(length, offset, flags)
     }
 
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_skip_holes(self.next.caps().skip_holes))
     }
 }
 

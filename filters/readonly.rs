@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Below, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
+    Below, Caps, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome, Request, Result,
 };
 use rustix::fs::{Access, access};
 
@@ -63,8 +63,8 @@ impl Handle for Always {
         Some(&self.next)
     }
 
-    fn can_write(&self) -> Result<bool> {
-        Ok(false)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_write(false))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

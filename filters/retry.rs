@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Below, BlockSize, Call, Caps, Client, Errno, Error, Filter, Flags, Handle, Info, NextConfig, Op, Open,
-    Outcome, Request, Result, Support, params,
+    Below, Call, Caps, Client, Errno, Error, Filter, Flags, Handle, Info, NextConfig, Op, Open, Outcome,
+    Request, Result, Support, params,
 };
 use parking_lot::RwLock;
 
@@ -110,7 +110,7 @@ impl Filter for Retry {
             self.0.persist(&open.client, "open", || next.open(open).map_err(Failure::Passing))?.into();
         Ok(Box::new(Persistent {
             settings: self.0,
-            caps: first.caps().clone(),
+            caps: first.capabilities(),
             below: next.clone(),
             open: open.clone(),
             reopened: AtomicBool::new(false),
@@ -255,57 +255,13 @@ impl Handle for Persistent {
         Ok(())
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.caps.size)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.caps.block_size)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.caps.clone())
     }
 
     fn export_description(&self) -> Result<Option<String>> {
         let opened = self.current.read().opened.clone();
         opened.map_or(Ok(None), |opened| opened.export_description())
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        self.caps.is_rotational()
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        self.caps.can_write()
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        self.caps.can_flush()
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        self.caps.can_trim()
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        self.caps.can_zero()
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        self.caps.can_fast_zero()
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        self.caps.can_fua()
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        self.caps.can_multi_conn()
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        self.caps.can_cache()
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        self.caps.can_extents()
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{Below, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result, params};
+use nbdkit_core::{
+    Below, Caps, Filter, Handle, Info, Next, NextConfig, Open, Outcome, Request, Result, params,
+};
 
 const HELP: &str = "rotational=<BOOL>   Whether the disk counts as a spinning one (default true).";
 
@@ -42,8 +44,8 @@ impl Handle for Labelled {
         Some(&self.next)
     }
 
-    fn is_rotational(&self) -> Result<bool> {
-        Ok(self.rotational)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_rotational(self.rotational))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

@@ -1,6 +1,6 @@
 //! A range of the disk below as a disk of its own: the handle of the filters that choose one.
 
-use nbdkit_core::{Handle, Next, Outcome, Request, Result};
+use nbdkit_core::{Caps, Handle, Next, Outcome, Request, Result};
 
 /// The `length` bytes from `start` on of the disk below.
 pub(crate) struct Subrange {
@@ -22,17 +22,13 @@ impl Handle for Subrange {
         Some(&self.next)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.length)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(self.next.capabilities().with_size(self.length).with_skip_holes(self.next.caps().skip_holes))
     }
 
     /// The sum cannot overflow: the glue keeps requests within the range, and the range is within the disk below.
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
         let offset = self.start + request.offset();
         self.next.shifted(request, offset)
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
     }
 }

@@ -7,8 +7,8 @@ use std::ffi::OsStr;
 
 use anyhow::bail;
 use nbdkit_core::{
-    Below, BlockSize, Call, Data, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome,
-    Request, Result, params,
+    Below, BlockSize, Call, Caps, Data, Errno, Error, Filter, Handle, Info, Next, NextConfig, Op, Open,
+    Outcome, Request, Result, params,
 };
 
 use crate::passthrough::Passthrough;
@@ -86,14 +86,9 @@ impl Handle for Swapped {
         Some(&self.next)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        let size = self.next.caps().size;
-        Ok(size - size % u64::from(self.word))
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        let below = self.next.caps().block_size;
-        Ok(if below.is_unset() {
+    fn capabilities(&self) -> Result<Caps> {
+        let Caps { size, block_size: below, .. } = *self.next.caps();
+        let block_size = if below.is_unset() {
             BlockSize { minimum: self.word, preferred: 512, maximum: u32::MAX }
         } else {
             // Both are powers of 2, so what is a multiple of the greater is one of both.
@@ -103,7 +98,9 @@ impl Handle for Swapped {
                 maximum => maximum - maximum % minimum,
             };
             BlockSize { minimum, preferred: below.preferred, maximum }
-        })
+        };
+        let caps = self.next.capabilities().with_size(size - size % u64::from(self.word));
+        Ok(caps.with_block_size(block_size))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

@@ -22,8 +22,9 @@ use std::{
 };
 
 use nbdkit_core::{
-    BlockSize, Buffers, Chain, Client, Connection, Data, Errno, Error, Extents, Flags, Handle, Info, Loan,
-    Op, Open, Outcome, Payload, Peer, Plugin, Request, Result, Session, ShutdownFlag, Support, ThreadModel,
+    BlockSize, Buffers, Caps, Chain, Client, Connection, Data, Errno, Error, Extents, Flags, Handle, Info,
+    Loan, Op, Open, Outcome, Payload, Peer, Plugin, Request, Result, Session, ShutdownFlag, Support,
+    ThreadModel,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -370,48 +371,18 @@ impl Handle for Disk {
         request.run(self)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.0.spec.data.len() as u64)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.0.spec.block_size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(self.0.spec.write)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(self.0.spec.flush)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(self.0.spec.trim)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(self.0.spec.zero)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(self.0.spec.fast_zero.unwrap_or(self.0.spec.zero != Support::Native))
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(self.0.spec.fua)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.0.spec.multi_conn)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(self.0.spec.cache)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(self.0.spec.extents)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.0.spec.data.len() as u64)
+            .with_block_size(self.0.spec.block_size)
+            .with_write(self.0.spec.write)
+            .with_flush(self.0.spec.flush)
+            .with_trim(self.0.spec.trim)
+            .with_zero(self.0.spec.zero)
+            .with_fast_zero(self.0.spec.fast_zero.unwrap_or(self.0.spec.zero != Support::Native))
+            .with_fua(self.0.spec.fua)
+            .with_multi_conn(self.0.spec.multi_conn)
+            .with_cache(self.0.spec.cache)
+            .with_extents(self.0.spec.extents))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::ensure;
 use nbdkit_core::{
-    Below, Exports, Extents, Filter, Flags, Handle, Info, NextConfig, Open, Outcome, Request, Result,
+    Below, Caps, Exports, Extents, Filter, Flags, Handle, Info, NextConfig, Open, Outcome, Request, Result,
     ThreadModel,
 };
 
@@ -83,12 +83,8 @@ impl Filter for TlsFallback {
 struct Message(Arc<[u8]>);
 
 impl Handle for Message {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.0.len() as u64)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.0.len() as u64).with_extents(true))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

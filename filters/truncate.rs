@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 
 use anyhow::ensure;
 use nbdkit_core::{
-    Below, Call, Data, Errno, Error, Extents, Filter, Handle, Info, Next, NextConfig, Op, Open, Outcome,
-    Request, Result, params,
+    Below, Call, Caps, Data, Errno, Error, Extents, Filter, Handle, Info, Next, NextConfig, Op, Open,
+    Outcome, Request, Result, params,
 };
 
 const HELP: &str = "\
@@ -130,22 +130,16 @@ impl Handle for Resized {
         Some(&self.next)
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
+    fn capabilities(&self) -> Result<Caps> {
+        let Caps { extents, skip_holes, .. } = *self.next.caps();
+        let caps = self.next.capabilities().with_size(self.size).with_skip_holes(skip_holes);
         // What is added is known to be a hole, whatever is below.
-        Ok(self.next.caps().extents || self.size > self.real)
+        Ok(if extents || self.size > self.real { caps.with_extents(true) } else { caps })
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
         let on_disk = self.real.saturating_sub(request.offset()).min(request.length());
         if on_disk == request.length() { self.next.pass(request) } else { self.past_end(request, on_disk) }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
     }
 }
 

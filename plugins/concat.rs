@@ -3,9 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use nbdkit_common::{Piece, Regions};
-use nbdkit_core::{
-    Call, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result, Support,
-};
+use nbdkit_core::{Call, Caps, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result};
 
 use crate::{block_file::BlockFile, lock::Lock};
 
@@ -141,44 +139,11 @@ fn same(new: Option<&[u8]>, bytes: &[u8]) -> bool {
 }
 
 impl Handle for Concat {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.segments.size())
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(self.writable)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(self.fast_zero)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::native(self.segments.size())
+            .with_write(self.writable)
+            .with_fast_zero(self.fast_zero)
+            .with_skip_holes(files(&self.segments).all(BlockFile::is_near)))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -243,9 +208,5 @@ impl Handle for Concat {
             },
             _ => Outcome::NeedsThread,
         }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        files(&self.segments).all(BlockFile::is_near)
     }
 }

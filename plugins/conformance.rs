@@ -302,7 +302,7 @@ fn every_plugin_has_a_row() {
 #[test]
 fn what_a_plugin_can_do_is_among_its_callbacks() {
     for row in ROWS {
-        let interface = crate::load(row.plugin).unwrap().interface();
+        let Some(told) = crate::load(row.plugin).unwrap().callbacks() else { continue };
         for word in row.caps.split_whitespace().filter(|word| !word.ends_with("Emulate")) {
             let capability = word.split('=').next().unwrap_or(word);
             let callbacks: &[&str] = match capability {
@@ -314,7 +314,7 @@ fn what_a_plugin_can_do_is_among_its_callbacks() {
                 other => &[other],
             };
             for callback in callbacks {
-                assert!(interface.callbacks.contains(callback), "{} does not tell of {callback}", row.plugin);
+                assert!(told.contains(callback), "{} does not tell of {callback}", row.plugin);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! It has no parameters and cannot be written. All but the partition table reads as zeroes.
 
-use nbdkit_core::{Handle, Info, Open, Outcome, Plugin, Request, Result, ThreadModel};
+use nbdkit_core::{Caps, Handle, Info, Open, Outcome, Plugin, Request, Result, ThreadModel};
 
 /// Size of the disk in bytes.
 const SIZE: u64 = 100 << 20;
@@ -37,8 +37,8 @@ impl Plugin for Example {
 struct Partitioned;
 
 impl Handle for Partitioned {
-    fn get_size(&self) -> Result<u64> {
-        Ok(SIZE)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(SIZE))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nbdkit_core::{Error, Handle, Info, Open, Plugin, Result, ThreadModel};
+use nbdkit_core::{Caps, Error, Handle, Info, Open, Plugin, Result, ThreadModel};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::<Example>::default()
@@ -25,8 +25,8 @@ impl Plugin for Example {
         Info::bundled("example2", "a file, for reading", "file=FILENAME  (required) The file to serve")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        vec!["config_complete", "dump_plugin", "unload", "close"]
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some(vec!["config_complete", "dump_plugin", "unload", "close"])
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -67,8 +67,8 @@ struct Opened {
 }
 
 impl Handle for Opened {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, fs::File, os::unix::fs::FileExt};
 
-use nbdkit_core::{Error, Flags, Handle, Info, Open, Plugin, Result, ThreadModel, params};
+use nbdkit_core::{Caps, Error, Flags, Handle, Info, Open, Plugin, Result, Support, ThreadModel, params};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::new(Example { size: 100 << 20 })
@@ -21,8 +21,8 @@ impl Plugin for Example {
         )
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        vec!["dump_plugin", "close", "pwrite", "flush"]
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some(vec!["dump_plugin", "close", "pwrite", "flush"])
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -56,16 +56,8 @@ struct Temporary {
 }
 
 impl Handle for Temporary {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size).with_write(true).with_flush(true).with_fua(Support::Emulate))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Errno, Extents, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params,
+    Caps, Errno, Extents, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params,
 };
 
 pub(crate) fn new() -> Box<dyn Plugin> {
@@ -26,12 +26,9 @@ impl Plugin for Full {
         .magic("size")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [
-            crate::READ_ONLY,
-            &["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"],
-        ]
-        .concat()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        let more = ["config_complete", "can_write", "can_trim", "can_extents", "pwrite", "trim", "extents"];
+        Some([crate::READ_ONLY, &more].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -58,28 +55,13 @@ struct NoSpace {
 
 /// Zero is left to the glue, which tries to write: it fails alike, and at once when FAST_ZERO was asked for.
 impl Handle for NoSpace {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size)
+            .with_write(true)
+            .with_trim(true)
+            .with_multi_conn(true)
+            .with_cache(Support::Native)
+            .with_extents(true))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::bail;
 use nbdkit_core::{
-    Errno, Error, Handle, Info, Open, Outcome, Peer, Plugin, Request, Result, Support, params,
+    Caps, Errno, Error, Handle, Info, Open, Outcome, Peer, Plugin, Request, Result, Support, params,
 };
 
 use crate::data::decode_base64;
@@ -43,8 +43,8 @@ impl Plugin for Reflection {
         Info::bundled("info", "nbdkit info plugin", HELP).magic("mode")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [crate::READ_ONLY, &["dump_plugin"]].concat()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some([crate::READ_ONLY, &["dump_plugin"]].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -118,20 +118,14 @@ fn clock(time: Duration) -> [u8; 12] {
 }
 
 impl Handle for Content {
-    fn get_size(&self) -> Result<u64> {
-        Ok(match self {
+    fn capabilities(&self) -> Result<Caps> {
+        let size = match self {
             Content::Name(bytes) | Content::Address(bytes) => bytes.len() as u64,
             Content::Time | Content::Since(_) => 12,
-        })
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(matches!(self, Content::Name(_)))
-    }
-
-    /// There is nothing to read ahead.
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
+        };
+        let caps = Caps::of_size(size).with_multi_conn(matches!(self, Content::Name(_)));
+        // There is nothing to read ahead.
+        Ok(caps.with_cache(Support::Native))
     }
 
     fn cache(&self, _: u64, _: u64) -> Result<()> {

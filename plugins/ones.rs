@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 
-use nbdkit_core::{Extents, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params};
+use nbdkit_core::{Caps, Extents, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, params};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::new(Ones { size: 0, byte: 0xff })
@@ -27,8 +27,8 @@ impl Plugin for Ones {
         .magic("size")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        crate::EVERYTHING.into()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some(crate::EVERYTHING.into())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -46,44 +46,8 @@ impl Plugin for Ones {
 }
 
 impl Handle for Ones {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::native(self.size))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 
 use anyhow::Context as _;
-use nbdkit_core::{Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params};
+use nbdkit_core::{Caps, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::<Pattern>::default()
@@ -26,8 +26,8 @@ impl Plugin for Pattern {
         .magic("size")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [crate::READ_ONLY, &["config_complete"]].concat()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some([crate::READ_ONLY, &["config_complete"]].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -53,16 +53,8 @@ struct Offsets {
 }
 
 impl Handle for Offsets {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size).with_multi_conn(true).with_cache(Support::Native))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 
 use anyhow::Context as _;
 use nbdkit_core::{
-    Errno, Error, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params,
+    Caps, Errno, Error, Flags, Handle, Info, Open, Outcome, Plugin, Request, Result, Support, params,
 };
 
 use crate::noise;
@@ -34,12 +34,9 @@ impl Plugin for Random {
         .magic("size")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [
-            crate::READ_ONLY,
-            &["can_write", "can_trim", "can_zero", "pwrite", "trim", "zero", "config_complete"],
-        ]
-        .concat()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        let more = ["can_write", "can_trim", "can_zero", "pwrite", "trim", "zero", "config_complete"];
+        Some([crate::READ_ONLY, &more].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -77,28 +74,13 @@ impl Noise {
 }
 
 impl Handle for Noise {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size)
+            .with_write(true)
+            .with_trim(true)
+            .with_zero(Support::Native)
+            .with_multi_conn(true)
+            .with_cache(Support::Native))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

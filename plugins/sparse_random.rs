@@ -8,7 +8,8 @@ use std::{ffi::OsStr, ops::Range};
 
 use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{
-    Errno, Error, Extents, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result, Support, params,
+    Caps, Errno, Error, Extents, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result, Support,
+    params,
 };
 
 use crate::noise;
@@ -53,7 +54,7 @@ impl Plugin for SparseRandom {
         .magic("size")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
         let more = [
             "can_write",
             "can_flush",
@@ -67,7 +68,7 @@ impl Plugin for SparseRandom {
             "extents",
             "config_complete",
         ];
-        [crate::READ_ONLY, &more].concat()
+        Some([crate::READ_ONLY, &more].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -193,36 +194,17 @@ impl Disk {
 }
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size)
+            .with_write(true)
+            .with_flush(true)
+            .with_trim(true)
+            .with_zero(Support::Native)
+            .with_fua(Support::Emulate)
+            .with_multi_conn(true)
+            .with_cache(Support::Native)
+            .with_extents(true)
+            .with_skip_holes(true))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -269,10 +251,6 @@ impl Handle for Disk {
         // Cells may be small and the range large.
         let slow = matches!(request.op(), Op::Zero | Op::Trim | Op::Extents);
         if slow && !request.may_wait() { Outcome::NeedsThread } else { request.run(self) }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        true
     }
 }
 

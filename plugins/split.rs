@@ -58,8 +58,8 @@ impl Plugin for Split {
         Info::bundled("split", "nbdkit split plugin", HELP).magic("file")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [crate::EVERYTHING, &["config_complete"]].concat()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some([crate::EVERYTHING, &["config_complete"]].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {

@@ -1,6 +1,6 @@
 //! The zero plugin: a read-only disk of no bytes, for testing what clients make of it.
 
-use nbdkit_core::{Errno, Handle, Info, Open, Outcome, Plugin, Request, Result, Support};
+use nbdkit_core::{Caps, Errno, Handle, Info, Open, Outcome, Plugin, Request, Result, Support};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::new(Zero)
@@ -13,8 +13,8 @@ impl Plugin for Zero {
         Info::bundled("zero", "an empty disk", "")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        crate::READ_ONLY.into()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some(crate::READ_ONLY.into())
     }
 
     fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
@@ -23,16 +23,8 @@ impl Plugin for Zero {
 }
 
 impl Handle for Zero {
-    fn get_size(&self) -> Result<u64> {
-        Ok(0)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(0).with_multi_conn(true).with_cache(Support::Native))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Chain, Errno, Error, Handle, Info, Open, Plugin, Result, ShutdownFlag, ThreadModel};
+use nbdkit_core::{Caps, Chain, Errno, Error, Handle, Info, Open, Plugin, Result, ShutdownFlag, ThreadModel};
 use parking_lot::{Condvar, Mutex};
 
 use crate::util;
@@ -84,8 +84,8 @@ impl Plugin for Counting {
 }
 
 impl Handle for Counted {
-    fn get_size(&self) -> Result<u64> {
-        Ok(SIZE)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(SIZE))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

@@ -61,7 +61,7 @@ impl Disk for Next {
 
     fn first_data(&self, offset: u64, length: u64) -> Option<u64> {
         let mut extents = Extents::new(offset, offset + length);
-        if !self.may_skip_holes() || self.extents(length, offset, Flags::empty(), &mut extents).is_err() {
+        if !self.caps().skip_holes || self.extents(length, offset, Flags::empty(), &mut extents).is_err() {
             return None;
         }
         extents.as_slice().iter().find(|extent| !extent.zero).map(|extent| extent.offset)
@@ -83,7 +83,7 @@ impl Disk for Session {
     }
 
     fn first_data(&self, offset: u64, length: u64) -> Option<u64> {
-        if !self.may_skip_holes() {
+        if !self.caps().skip_holes {
             return None;
         }
         self.holes(length, offset, true)?.iter().find(|extent| !extent.zero).map(|extent| extent.offset)

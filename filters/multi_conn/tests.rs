@@ -1,4 +1,4 @@
-use nbdkit_core::{Chain, Connection, Plugin, Session};
+use nbdkit_core::{Caps, Chain, Connection, Plugin, Session};
 
 use super::*;
 use crate::testing::{
@@ -47,20 +47,12 @@ impl Handle for Cache {
         other.map_or(Ok(()), |session| session.flush())
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(512)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(self.of.flush)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.of.multi_conn)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(512)
+            .with_write(true)
+            .with_flush(self.of.flush)
+            .with_fua(if self.of.flush { Support::Emulate } else { Support::None })
+            .with_multi_conn(self.of.multi_conn))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

@@ -114,9 +114,9 @@ impl Plugin for Data {
         Info::bundled("data", "nbdkit data plugin", HELP).magic("data")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
         let life = ["block_size", "config_complete", "dump_plugin", "get_ready", "after_fork"];
-        [crate::EVERYTHING, &life].concat()
+        Some([crate::EVERYTHING, &life].concat())
     }
 
     fn stdio_is_taken(&mut self) {

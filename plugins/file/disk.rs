@@ -12,7 +12,7 @@ use std::{
 };
 
 use nbdkit_core::{
-    BlockSize, Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request, Result, Support,
+    BlockSize, Caps, Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request, Result,
 };
 use rustix::{
     fs::{
@@ -229,52 +229,13 @@ impl Disk {
 }
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.block_size)
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        Ok(self.rotational)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(self.writable)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(self.extents)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::native(self.size)
+            .with_block_size(self.block_size)
+            .with_write(self.writable)
+            .with_extents(self.extents)
+            .with_rotational(self.rotational)
+            .with_skip_holes(self.near))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -381,10 +342,6 @@ impl Handle for Disk {
         }
         fadvise(&self.file, offset, std::num::NonZeroU64::new(length), Advice::WillNeed)
             .map_err(|e| io::Error::from(e).into())
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        self.near
     }
 }
 

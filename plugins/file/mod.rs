@@ -114,12 +114,9 @@ impl Plugin for FilePlugin {
         .magic("file")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [
-            crate::EVERYTHING,
-            &["block_size", "config_complete", "dump_plugin", "list_exports", "default_export"],
-        ]
-        .concat()
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        let more = ["block_size", "config_complete", "dump_plugin", "list_exports", "default_export"];
+        Some([crate::EVERYTHING, &more].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nbdkit_core::{BlockSize, Errno, Extents, Flags, Handle, Op, Outcome, Request, Result, Support};
+use nbdkit_core::{Caps, Errno, Extents, Flags, Handle, Op, Outcome, Request, Result};
 
 use super::{
     allocator::{Data, Storage},
@@ -22,48 +22,8 @@ impl Shared {
 }
 
 impl Handle for Shared {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.disk.size())
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.disk.block_size())
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::native(self.disk.size()).with_block_size(self.disk.block_size()).with_skip_holes(true))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -115,9 +75,5 @@ impl Handle for Shared {
             Data::Compressed(_) => !matches!(request.op(), Op::Flush | Op::Cache),
         };
         if slow && !request.may_wait() { Outcome::NeedsThread } else { request.run(self) }
-    }
-
-    fn may_skip_holes(&self) -> bool {
-        true
     }
 }

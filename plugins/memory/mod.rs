@@ -52,9 +52,9 @@ impl Plugin for Memory {
         .magic("size")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
         let life = ["block_size", "config_complete", "dump_plugin", "get_ready", "after_fork"];
-        [crate::EVERYTHING, &life].concat()
+        Some([crate::EVERYTHING, &life].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {

@@ -1,13 +1,8 @@
 //! An open disk whose methods are scripts.
 
-use std::{
-    ffi::CString,
-    os::unix::ffi::OsStrExt,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{ffi::CString, os::unix::ffi::OsStrExt, sync::Arc, time::Duration};
 
-use nbdkit_core::{BlockSize, Client, Errno, Error, Extents, Flags, Handle, Open, Result, Support};
+use nbdkit_core::{BlockSize, Caps, Client, Errno, Error, Extents, Flags, Handle, Open, Result, Support};
 
 use super::{
     alarm::{Alarm, Patience},
@@ -27,9 +22,8 @@ pub(super) struct Opened<M: Methods> {
     gone: Arc<Alarm>,
     /// What the script called the open disk.
     name: CString,
-    /// Answers that are needed more than once, for a script is asked once.
-    flush: OnceLock<bool>,
-    zero: OnceLock<bool>,
+    /// Opened so: questions about writing are not asked.
+    readonly: bool,
 }
 
 impl<M: Methods> Opened<M> {
@@ -47,8 +41,7 @@ impl<M: Methods> Opened<M> {
             client: open.client.clone(),
             gone,
             name: name.unwrap_or_default(),
-            flush: OnceLock::new(),
-            zero: OnceLock::new(),
+            readonly: open.readonly,
         })
     }
 
@@ -75,17 +68,19 @@ impl<M: Methods> Opened<M> {
         self.scripts.decide(self.asking(method)?)
     }
 
-    fn once(&self, answer: &OnceLock<bool>, method: &'static str) -> Result<bool> {
-        if let Some(answer) = answer.get() {
-            return Ok(*answer);
-        }
-        let found = self.can(method)?.unwrap_or(false);
-        Ok(*answer.get_or_init(|| found))
+    fn support(&self, method: &'static str, missing: Support) -> Result<Support> {
+        let output = self.scripts.ask(self.asking(method)?)?;
+        output.map_or(Ok(missing), |output| parse::support(method, &output))
     }
 
-    fn support(&self, method: &'static str) -> Result<Option<Support>> {
-        let output = self.scripts.ask(self.asking(method)?)?;
-        output.map(|output| parse::support(method, &output)).transpose()
+    fn get_size(&self) -> Result<u64> {
+        let output = self.scripts.ask(self.asking("get_size")?)?;
+        parse::size(&output.ok_or_else(|| required("get_size"))?)
+    }
+
+    fn block_size(&self) -> Result<BlockSize> {
+        let output = self.scripts.ask(self.asking("block_size")?)?;
+        output.map_or_else(|| Ok(BlockSize::default()), |output| parse::block_size(&output))
     }
 }
 
@@ -106,66 +101,35 @@ fn required(method: &str) -> Error {
 }
 
 impl<M: Methods> Handle for Opened<M> {
-    fn get_size(&self) -> Result<u64> {
-        let output = self.scripts.ask(self.asking("get_size")?)?;
-        parse::size(&output.ok_or_else(|| required("get_size"))?)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        let output = self.scripts.ask(self.asking("block_size")?)?;
-        output.map_or_else(|| Ok(BlockSize::default()), |output| parse::block_size(&output))
+    fn capabilities(&self) -> Result<Caps> {
+        let yes = |method| Ok(self.can(method)?.unwrap_or(false));
+        let mut caps = Caps::of_size(self.get_size()?)
+            .with_block_size(self.block_size()?)
+            .with_write(if self.readonly { Ok(false) } else { yes("can_write") })
+            .with_flush(yes("can_flush"))
+            .with_multi_conn(yes("can_multi_conn"))
+            .with_cache(self.support("can_cache", Support::None))
+            .with_extents(yes("can_extents"))
+            .with_rotational(yes("is_rotational"));
+        if caps.write {
+            let zero = |native| if native { Support::Native } else { Support::Emulate };
+            let fua = if caps.flush { Support::Emulate } else { Support::None };
+            caps = caps
+                .with_trim(yes("can_trim"))
+                .with_zero(yes("can_zero").map(zero))
+                .with_fua(self.support("can_fua", fua));
+            let fast = |native| Ok(self.can("can_fast_zero")?.unwrap_or(native != Support::Native));
+            caps = {
+                let answer = caps.can_zero().and_then(fast);
+                caps.with_fast_zero(answer)
+            };
+        }
+        Ok(caps)
     }
 
     fn export_description(&self) -> Result<Option<String>> {
         let output = self.scripts.ask(self.asking("export_description")?)?;
         Ok(output.map(|output| parse::text(&output)))
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        Ok(self.can("is_rotational")?.unwrap_or(false))
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(self.can("can_write")?.unwrap_or(false))
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        self.once(&self.flush, "can_flush")
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(self.can("can_trim")?.unwrap_or(false))
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(if self.once(&self.zero, "can_zero")? { Support::Native } else { Support::Emulate })
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        match self.can("can_fast_zero")? {
-            Some(answer) => Ok(answer),
-            None => Ok(self.can_zero()? == Support::Emulate),
-        }
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        match self.support("can_fua")? {
-            Some(support) => Ok(support),
-            None if self.can_flush()? => Ok(Support::Emulate),
-            None => Ok(Support::None),
-        }
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.can("can_multi_conn")?.unwrap_or(false))
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(self.support("can_cache")?.unwrap_or(Support::None))
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(self.can("can_extents")?.unwrap_or(false))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

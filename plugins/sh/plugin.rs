@@ -9,9 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nbdkit_core::{
-    Client, Exports, Handle, Info, Interface, Open, Plugin, Result, ShutdownFlag, ThreadModel,
-};
+use nbdkit_core::{Client, Exports, Handle, Info, Open, Plugin, Result, ShutdownFlag, ThreadModel};
 use parking_lot::Mutex;
 
 use super::{
@@ -143,8 +141,8 @@ impl<M: Methods> Plugin for Scripted<M> {
         }
     }
 
-    fn interface(&self) -> Interface {
-        Interface::complete(&self.info())
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        None
     }
 
     fn dump(&self) -> Vec<(String, String)> {

@@ -144,8 +144,49 @@ impl BlockSize {
     }
 }
 
-/// The answers of an open layer, after the rules between them were applied: nothing that writes is on unless
-/// `write` is.
+/// A question about what a layer can do, named as the callback of the C interface that answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Write,
+    Flush,
+    Trim,
+    Zero,
+    FastZero,
+    Fua,
+    MultiConn,
+    Cache,
+    Extents,
+    Rotational,
+}
+
+/// An answer of a layer about itself: what it can do, or why it cannot tell.
+#[derive(Debug)]
+pub struct Answer<T>(Result<T>);
+
+impl<T> From<Result<T>> for Answer<T> {
+    fn from(answer: Result<T>) -> Self {
+        Answer(answer)
+    }
+}
+
+impl From<bool> for Answer<bool> {
+    fn from(answer: bool) -> Self {
+        Answer(Ok(answer))
+    }
+}
+
+impl From<Support> for Answer<Support> {
+    fn from(answer: Support) -> Self {
+        Answer(Ok(answer))
+    }
+}
+
+/// What an open layer can do, as one value: [`Handle::capabilities`](crate::Handle::capabilities) makes it once, when the
+/// layer is opened.
+///
+/// A plugin starts from [`of_size`](Self::of_size), a filter from [`Next::capabilities`](crate::Next::capabilities), and
+/// both change what differs by the `with_` methods. An answer that failed is kept with the cautious one in its place; a
+/// layer above that answers by itself replaces it, and what is left at the outermost layer fails the open.
 #[derive(Clone, Debug)]
 pub struct Caps {
     /// Size of the disk in bytes, at most `i64::MAX`.
@@ -172,64 +213,154 @@ pub struct Caps {
     pub extents: bool,
     /// The disk behaves like a spinning one.
     pub rotational: bool,
-    /// Questions whose answer failed. The field above has the cautious answer, and a layer that answers by itself does not
-    /// inherit the failure; what is left of them at the outermost layer fails the open.
-    pub(crate) failed: Vec<FailedAnswer>,
+    /// Whether a front end may ask for extents before it reads, and not read what reads as zeroes: the extents cost next to
+    /// nothing (a system call or two, nothing that is far away), and no layer has to see every read.
+    pub skip_holes: bool,
+    failed: Vec<(Question, Arc<Error>)>,
 }
 
-/// One method for each question that may have failed, named as the one of [`Handle`](crate::Handle).
-macro_rules! inherited {
-    ($($question:ident: $field:ident, $answer:ty;)*) => {
+impl Caps {
+    /// A read-only disk of `size` bytes on which everything else is emulated or not offered: what a plugin starts from.
+    pub fn of_size(size: u64) -> Self {
+        Caps {
+            size,
+            block_size: BlockSize::default(),
+            write: false,
+            flush: false,
+            trim: false,
+            zero: Support::Emulate,
+            fast_zero: true, // Emulated zero fails fast.
+            fua: Support::None,
+            multi_conn: false,
+            cache: Support::None,
+            extents: false,
+            rotational: false,
+            skip_holes: false,
+            failed: Vec::new(),
+        }
+    }
+
+    /// A disk of `size` bytes whose plugin does everything itself, fast, and for any number of connections: what a plugin
+    /// with memory or a file behind it starts from.
+    pub fn native(size: u64) -> Self {
+        Caps {
+            write: true,
+            flush: true,
+            trim: true,
+            zero: Support::Native,
+            fua: Support::Native,
+            multi_conn: true,
+            cache: Support::Native,
+            extents: true,
+            ..Caps::of_size(size)
+        }
+    }
+
+    /// Another size, in bytes.
+    #[must_use]
+    pub fn with_size(self, size: u64) -> Self {
+        Caps { size, ..self }
+    }
+
+    /// Other limits on requests.
+    #[must_use]
+    pub fn with_block_size(self, block_size: BlockSize) -> Self {
+        Caps { block_size, ..self }
+    }
+
+    /// Sets how zero is offered. One that is native is not fast, unless [`with_fast_zero`](Self::with_fast_zero) follows.
+    #[must_use]
+    pub fn with_zero(self, answer: impl Into<Answer<Support>>) -> Self {
+        let caps = self.set_zero(answer);
+        if caps.zero == Support::Native { caps.with_fast_zero(false) } else { caps }
+    }
+
+    /// Whether a front end may leave out reads of holes.
+    #[must_use]
+    pub fn with_skip_holes(self, skip_holes: bool) -> Self {
+        Caps { skip_holes, ..self }
+    }
+
+    /// The answer, or the cautious one in place of one that failed.
+    fn take<T: Copy>(&mut self, question: Question, answer: Answer<T>, cautious: T) -> T {
+        self.failed.retain(|(failed, _)| *failed != question);
+        answer.0.unwrap_or_else(|e| {
+            self.failed.push((question, Arc::new(e)));
+            cautious
+        })
+    }
+
+    /// The answer to a question, with its failure.
+    fn answer<T>(&self, question: Question, answer: T) -> Result<T> {
+        match self.failed.iter().find(|(failed, _)| *failed == question) {
+            Some((_, e)) => Err(e.duplicate()),
+            None => Ok(answer),
+        }
+    }
+
+    /// A failure that no layer has replaced.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.failed.first().map(|(_, e)| e.duplicate())
+    }
+
+    /// Checks the values, and applies the rules between them: nothing that writes is on unless `write` is.
+    ///
+    /// # Errors
+    /// `EIO` for a size that is no size; `EINVAL` for limits that contradict each other.
+    pub(crate) fn resolve(mut self, layer: &str, readonly: bool) -> Result<Self> {
+        if self.size > i64::MAX as u64 {
+            return Err(Error::new(Errno::EIO, format!("{layer}: the size {} is over 2^63-1", self.size)));
+        }
+        self.block_size = self.block_size.validate().map_err(|e| e.context(layer))?;
+        if readonly {
+            self = self.with_write(false);
+        }
+        if !self.write {
+            self = self.with_trim(false).with_zero(Support::None).with_fua(Support::None);
+        }
+        if self.zero == Support::None {
+            self = self.with_fast_zero(false);
+        }
+        self.skip_holes &= self.extents;
+        Ok(self)
+    }
+}
+
+/// For each question its field, the method that sets it, and the one that gives it with its failure.
+macro_rules! questions {
+    ($($question:ident: $field:ident, $visible:vis $with:ident, $can:ident, $answer:ty, $cautious:expr;)*) => {
         impl Caps {
             $(
-                /// The answer to the question of that name, for the layer above that passes it on.
+                /// Sets the field of that name. An answer that failed is kept, with the cautious one in its place.
+                #[must_use]
+                $visible fn $with(mut self, answer: impl Into<Answer<$answer>>) -> Self {
+                    self.$field = self.take(Question::$question, answer.into(), $cautious);
+                    self
+                }
+
+                /// The field of that name.
                 ///
                 /// # Errors
-                /// The question failed here.
-                pub fn $question(&self) -> Result<$answer> {
-                    self.inherit(stringify!($question)).map(|()| self.$field)
+                /// The layer failed to answer.
+                pub fn $can(&self) -> Result<$answer> {
+                    self.answer(Question::$question, self.$field)
                 }
             )*
         }
     };
 }
 
-inherited! {
-    is_rotational: rotational, bool;
-    can_write: write, bool;
-    can_flush: flush, bool;
-    can_trim: trim, bool;
-    can_zero: zero, Support;
-    can_fast_zero: fast_zero, bool;
-    can_fua: fua, Support;
-    can_multi_conn: multi_conn, bool;
-    can_cache: cache, Support;
-    can_extents: extents, bool;
-}
-
-impl Caps {
-    fn inherit(&self, question: &str) -> Result<()> {
-        let failed = self.failed.iter().find(|failed| failed.question == question);
-        failed.map_or(Ok(()), |failed| Err(failed.error()))
-    }
-}
-
-/// A question about capabilities that a layer failed to answer.
-#[derive(Clone, Debug)]
-pub(crate) struct FailedAnswer {
-    pub(crate) question: &'static str,
-    error: Arc<Error>,
-}
-
-impl FailedAnswer {
-    pub(crate) fn new(question: &'static str, error: Error) -> Self {
-        FailedAnswer { question, error: Arc::new(error) }
-    }
-
-    /// The failure, once more.
-    pub(crate) fn error(&self) -> Error {
-        self.error.duplicate()
-    }
+questions! {
+    Write: write, pub with_write, can_write, bool, false;
+    Flush: flush, pub with_flush, can_flush, bool, false;
+    Trim: trim, pub with_trim, can_trim, bool, false;
+    Zero: zero, set_zero, can_zero, Support, Support::None;
+    FastZero: fast_zero, pub with_fast_zero, can_fast_zero, bool, false;
+    Fua: fua, pub with_fua, can_fua, Support, Support::None;
+    MultiConn: multi_conn, pub with_multi_conn, can_multi_conn, bool, false;
+    Cache: cache, pub with_cache, can_cache, Support, Support::None;
+    Extents: extents, pub with_extents, can_extents, bool, false;
+    Rotational: rotational, pub with_rotational, is_rotational, bool, false;
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! An open layer: one plugin or filter, for one connection.
 
-use crate::{BlockSize, Call, Errno, Error, Extents, Flags, Next, Outcome, Request, Result, Status, Support};
+use crate::{Call, Caps, Errno, Error, Extents, Flags, Next, Outcome, Request, Result, Status};
 
 /// An open layer. Plugins and filters both implement this trait; dropping the handle closes the layer.
 ///
@@ -9,7 +9,7 @@ use crate::{BlockSize, Call, Errno, Error, Extents, Flags, Next, Outcome, Reques
 /// the plugin cannot do it, and the glue in [`Next`] refuses or emulates it.
 ///
 /// The glue has checked each call before it arrives here: ranges are within the size, the length is not 0, the
-/// matching `can_` method said yes and the flags are legal. Offsets and lengths are in bytes. Calls arrive in
+/// operation is among the capabilities and the flags are legal. Offsets and lengths are in bytes. Calls arrive in
 /// parallel as far as the chain's [`ThreadModel`](crate::ThreadModel) allows.
 pub trait Handle: Send + Sync {
     /// The layer below, for a filter: it is finalized after this one.
@@ -30,7 +30,7 @@ pub trait Handle: Send + Sync {
         self.next()
     }
 
-    /// Called once after the layer below was prepared and before any question about capabilities.
+    /// Called once after the layer below was prepared and before [`capabilities`](Self::capabilities).
     ///
     /// # Errors
     /// Any: the open fails.
@@ -46,23 +46,16 @@ pub trait Handle: Send + Sync {
         Ok(())
     }
 
-    /// Size in bytes, at most `i64::MAX`.
+    /// What the layer can do. Called once, after [`prepare`](Self::prepare). Default for a filter: what the layer below
+    /// can do, but it sees every read. A plugin has to answer.
     ///
     /// # Errors
-    /// Any: the open fails.
-    fn get_size(&self) -> Result<u64> {
+    /// Any: the open fails. A failure of a single answer belongs into the value.
+    fn capabilities(&self) -> Result<Caps> {
         match self.below() {
-            Some(next) => Ok(next.caps().size),
+            Some(next) => Ok(next.capabilities()),
             None => Err(Error::new(Errno::EINVAL, "the plugin does not tell its size")),
         }
-    }
-
-    /// Limits on requests. Default: those below; none.
-    ///
-    /// # Errors
-    /// Any: the open fails. So do all errors of the `can_` methods.
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.below().map_or_else(BlockSize::default, |n| n.caps().block_size))
     }
 
     /// A line about the export for people, at most 4096 bytes.
@@ -71,64 +64,6 @@ pub trait Handle: Send + Sync {
     /// Any: the client gets no description.
     fn export_description(&self) -> Result<Option<String>> {
         self.below().map_or(Ok(None), Next::export_description)
-    }
-
-    /// The disk behaves like a spinning one. Default: no.
-    fn is_rotational(&self) -> Result<bool> {
-        self.below().map_or(Ok(false), |n| n.caps().is_rotational())
-    }
-
-    /// Data can be changed. Default: no.
-    fn can_write(&self) -> Result<bool> {
-        self.below().map_or(Ok(false), |n| n.caps().can_write())
-    }
-
-    /// [`flush`](Self::flush) works. Default: no.
-    fn can_flush(&self) -> Result<bool> {
-        self.below().map_or(Ok(false), |n| n.caps().can_flush())
-    }
-
-    /// [`trim`](Self::trim) works. Default: no.
-    fn can_trim(&self) -> Result<bool> {
-        self.below().map_or(Ok(false), |n| n.caps().can_trim())
-    }
-
-    /// [`zero`](Self::zero) works. Default for a plugin: emulate it by writing.
-    fn can_zero(&self) -> Result<Support> {
-        self.below().map_or(Ok(Support::Emulate), |n| n.caps().can_zero())
-    }
-
-    /// [`Flags::FAST_ZERO`] is understood. Default for a plugin: yes when zero is emulated, for then it fails
-    /// fast.
-    fn can_fast_zero(&self) -> Result<bool> {
-        match self.below() {
-            Some(next) => next.caps().can_fast_zero(),
-            None => Ok(self.can_zero()? != Support::Native),
-        }
-    }
-
-    /// How [`Flags::FUA`] is handled. Default for a plugin: by a flush, if it has one.
-    fn can_fua(&self) -> Result<Support> {
-        match self.below() {
-            Some(next) => next.caps().can_fua(),
-            None if self.can_flush()? => Ok(Support::Emulate),
-            None => Ok(Support::None),
-        }
-    }
-
-    /// Several connections see one disk. Default: no.
-    fn can_multi_conn(&self) -> Result<bool> {
-        self.below().map_or(Ok(false), |n| n.caps().can_multi_conn())
-    }
-
-    /// How [`cache`](Self::cache) is offered. Default: not.
-    fn can_cache(&self) -> Result<Support> {
-        self.below().map_or(Ok(Support::None), |n| n.caps().can_cache())
-    }
-
-    /// [`extents`](Self::extents) works. Default: no, everything is data.
-    fn can_extents(&self) -> Result<bool> {
-        self.below().map_or(Ok(false), |n| n.caps().can_extents())
     }
 
     /// Answers a request: the one way in. Default: it needs a thread, and there the methods below run it, one for each
@@ -227,12 +162,5 @@ pub trait Handle: Send + Sync {
     /// Any.
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
         self.below().ok_or(Errno::EINVAL)?.cache(length, offset)
-    }
-
-    /// Whether a front end may ask for extents before it reads, and not read what reads as zeroes: it costs next to
-    /// nothing to ask (a system call or two, nothing that is far away), and no layer has to see every read. Default:
-    /// no, even for a filter, since a filter may have to see every read; one that does not look at reads may pass the question on.
-    fn may_skip_holes(&self) -> bool {
-        false
     }
 }

@@ -34,7 +34,7 @@ mod session;
 mod shutdown_flag;
 mod whole_extents;
 
-pub use caps::{BlockSize, Caps, Flags, Op, Support, ThreadModel};
+pub use caps::{Answer, BlockSize, Caps, Flags, Op, Support, ThreadModel};
 pub use chain::{Below, Chain, UnknownParameter, WriteObserver};
 pub use client::{Certificate, Client, Open, Peer};
 pub use error::{Errno, Error, Result, without_numbers};

@@ -9,10 +9,8 @@ use std::sync::Arc;
 use log::{Level, debug, log_enabled};
 
 use crate::{
-    BlockSize, Call, Caps, Completed, Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request,
-    Result, Status, Support,
-    caps::FailedAnswer,
-    emulate,
+    Call, Caps, Completed, Data, Errno, Error, Extents, Flags, Handle, Loan, Op, Outcome, Request, Result,
+    Status, Support, emulate,
     request::{Frame, FrameKind, whole_file},
     stats::Counters,
 };
@@ -52,6 +50,12 @@ impl Next {
     /// What the layer can do.
     pub fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    /// What the layer can do, for a filter above it to start from: one that has to see every read, unless it
+    /// [says so](Caps::with_skip_holes).
+    pub fn capabilities(&self) -> Caps {
+        self.caps.clone().with_skip_holes(false)
     }
 
     /// Name of the layer.
@@ -494,11 +498,6 @@ impl Next {
     pub fn whole_file(&self) -> Option<Loan<'_>> {
         whole_file(self.caps.size, |request| self.pass(request)).map(|(loan, _)| loan)
     }
-
-    /// Whether a front end may ask for extents before it reads, and not read what reads as zeroes.
-    pub fn may_skip_holes(&self) -> bool {
-        self.caps.extents && self.handle.may_skip_holes()
-    }
 }
 
 impl Drop for Next {
@@ -507,50 +506,25 @@ impl Drop for Next {
     }
 }
 
-/// Asks a layer each question once and applies the rules between the answers.
+/// Asks a layer what it can do.
 fn ask(name: &str, handle: &dyn Handle, readonly: bool) -> Result<Caps> {
-    let mut failed = Vec::new();
-    macro_rules! ask {
-        ($method:ident) => {{
-            debug!(target: CONTROLPATH, "{name}: {}", stringify!($method));
-            handle.$method()
-        }};
-        ($method:ident or $cautious:expr) => {
-            ask!($method).unwrap_or_else(|e| {
-                debug!(target: CONTROLPATH, "{name}: {} failed: {e}", stringify!($method));
-                failed.push(FailedAnswer::new(stringify!($method), e));
-                $cautious
-            })
+    let caps = handle.capabilities()?.resolve(name, readonly)?;
+    if log_enabled!(target: CONTROLPATH, Level::Debug) {
+        // Named as in the C nbdkit, where each is a call.
+        let asked = |questions: &[&str]| {
+            questions.iter().for_each(|question| debug!(target: CONTROLPATH, "{name}: {question}"));
         };
+        asked(&["get_size", "block_size"]);
+        if !readonly {
+            asked(&["can_write"]);
+        }
+        asked(&["can_flush", "can_multi_conn", "can_cache", "can_extents", "is_rotational"]);
+        if caps.write {
+            asked(&["can_trim", "can_zero", "can_fua"]);
+        }
+        if caps.zero != Support::None {
+            asked(&["can_fast_zero"]);
+        }
     }
-    let size = ask!(get_size)?;
-    if size > i64::MAX as u64 {
-        return Err(Error::new(Errno::EIO, format!("{name}: the size {size} is over 2^63-1")));
-    }
-    let block_size: BlockSize = ask!(block_size)?.validate().map_err(|e| e.context(name))?;
-    let write = !readonly && ask!(can_write or false);
-    let flush = ask!(can_flush or false);
-    let trim = write && ask!(can_trim or false);
-    let zero = if write { ask!(can_zero or Support::None) } else { Support::None };
-    let fast_zero = zero != Support::None && ask!(can_fast_zero or false);
-    let fua = if write { ask!(can_fua or Support::None) } else { Support::None };
-    let multi_conn = ask!(can_multi_conn or false);
-    let cache = ask!(can_cache or Support::None);
-    let extents = ask!(can_extents or false);
-    let rotational = ask!(is_rotational or false);
-    Ok(Caps {
-        size,
-        block_size,
-        write,
-        flush,
-        trim,
-        zero,
-        fast_zero,
-        fua,
-        multi_conn,
-        cache,
-        extents,
-        rotational,
-        failed,
-    })
+    Ok(caps)
 }

@@ -23,83 +23,17 @@ pub struct Info {
     pub path: Option<PathBuf>,
 }
 
-/// What `--dump-plugin` tells of the interface that a plugin was built for.
+/// What `--dump-plugin` tells of the C interface that a plugin was built for.
 #[derive(Clone, Debug)]
 pub struct Interface {
     /// The version of the interface.
     pub api_version: i32,
-    /// Size in bytes of the structure it registered, for one that is loaded from a file. That of a bundled one is the
-    /// interface's own, which the core does not know.
-    pub struct_size: Option<u64>,
+    /// Size in bytes of the structure it registered.
+    pub struct_size: u64,
     /// An errno left by a failed call is the errno of the request.
     pub errno_is_preserved: bool,
     /// The optional and required callbacks that it has, by name.
     pub callbacks: Vec<&'static str>,
-}
-
-impl Interface {
-    /// The callbacks there are, in the order of `--dump-plugin`.
-    const CALLBACKS: [&'static str; 37] = [
-        "longname",
-        "description",
-        "load",
-        "unload",
-        "dump_plugin",
-        "config",
-        "config_complete",
-        "config_help",
-        "thread_model",
-        "get_ready",
-        "after_fork",
-        "cleanup",
-        "preconnect",
-        "list_exports",
-        "default_export",
-        "open",
-        "close",
-        "export_description",
-        "get_size",
-        "block_size",
-        "can_write",
-        "can_flush",
-        "is_rotational",
-        "can_trim",
-        "can_zero",
-        "can_fast_zero",
-        "can_extents",
-        "can_fua",
-        "can_multi_conn",
-        "can_cache",
-        "pread",
-        "pwrite",
-        "flush",
-        "trim",
-        "zero",
-        "extents",
-        "cache",
-    ];
-
-    /// That of a bundled plugin that passes every call on.
-    pub fn complete(info: &Info) -> Self {
-        Self::bundled(info, &Self::CALLBACKS)
-    }
-
-    /// That of a bundled plugin: the optional callbacks it names, those that its `info` tells of, and what every one has.
-    pub fn bundled(info: &Info, optional: &[&'static str]) -> Self {
-        let has = |callback: &&'static str| match *callback {
-            "open" | "get_size" | "pread" | "thread_model" => true,
-            "longname" => !info.longname.is_empty(),
-            "description" => !info.description.is_empty(),
-            "config" | "config_help" => !info.config_help.is_empty(),
-            other => optional.contains(&other),
-        };
-        Interface {
-            api_version: 2,
-            struct_size: None,
-            errno_is_preserved: true,
-            callbacks: Self::CALLBACKS.into_iter().filter(has).collect(),
-        }
-    }
 }
 
 impl Info {
@@ -168,15 +102,15 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// What it was built for, for `--dump-plugin`.
-    fn interface(&self) -> Interface {
-        Interface::bundled(&self.info(), &self.callbacks())
+    /// What it was built for, for `--dump-plugin`. None: a bundled one, which has no interface in between.
+    fn interface(&self) -> Option<Interface> {
+        None
     }
 
-    /// The optional callbacks of a bundled plugin, by their names in the C interface: for `--dump-plugin`, where scripts
-    /// look for them before they use a plugin.
-    fn callbacks(&self) -> Vec<&'static str> {
-        Vec::new()
+    /// The optional callbacks that a bundled plugin would have in the C interface, by name: for `--dump-plugin`, where
+    /// scripts look for them before they use a plugin. None: all, since it passes every call on.
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        Some(Vec::new())
     }
 
     /// Further `key=value` lines for `--dump-plugin`. A plugin that can only print them does so here.

@@ -101,8 +101,8 @@ impl Connection {
         let next = guard("open", || self.chain.whole(Some(&self.client)).open(&open))?;
         let mut caps = next.caps().clone();
         // No layer has masked it.
-        if let Some(e) = caps.failed.first() {
-            return Err(e.error());
+        if let Some(e) = caps.failure() {
+            return Err(e);
         }
         if self.chain.thread_model() == ThreadModel::SerializeConnections {
             caps.multi_conn = false;
@@ -467,11 +467,6 @@ impl Session {
     /// same: then others than the front end must not have the file.
     pub fn whole_file(&self) -> Option<(Loan<'_>, bool)> {
         whole_file(self.caps.size, |request| self.submit(request))
-    }
-
-    /// Whether [`holes`](Self::holes) may be asked before a read.
-    pub fn may_skip_holes(&self) -> bool {
-        self.next.may_skip_holes()
     }
 
     /// The extents of a range that is about to be read, as far as they can be had: ascending, contiguous from

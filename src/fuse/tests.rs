@@ -17,8 +17,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    Call, Chain, Client, Data, Extents, Filter, Flags, Handle, Info, Loan, Op, Open, Outcome, Peer, Pending,
-    Plugin, Request, Result, Session, ShutdownFlag, Support, ThreadModel,
+    Call, Caps, Chain, Client, Data, Extents, Filter, Flags, Handle, Info, Loan, Op, Open, Outcome, Peer,
+    Pending, Plugin, Request, Result, Session, ShutdownFlag, Support, ThreadModel,
 };
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -83,27 +83,16 @@ impl MemoryHandle {
 }
 
 impl Handle for MemoryHandle {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.0.data.lock().len() as u64)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.0.data.lock().len() as u64)
+            .with_write(!self.0.readonly)
+            .with_flush(true)
+            .with_zero(Support::Native)
+            .with_fua(Support::Native)
+            .with_multi_conn(true)
+            .with_extents(true))
     }
-    fn can_write(&self) -> Result<bool> {
-        Ok(!self.0.readonly)
-    }
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
-    }
-    fn can_zero(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-    fn can_fua(&self) -> Result<Support> {
-        Ok(Support::Native)
-    }
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(true)
-    }
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
-    }
+
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
         let call = *request.call();
         if request.may_lend() {

@@ -13,9 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nbdkit_core::{
-    Client, Errno, Error, Exports, Handle, Info, Interface, Open, Plugin, ShutdownFlag, ThreadModel,
-};
+use nbdkit_core::{Client, Errno, Error, Exports, Handle, Info, Open, Plugin, ShutdownFlag, ThreadModel};
 
 use crate::{DebugFlags, plugin::load_compiled};
 
@@ -182,8 +180,8 @@ impl Plugin for Cc {
         Ok(())
     }
 
-    fn interface(&self) -> Interface {
-        Interface::complete(&self.info())
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        None
     }
 
     fn dump(&self) -> Vec<(String, String)> {

@@ -28,9 +28,9 @@ type Ask<T> = Option<unsafe extern "C" fn(*mut abi::NextOps, *mut c_void) -> T>;
 pub(crate) struct FilterHandle {
     handle: *mut c_void,
     readonly: bool,
-    /// The filter's own answers to what can be emulated, once they were asked.
-    zero: OnceLock<Support>,
-    cache: OnceLock<Support>,
+    /// Whether the filter says that it has these emulated, once it was asked.
+    emulates_zero: OnceLock<bool>,
+    emulates_cache: OnceLock<bool>,
     loaded: Arc<Loaded>,
     context: Box<Context>,
 }
@@ -47,8 +47,8 @@ impl FilterHandle {
         loaded: Arc<Loaded>,
         context: Box<Context>,
     ) -> Self {
-        let (zero, cache) = Default::default();
-        FilterHandle { handle, readonly, zero, cache, loaded, context }
+        let (emulates_zero, emulates_cache) = Default::default();
+        FilterHandle { handle, readonly, emulates_zero, emulates_cache, loaded, context }
     }
 
     fn table(&self) -> &abi::FilterCallbacks {
@@ -66,36 +66,53 @@ impl FilterHandle {
         self.loaded.check(what, outcome, err).map(drop)
     }
 
-    /// What the layer below can do.
-    fn below<T>(&self, answer: impl FnOnce(&Caps) -> T) -> Result<T> {
-        Ok(answer(self.context.next()?.next.caps()))
-    }
-
-    /// Asks a question: the filter, or the layer below for one that has no say.
+    /// Asks a question, of a filter that has a say in it. -1 is failure.
     fn ask<T>(
         &self,
         what: &str,
         callback: Ask<c_int>,
         answer: impl FnOnce(c_int) -> Result<T>,
-        below: impl FnOnce(&Caps) -> T,
-    ) -> Result<T> {
-        let Some(callback) = callback else { return self.below(below) };
+    ) -> Option<Result<T>> {
+        let callback = callback?;
         // SAFETY: the library is loaded, and the handle and the layer below are open.
         let outcome = self.call(|next| unsafe { callback(next, self.handle) });
-        answer(self.loaded.check(what, outcome, 0)?)
+        Some(self.loaded.check(what, outcome, 0).and_then(answer))
     }
 
-    fn ask_bool(&self, what: &str, callback: Ask<c_int>, below: impl FnOnce(&Caps) -> bool) -> Result<bool> {
-        self.ask(what, callback, |answer| Ok(answer != 0), below)
+    fn ask_bool(&self, what: &str, callback: Ask<c_int>) -> Option<Result<bool>> {
+        self.ask(what, callback, |answer| Ok(answer != 0))
     }
 
-    fn ask_support(
-        &self,
-        what: &str,
-        callback: Ask<c_int>,
-        below: impl FnOnce(&Caps) -> Support,
-    ) -> Result<Support> {
-        self.ask(what, callback, |answer| support(what, answer), below)
+    fn ask_support(&self, what: &str, callback: Ask<c_int>) -> Option<Result<Support>> {
+        self.ask(what, callback, |answer| support(what, answer))
+    }
+
+    fn get_size(&self) -> Option<Result<u64>> {
+        let callback = self.table().get_size?;
+        // SAFETY: the library is loaded, and the handle and the layer below are open.
+        let outcome = self.call(|next| unsafe { callback(next, self.handle) });
+        Some(match outcome.value {
+            -1 => Err(outcome.error("get_size", 0)),
+            size => {
+                u64::try_from(size).map_err(|_| Error::new(Errno::EIO, format!("get_size returned {size}")))
+            }
+        })
+    }
+
+    fn block_size(&self) -> Option<Result<BlockSize>> {
+        let callback = self.table().block_size?;
+        let (mut minimum, mut preferred, mut maximum) = (0, 0, 0);
+        // SAFETY: the library is loaded, the handle and the layer below are open, and the three outlive the call.
+        let outcome = self
+            .call(|next| unsafe { callback(next, self.handle, &mut minimum, &mut preferred, &mut maximum) });
+        let checked = self.loaded.check("block_size", outcome, 0);
+        Some(checked.map(|_| BlockSize { minimum, preferred, maximum }))
+    }
+
+    /// Whether an operation that the filter says it has emulated is to be emulated here: of the layer below, that is the
+    /// layer's own matter, and a filter without a say passes the operation on.
+    fn emulates(answer: Option<&Result<Support>>) -> bool {
+        matches!(answer, Some(Ok(Support::Emulate)))
     }
 }
 
@@ -133,26 +150,50 @@ impl Handle for FilterHandle {
         result
     }
 
-    fn get_size(&self) -> Result<u64> {
-        let Some(callback) = self.table().get_size else { return self.below(|caps| caps.size) };
-        // SAFETY: the library is loaded, and the handle and the layer below are open.
-        let outcome = self.call(|next| unsafe { callback(next, self.handle) });
-        match outcome.value {
-            -1 => Err(outcome.error("get_size", 0)),
-            size => {
-                u64::try_from(size).map_err(|_| Error::new(Errno::EIO, format!("get_size returned {size}")))
-            }
+    fn capabilities(&self) -> Result<Caps> {
+        let table = self.table();
+        let mut caps = self.context.next()?.next.capabilities();
+        if let Some(size) = self.get_size() {
+            caps = caps.with_size(size?);
         }
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        let Some(callback) = self.table().block_size else { return self.below(|caps| caps.block_size) };
-        let (mut minimum, mut preferred, mut maximum) = (0, 0, 0);
-        // SAFETY: the library is loaded, the handle and the layer below are open, and the three outlive the call.
-        let outcome = self
-            .call(|next| unsafe { callback(next, self.handle, &mut minimum, &mut preferred, &mut maximum) });
-        self.loaded.check("block_size", outcome, 0)?;
-        Ok(BlockSize { minimum, preferred, maximum })
+        if let Some(block_size) = self.block_size() {
+            caps = caps.with_block_size(block_size?);
+        }
+        macro_rules! answers {
+            ($($with:ident: $ask:ident $question:ident;)*) => {
+                $(if let Some(answer) = self.$ask(stringify!($question), table.$question) {
+                    caps = caps.$with(answer);
+                })*
+            };
+        }
+        if self.readonly {
+            caps = caps.with_write(false);
+        } else {
+            answers! { with_write: ask_bool can_write; }
+        }
+        answers! {
+            with_flush: ask_bool can_flush;
+            with_multi_conn: ask_bool can_multi_conn;
+            with_extents: ask_bool can_extents;
+            with_rotational: ask_bool is_rotational;
+        }
+        let cache = self.ask_support("can_cache", table.can_cache);
+        let _ = self.emulates_cache.set(Self::emulates(cache.as_ref()));
+        if let Some(cache) = cache {
+            caps = caps.with_cache(cache);
+        }
+        if !caps.write {
+            return Ok(caps);
+        }
+        answers! { with_trim: ask_bool can_trim; with_fua: ask_support can_fua; }
+        let below = caps.can_fast_zero();
+        let zero = self.ask_support("can_zero", table.can_zero);
+        let _ = self.emulates_zero.set(Self::emulates(zero.as_ref()));
+        if let Some(zero) = zero {
+            caps = caps.with_zero(zero);
+        }
+        let fast = self.ask_bool("can_fast_zero", table.can_fast_zero);
+        Ok(caps.with_fast_zero(fast.unwrap_or(below)))
     }
 
     fn export_description(&self) -> Result<Option<String>> {
@@ -163,54 +204,6 @@ impl Handle for FilterHandle {
         let address = self.call(|next| unsafe { callback(next, self.handle) }).succeeded();
         // SAFETY: null, or a string that stays until the connection ends.
         Ok(unsafe { text(address) }.map(|description| description.to_string_lossy().into_owned()))
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        self.ask_bool("is_rotational", self.table().is_rotational, |caps| caps.rotational)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        self.ask_bool("can_write", self.table().can_write, |caps| caps.write)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        self.ask_bool("can_flush", self.table().can_flush, |caps| caps.flush)
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        self.ask_bool("can_trim", self.table().can_trim, |caps| caps.trim)
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        // Of the layer below, "emulated" is that layer's own matter: this one passes zero on.
-        let passed_on = |caps: &Caps| caps.zero;
-        let answer = self.ask_support("can_zero", self.table().can_zero, passed_on)?;
-        let own = if self.table().can_zero.is_some() { answer } else { Support::Native };
-        let _ = self.zero.set(own);
-        Ok(answer)
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        self.ask_bool("can_fast_zero", self.table().can_fast_zero, |caps| caps.fast_zero)
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        self.ask_support("can_fua", self.table().can_fua, |caps| caps.fua)
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        self.ask_bool("can_multi_conn", self.table().can_multi_conn, |caps| caps.multi_conn)
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        let answer = self.ask_support("can_cache", self.table().can_cache, |caps| caps.cache)?;
-        let own = if self.table().can_cache.is_some() { answer } else { Support::Native };
-        let _ = self.cache.set(own);
-        Ok(answer)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        self.ask_bool("can_extents", self.table().can_extents, |caps| caps.extents)
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -260,7 +253,7 @@ impl Handle for FilterHandle {
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        if self.zero.get() == Some(&Support::Emulate) {
+        if self.emulates_zero.get() == Some(&true) {
             return self.write_zeroes(length, offset, flags);
         }
         let Some(callback) = self.table().zero else {
@@ -286,7 +279,7 @@ impl Handle for FilterHandle {
     }
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        if self.cache.get() == Some(&Support::Emulate) {
+        if self.emulates_cache.get() == Some(&true) {
             return emulate::cache(length, offset, BlockSize::default(), |buf, at| self.pread(buf, at));
         }
         let Some(callback) = self.table().cache else {
@@ -305,7 +298,7 @@ impl FilterHandle {
         if flags.contains(Flags::FAST_ZERO) {
             return Err(Errno::EOPNOTSUPP.into());
         }
-        let block = self.below(|caps| caps.block_size)?;
+        let block = self.context.next()?.next.caps().block_size;
         emulate::zero(length, offset, block, |zeroes, at| self.pwrite(zeroes, at, flags & Flags::FUA))
     }
 }

@@ -13,6 +13,7 @@ mod debug_flags;
 mod exports;
 mod filter;
 mod filter_handle;
+mod interface;
 mod layout;
 pub mod lookup;
 mod module;
@@ -25,11 +26,9 @@ mod strings;
 #[cfg(test)]
 mod tests;
 
-/// Size in bytes of a plugin's structure in the interface as the programs know it.
-pub const PLUGIN_STRUCT_SIZE: u64 = size_of::<nbdkit_abi::Plugin>() as u64;
-
 pub use cc::cc;
 pub use debug_flags::DebugFlags;
 pub use exports::{flush_stdio, stdio_is_taken};
 pub use filter::load_filter;
+pub use interface::interface;
 pub use plugin::load_plugin;

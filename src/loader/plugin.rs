@@ -211,14 +211,14 @@ impl Plugin for CPlugin {
         info
     }
 
-    fn interface(&self) -> Interface {
+    fn interface(&self) -> Option<Interface> {
         let table = &self.loaded.table;
-        Interface {
+        Some(Interface {
             api_version: table._api_version,
-            struct_size: Some(table._struct_size),
+            struct_size: table._struct_size,
             errno_is_preserved: table.errno_is_preserved != 0,
             callbacks: callbacks(table),
-        }
+        })
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> Result<bool> {
@@ -329,7 +329,7 @@ impl Plugin for CPlugin {
         // SAFETY: the library is loaded.
         let outcome = call(Scope::of(&opened), || unsafe { callback(open.readonly.into()) });
         let handle = self.loaded.check("open", outcome, |handle| handle.is_null())?;
-        Ok(Box::new(PluginHandle::new(handle, self.loaded.clone(), opened)))
+        Ok(Box::new(PluginHandle::new(handle, open.readonly, self.loaded.clone(), opened)))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use nbdkit_abi as abi;
-use nbdkit_core::{BlockSize, Errno, Error, Extents, Flags, Handle, Result, Support};
+use nbdkit_core::{BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Result, Support};
 
 use crate::{
     context::{Opened, Outcome, Scope, call},
@@ -26,6 +26,8 @@ type Ask<T> = Option<unsafe extern "C" fn(*mut c_void) -> T>;
 /// An open plugin. Dropping it closes it.
 pub(crate) struct PluginHandle {
     handle: *mut c_void,
+    /// Opened so: questions about writing are not asked.
+    readonly: bool,
     loaded: Arc<Loaded>,
     opened: Opened,
 }
@@ -46,8 +48,8 @@ pub(crate) fn support(what: &str, answer: c_int) -> Result<Support> {
 }
 
 impl PluginHandle {
-    pub(crate) fn new(handle: *mut c_void, loaded: Arc<Loaded>, opened: Opened) -> Self {
-        PluginHandle { handle, loaded, opened }
+    pub(crate) fn new(handle: *mut c_void, readonly: bool, loaded: Arc<Loaded>, opened: Opened) -> Self {
+        PluginHandle { handle, readonly, loaded, opened }
     }
 
     fn table(&self) -> &abi::Plugin {
@@ -76,21 +78,6 @@ impl PluginHandle {
         Ok(self.ask(what, callback)?.map_or(missing, |answer| answer != 0))
     }
 
-    fn has_zero(&self) -> bool {
-        self.table().zero.is_some() || self.table().zero_v1.is_some()
-    }
-}
-
-impl Drop for PluginHandle {
-    fn drop(&mut self) {
-        if let Some(close) = self.table().close {
-            // SAFETY: the library is loaded, and nobody uses the handle any more.
-            self.call(|| unsafe { close(self.handle) }).succeeded();
-        }
-    }
-}
-
-impl Handle for PluginHandle {
     fn get_size(&self) -> Result<u64> {
         let Some(callback) = self.table().get_size else {
             return Err(Error::new(Errno::EIO, "the plugin has no get_size"));
@@ -111,18 +98,6 @@ impl Handle for PluginHandle {
         Ok(BlockSize { minimum, preferred, maximum })
     }
 
-    fn export_description(&self) -> Result<Option<String>> {
-        let Some(callback) = self.table().export_description else { return Ok(None) };
-        // SAFETY: the library is loaded and the handle is open.
-        let address = self.call(|| unsafe { callback(self.handle) }).succeeded();
-        // SAFETY: null, or a string that stays until the connection ends.
-        Ok(unsafe { text(address) }.map(|description| description.to_string_lossy().into_owned()))
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        self.ask_bool("is_rotational", self.table().is_rotational, false)
-    }
-
     fn can_write(&self) -> Result<bool> {
         let has_pwrite = self.table().pwrite.is_some() || self.table().pwrite_v1.is_some();
         self.ask_bool("can_write", self.table().can_write, has_pwrite)
@@ -133,25 +108,10 @@ impl Handle for PluginHandle {
         self.ask_bool("can_flush", self.table().can_flush, has_flush)
     }
 
-    fn can_trim(&self) -> Result<bool> {
-        let has_trim = self.table().trim.is_some() || self.table().trim_v1.is_some();
-        self.ask_bool("can_trim", self.table().can_trim, has_trim)
-    }
-
     /// The plugin's yes or no chooses between its zero and writing zeroes.
     fn can_zero(&self) -> Result<Support> {
         let native = self.ask_bool("can_zero", self.table().can_zero, self.has_zero())?;
         Ok(if native && self.has_zero() { Support::Native } else { Support::Emulate })
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        let missing = match self.table().can_fast_zero {
-            Some(_) => false,
-            // Version 1 cannot be told to be fast: the request fails fast before it is called.
-            None if self.table().zero.is_none() => true,
-            None => self.can_zero()? != Support::Native,
-        };
-        self.ask_bool("can_fast_zero", self.table().can_fast_zero, missing)
     }
 
     fn can_fua(&self) -> Result<Support> {
@@ -165,10 +125,6 @@ impl Handle for PluginHandle {
         }
     }
 
-    fn can_multi_conn(&self) -> Result<bool> {
-        self.ask_bool("can_multi_conn", self.table().can_multi_conn, false)
-    }
-
     fn can_cache(&self) -> Result<Support> {
         match self.ask("can_cache", self.table().can_cache)? {
             Some(answer) => support("can_cache", answer),
@@ -177,8 +133,54 @@ impl Handle for PluginHandle {
         }
     }
 
-    fn can_extents(&self) -> Result<bool> {
-        self.ask_bool("can_extents", self.table().can_extents, self.table().extents.is_some())
+    fn has_zero(&self) -> bool {
+        self.table().zero.is_some() || self.table().zero_v1.is_some()
+    }
+}
+
+impl Drop for PluginHandle {
+    fn drop(&mut self) {
+        if let Some(close) = self.table().close {
+            // SAFETY: the library is loaded, and nobody uses the handle any more.
+            self.call(|| unsafe { close(self.handle) }).succeeded();
+        }
+    }
+}
+
+impl Handle for PluginHandle {
+    fn capabilities(&self) -> Result<Caps> {
+        let table = self.table();
+        let mut caps = Caps::of_size(self.get_size()?)
+            .with_block_size(self.block_size()?)
+            .with_write(if self.readonly { Ok(false) } else { self.can_write() })
+            .with_flush(self.can_flush())
+            .with_multi_conn(self.ask_bool("can_multi_conn", table.can_multi_conn, false))
+            .with_cache(self.can_cache())
+            .with_extents(self.ask_bool("can_extents", table.can_extents, table.extents.is_some()))
+            .with_rotational(self.ask_bool("is_rotational", table.is_rotational, false));
+        if caps.write {
+            let has_trim = table.trim.is_some() || table.trim_v1.is_some();
+            caps = caps
+                .with_trim(self.ask_bool("can_trim", table.can_trim, has_trim))
+                .with_zero(self.can_zero())
+                .with_fua(self.can_fua());
+            let missing = match table.can_fast_zero {
+                Some(_) => false,
+                // Version 1 cannot be told to be fast: the request fails fast before it is called.
+                None if table.zero.is_none() => true,
+                None => caps.zero != Support::Native,
+            };
+            caps = caps.with_fast_zero(self.ask_bool("can_fast_zero", table.can_fast_zero, missing));
+        }
+        Ok(caps)
+    }
+
+    fn export_description(&self) -> Result<Option<String>> {
+        let Some(callback) = self.table().export_description else { return Ok(None) };
+        // SAFETY: the library is loaded and the handle is open.
+        let address = self.call(|| unsafe { callback(self.handle) }).succeeded();
+        // SAFETY: null, or a string that stays until the connection ends.
+        Ok(unsafe { text(address) }.map(|description| description.to_string_lossy().into_owned()))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

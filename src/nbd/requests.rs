@@ -45,7 +45,7 @@ pub(crate) struct Requests {
 
 impl Requests {
     pub(crate) fn new(session: Session, replies: Replies, contexts: Vec<Context>) -> Self {
-        let sparse = replies != Replies::Simple && session.may_skip_holes();
+        let sparse = replies != Replies::Simple && session.caps().skip_holes;
         Requests { session: Arc::new(session), replies, contexts, sparse, map: Map::default() }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Only a large read is worth the question where its holes are: at 64 KiB two `lseek` calls are a percent or two of
 //! what copying the data twice costs, at 4 KiB they would double the system calls. And only a chain that says so
-//! ([`Handle::may_skip_holes`](nbdkit_core::Handle::may_skip_holes)) is asked: the question is cheap there, and no
+//! ([`Caps::skip_holes`](nbdkit_core::Caps::skip_holes)) is asked: the question is cheap there, and no
 //! layer has to see the reads that are left out. So the connection's thread asks; only what then has to wait for the
 //! data goes to a worker. What was data the last time is remembered and not asked for again,
 //! so a disk without holes is asked once.

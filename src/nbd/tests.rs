@@ -13,8 +13,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Errno, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result, ShutdownFlag,
-    Status, ThreadModel,
+    Caps, Chain, Client, Errno, Flags, Handle, Info, Op, Open, Outcome, Plugin, Request, Result,
+    ShutdownFlag, Status, Support, ThreadModel,
 };
 use parking_lot::Mutex;
 
@@ -92,16 +92,8 @@ impl Plugin for Disk {
 }
 
 impl Handle for OpenDisk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(SIZE)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(SIZE).with_write(true).with_flush(true).with_fua(Support::Emulate))
     }
 
     fn flush(&self) -> Result<()> {

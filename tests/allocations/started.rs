@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use nbdkit_core::{
-    Buffers, Call, Data, Error, Flags, Handle, Info, Op, Open, Outcome, Payload, Pending, Plugin, Request,
-    Result, Wake,
+    Buffers, Call, Caps, Data, Error, Flags, Handle, Info, Op, Open, Outcome, Payload, Pending, Plugin,
+    Request, Result, Wake,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -79,12 +79,8 @@ impl Plugin for Disk {
 }
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(DISK)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(DISK).with_write(true))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

@@ -91,7 +91,7 @@ fn sorted(options: impl Iterator<Item = String>) -> String {
 /// Those of standard output.
 pub(crate) fn plugin(chain: &Chain) -> std::io::Result<String> {
     let plugin = chain.plugin();
-    let (info, interface) = (plugin.info(), plugin.interface());
+    let (info, interface) = (plugin.info(), nbdkit_loader::interface(plugin));
     let mut out = std::io::stdout().lock();
     let mut line = |key: &str, value: &dyn Display| writeln!(out, "{key}={value}");
     line("path", &path(&info).display())?;
@@ -100,7 +100,7 @@ pub(crate) fn plugin(chain: &Chain) -> std::io::Result<String> {
         line("version", &info.version)?;
     }
     line("api_version", &interface.api_version)?;
-    line("struct_size", &interface.struct_size.unwrap_or(nbdkit_loader::PLUGIN_STRUCT_SIZE))?;
+    line("struct_size", &interface.struct_size)?;
     line("max_thread_model", &plugin.max_thread_model())?;
     line("thread_model", &chain.filters().fold(plugin.thread_model(), |m, f| m.min(f.thread_model(m))))?;
     line("errno_is_preserved", &i32::from(interface.errno_is_preserved))?;

@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::{
-    Below, Buffers, Chain, Client, Filter, Info, Next, Open, Peer, Plugin, Session, ShutdownFlag, ThreadModel,
+    Below, Buffers, Caps, Chain, Client, Filter, Info, Next, Open, Peer, Plugin, Session, ShutdownFlag,
+    Support, ThreadModel,
 };
 
 /// What a layer of a test does with a request.
@@ -81,16 +82,8 @@ impl Handle for Layer {
         self.next.as_ref()
     }
 
-    fn get_size(&self) -> Result<u64> {
-        Ok(1000)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(1000).with_write(true).with_flush(true).with_fua(Support::Emulate))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

@@ -4,8 +4,8 @@
 use std::{ffi::OsStr, sync::Arc};
 
 use nbdkit_core::{
-    Below, Chain, Client, Extents, Filter, Flags, Handle, Info, Next, Open, Peer, Plugin, Result, Session,
-    ShutdownFlag,
+    Below, Caps, Chain, Client, Extents, Filter, Flags, Handle, Info, Next, Open, Peer, Plugin, Result,
+    Session, ShutdownFlag,
 };
 
 /// Lengths in bytes and kinds.
@@ -29,12 +29,8 @@ impl Plugin for Pieces {
 }
 
 impl Handle for Pieces {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.size)
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(self.size).with_extents(true))
     }
 
     fn extents(&self, _: u64, offset: u64, _: Flags, extents: &mut Extents) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, sync::Arc};
 
-use nbdkit_core::{Chain, Client, Flags, Handle, Info, Open, Peer, Plugin, Result, ShutdownFlag};
+use nbdkit_core::{Caps, Chain, Client, Flags, Handle, Info, Open, Peer, Plugin, Result, ShutdownFlag};
 use parking_lot::Mutex;
 
 const SIZE: usize = 200 << 20;
@@ -25,12 +25,8 @@ impl Plugin for WriteOnly {
 struct Disk(Bytes);
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(SIZE as u64)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(SIZE as u64).with_write(true))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -1,7 +1,8 @@
 use std::ffi::OsStr;
 
 use nbdkit_core::{
-    Call, Chain, Client, Data, Flags, Handle, Info, Op, Open, Payload, Peer, Pending, Plugin, ShutdownFlag,
+    Call, Caps, Chain, Client, Data, Flags, Handle, Info, Op, Open, Payload, Peer, Pending, Plugin,
+    ShutdownFlag, Support,
 };
 use parking_lot::Mutex;
 
@@ -22,16 +23,8 @@ impl Plugin for Disk {
 }
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(1 << 40)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(1 << 40).with_write(true).with_flush(true).with_fua(Support::Emulate))
     }
 
     fn pread(&self, buf: &mut [u8], _: u64) -> Result<()> {

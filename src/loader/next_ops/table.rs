@@ -57,18 +57,19 @@ unsafe extern "C" fn finalize(next: *mut abi::NextOps) -> c_int {
     })
 }
 
-/// Looks a capability up; -1 without a layer.
+/// Looks a capability up; -1 without a layer, or if the layer failed to answer.
 ///
 /// # Safety
 /// A layer that is open, or null.
-unsafe fn ask<T: From<i8>>(next: *mut abi::NextOps, answer: impl FnOnce(&Caps) -> T) -> T {
+unsafe fn ask<T: From<i8>>(next: *mut abi::NextOps, answer: impl FnOnce(&Caps) -> Result<T>) -> T {
     // SAFETY: the caller promises it.
-    boundary((-1).into(), || match unsafe { NextLayer::from_ptr(next) } {
-        Ok(layer) => answer(layer.next.caps()),
-        Err(e) => {
+    boundary((-1).into(), || {
+        // SAFETY: the caller promises it.
+        let layer = unsafe { NextLayer::from_ptr(next) };
+        layer.and_then(|layer| answer(layer.next.caps())).unwrap_or_else(|e| {
             note(&e);
             (-1).into()
-        }
+        })
     })
 }
 
@@ -84,17 +85,17 @@ macro_rules! capabilities {
 }
 
 capabilities! {
-    get_size -> i64: |caps| i64::try_from(caps.size).unwrap_or(i64::MAX),
-    can_write -> c_int: |caps| caps.write.into(),
-    can_flush -> c_int: |caps| caps.flush.into(),
-    is_rotational -> c_int: |caps| caps.rotational.into(),
-    can_trim -> c_int: |caps| caps.trim.into(),
-    can_zero -> c_int: |caps| caps.zero as c_int,
-    can_fast_zero -> c_int: |caps| caps.fast_zero.into(),
-    can_extents -> c_int: |caps| caps.extents.into(),
-    can_fua -> c_int: |caps| caps.fua as c_int,
-    can_multi_conn -> c_int: |caps| caps.multi_conn.into(),
-    can_cache -> c_int: |caps| caps.cache as c_int,
+    get_size -> i64: |caps| Ok(i64::try_from(caps.size).unwrap_or(i64::MAX)),
+    can_write -> c_int: |caps| caps.can_write().map(c_int::from),
+    can_flush -> c_int: |caps| caps.can_flush().map(c_int::from),
+    is_rotational -> c_int: |caps| caps.is_rotational().map(c_int::from),
+    can_trim -> c_int: |caps| caps.can_trim().map(c_int::from),
+    can_zero -> c_int: |caps| caps.can_zero().map(|zero| zero as c_int),
+    can_fast_zero -> c_int: |caps| caps.can_fast_zero().map(c_int::from),
+    can_extents -> c_int: |caps| caps.can_extents().map(c_int::from),
+    can_fua -> c_int: |caps| caps.can_fua().map(|fua| fua as c_int),
+    can_multi_conn -> c_int: |caps| caps.can_multi_conn().map(c_int::from),
+    can_cache -> c_int: |caps| caps.can_cache().map(|cache| cache as c_int),
 }
 
 unsafe extern "C" fn export_description(next: *mut abi::NextOps) -> *const c_char {
@@ -125,7 +126,7 @@ unsafe extern "C" fn block_size(
             minimum.write(caps.block_size.minimum);
             preferred.write(caps.block_size.preferred);
             maximum.write(caps.block_size.maximum);
-            0
+            Ok(0)
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{ffi::OsStr, path::Path, sync::Arc};
 
-use nbdkit_core::{Chain, Client, Errno, Flags, Handle, Info, Open, Peer, Plugin, Session, ThreadModel};
+use nbdkit_core::{
+    Caps, Chain, Client, Errno, Flags, Handle, Info, Open, Peer, Plugin, Session, ThreadModel,
+};
 
 use super::harness::{HEADERS, Lab, connect, open, start};
 use crate::{DebugFlags, load_filter};
@@ -209,8 +211,8 @@ impl Plugin for Broken {
 }
 
 impl Handle for Broken {
-    fn get_size(&self) -> nbdkit_core::Result<u64> {
-        Ok(512)
+    fn capabilities(&self) -> nbdkit_core::Result<Caps> {
+        Ok(Caps::of_size(512))
     }
 
     fn pread(&self, _: &mut [u8], _: u64) -> nbdkit_core::Result<()> {

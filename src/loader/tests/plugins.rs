@@ -47,7 +47,7 @@ fn the_order_of_life() {
 fn behaves(version: &str) {
     let lab = Lab::new();
     let plugin = lab.plugin("plugin.c", &[&format!("-DNBDKIT_API_VERSION={version}"), "-DPRESERVED"]);
-    assert_eq!(plugin.interface().api_version.to_string(), version);
+    assert_eq!(plugin.interface().unwrap().api_version.to_string(), version);
     let chain = start(plugin, &[], &parameters(&lab.path("log"), ""));
     let session = open(&chain, "").unwrap();
     let caps = session.caps();
@@ -157,9 +157,9 @@ fn a_plugin_that_knows_fewer_fields_or_more() {
         let lab = Lab::new();
         let flags = [&format!("-DREGISTER_SIZE={size}"), "-DREGISTER_VERSION=2"];
         let plugin = lab.plugin("plugin.c", &flags);
-        assert_eq!(plugin.interface().struct_size, Some(size as u64));
-        assert_eq!(plugin.interface().callbacks.contains(&"block_size"), has_later_fields);
-        assert!(plugin.interface().callbacks.contains(&"pread"));
+        assert_eq!(plugin.interface().unwrap().struct_size, size as u64);
+        assert_eq!(plugin.interface().unwrap().callbacks.contains(&"block_size"), has_later_fields);
+        assert!(plugin.interface().unwrap().callbacks.contains(&"pread"));
         let chain = start(plugin, &[], &[("log", lab.path("log").to_str().unwrap())]);
         assert_eq!(open(&chain, "").unwrap().caps().block_size.is_unset(), !has_later_fields);
         assert_eq!(lab.log().contains(&"after_fork".into()), has_later_fields);

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::fd::AsFd, os::unix::fs::FileExt};
 
-use nbdkit_core::{Error, Loan};
+use nbdkit_core::{Caps, Error, Loan};
 
 use super::*;
 
@@ -38,12 +38,8 @@ impl Plugin for Lent {
 }
 
 impl Handle for OpenLent {
-    fn get_size(&self) -> Result<u64> {
-        Ok(DISK as u64)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(DISK as u64).with_write(true))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

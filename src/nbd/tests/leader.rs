@@ -18,12 +18,8 @@ impl Plugin for Moody {
 }
 
 impl Handle for OpenMoody {
-    fn get_size(&self) -> Result<u64> {
-        Ok(SIZE)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(SIZE).with_write(true))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
