@@ -96,7 +96,8 @@ struct ErrorFilter {
 
 impl Filter for ErrorFilter {
     fn info(&self) -> Info {
-        Info::bundled("error", "nbdkit error injection filter", HELP)
+        // The name in messages and of `-D` is not that on the command line: scripts look for it.
+        Info::bundled("error-inject", "nbdkit error injection filter", HELP)
     }
 
     fn config(&mut self, key: &str, value: &OsStr, next: &mut NextConfig<'_>) -> anyhow::Result<()> {

@@ -22,6 +22,7 @@ mod evaluator;
 mod parser;
 mod scanner;
 mod sources;
+mod tree;
 mod value;
 
 const HELP: &str = concat!(
@@ -56,6 +57,10 @@ struct Data {
     variables: Vec<(String, OsString)>,
     stdin_is_taken: bool,
     allocator: Allocator,
+    /// `-D data.AST`: the text of `data=` is told in the log as it was understood.
+    tell_tree: bool,
+    /// `-D data.dir`: see [`Storage::told`].
+    tell_pages: bool,
     disk: Option<Arc<Storage>>,
 }
 
@@ -86,6 +91,11 @@ impl Data {
             Some(Source::Bytes(bytes)) => Ok(Value::bytes(bytes)),
             Some(Source::Text(text)) => {
                 let list = parser::parse(text.as_bytes(), |name| self.variable(name))?;
+                if self.tell_tree {
+                    log::debug!("BEGIN AST (-D data.AST=1)");
+                    tree::lines(&list).iter().for_each(|line| log::debug!("{line}"));
+                    log::debug!("END AST");
+                }
                 // What a client sends on standard input is not for scripts.
                 evaluator::evaluate(&list, if self.stdin_is_taken { Stdio::null } else { Stdio::inherit })
             }
@@ -123,6 +133,15 @@ impl Plugin for Data {
         self.stdin_is_taken = true;
     }
 
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        match name {
+            "AST" => self.tell_tree = value != 0,
+            "dir" => self.tell_pages = value != 0,
+            _ => return false,
+        }
+        true
+    }
+
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
         match key {
             "raw" => self.set(Source::Bytes(value.as_bytes().to_vec()))?,
@@ -158,9 +177,9 @@ impl Plugin for Data {
     fn get_ready(&mut self) -> anyhow::Result<()> {
         let value = self.value()?;
         let size = self.size.unwrap_or(value.size());
-        let disk = self.allocator.make(size)?;
+        let disk = self.allocator.make(size)?.told(self.tell_pages.then_some("data"));
         value.slice(0, size.min(value.size())).write(&mut Disk(&disk), 0)?;
-        self.disk = Some(disk);
+        self.disk = Some(Arc::new(disk));
         Ok(())
     }
 

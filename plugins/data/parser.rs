@@ -154,6 +154,7 @@ impl<F: Fn(&str) -> Option<OsString>> Parser<F> {
         let start = scanner.position();
         Ok(match first {
             b'0'..=b'9' => Atom::Bytes(vec![byte(scanner)?]),
+            b'b' if scanner.eat("base64:") => Atom::Bytes(base64(scanner, start)?),
             b'l' | b'b' => Atom::Bytes(word(scanner)?),
             b'"' => {
                 scanner.skip(1);
@@ -206,6 +207,22 @@ fn byte(scanner: &mut Scanner<'_>) -> Result<u8> {
     value
         .and_then(|value| u8::try_from(value).ok())
         .context("data parameter BYTE must be in the range 0..255")
+}
+
+/// The data behind `base64:`, in quotes or as far as its alphabet goes, so that operators may follow.
+fn base64(scanner: &mut Scanner<'_>, start: usize) -> Result<Vec<u8>> {
+    let text = if scanner.eat("\"") {
+        let text = scanner.take_while(|byte| byte != b'"');
+        ensure!(scanner.eat("\""), "data parameter: unterminated base64:\"...: add the closing '\"'");
+        text
+    } else {
+        let text =
+            scanner.take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='));
+        ensure!(!text.is_empty(), "data parameter: base64: needs data, at offset {start}");
+        text
+    };
+    super::decode_base64(text)
+        .with_context(|| format!("data parameter: cannot decode base64: at offset {start}"))
 }
 
 /// `le16:N` and so on.

@@ -25,7 +25,10 @@ fn files(size: usize) -> Vec<NamedTempFile> {
 }
 
 fn start(file: &NamedTempFile, uncached: bool, no_ring: bool) -> Arc<Chain> {
-    let hints = Hints { uncached, no_ring, ..Hints::default() };
+    start_with(file, Hints { direct: uncached, no_ring, ..Hints::default() })
+}
+
+fn start_with(file: &NamedTempFile, hints: Hints) -> Arc<Chain> {
     let mut chain = Chain::new(Box::new(FilePlugin { hints, ..FilePlugin::default() }), Vec::new());
     chain.config("file", file.path().as_os_str()).unwrap();
     chain.config_complete().unwrap();
@@ -119,10 +122,12 @@ proptest! {
     #[test]
     fn it_is_an_array_of_bytes(steps in prop::collection::vec((step(), any::<bool>()), 1..40)) {
         for file in files(SIZE) {
-            for (uncached, no_ring) in [(true, false), (true, true), (false, false)] {
+            for (direct, dropping, no_ring) in
+                [(true, false, false), (true, false, true), (false, false, false), (false, true, false)]
+            {
                 file.as_file().set_len(0).unwrap();
                 file.as_file().set_len(SIZE as u64).unwrap();
-                let chain = start(&file, uncached, no_ring);
+                let chain = start_with(&file, Hints { direct, dropping, no_ring, ..Hints::default() });
                 let sessions = [open(&chain), open(&chain)];
                 let mut model = vec![0; SIZE];
                 for (step, second) in &steps {
@@ -229,6 +234,28 @@ fn the_page_cache_stays_free() {
     write(&session, &[9; 200], (1 << 20) - 100, Flags::empty());
     assert!(is_cold(&file, 1 << 20, 1));
     assert!(read(&session, 200, (1 << 20) - 100) == [9; 200]);
+}
+
+#[test]
+fn the_page_cache_lets_go_of_what_was_used() {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().write_all_at(&[7; 1 << 20], 0).unwrap();
+    cool(&file);
+    if !is_cold(&file, 0, 1) {
+        return; // A file system in memory.
+    }
+    let session = open(&start_with(&file, Hints { dropping: true, ..Hints::default() }));
+    assert!(read(&session, 300_000, 65_536) == vec![7; 300_000]);
+    assert!(is_cold(&file, 81_920, 4096), "what was read is dropped");
+    write(&session, &[8; 1000], 500_000, Flags::empty());
+    assert!(!is_cold(&file, 500_000, 1000), "writes gather");
+    session.flush().unwrap();
+    assert!(is_cold(&file, 500_000, 1000), "a flush drops what was written");
+    for piece in 0..64 {
+        write(&session, &[9; 1 << 20], 0, Flags::empty());
+        assert!(read(&session, 1, piece) == [9]);
+    }
+    assert!(is_cold(&file, 524_288, 4096), "so does a window of writes");
 }
 
 #[test]

@@ -32,7 +32,7 @@ use crate::{holes, lock::Lock};
 /// File systems in memory, where a read never waits and that do not all know `RWF_NOWAIT`: tmpfs, ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// With `cache=none` but without direct I/O, how much may wait in the page cache to be written back, in bytes.
+/// Where the page cache is used but to be free, how much may wait in the page cache to be written back, in bytes.
 const UNCACHED_WINDOW: u64 = 32 << 20;
 
 /// See the module.
@@ -52,7 +52,7 @@ pub(super) struct Disk {
     near: bool,
     in_memory: bool,
     hints: Hints,
-    /// Written since the page cache was last emptied, in bytes (with `cache=none`).
+    /// Written since the page cache was last emptied, in bytes, where it is to be free.
     dirty: AtomicU64,
     /// What the file system turned out not to do. To find out anew costs a call each, so each is kept.
     no_nowait: AtomicBool,
@@ -96,7 +96,7 @@ impl Disk {
         let device = is_device.then(|| ioctl_blksszget(&file).map_or(512, u64::from));
         let in_memory = !is_device
             && fstatfs(&file).is_ok_and(|fs| IN_MEMORY.contains(&(fs.f_type as u64 & 0xffff_ffff)));
-        let direct = (hints.uncached && !in_memory)
+        let direct = (hints.direct && !in_memory)
             .then(|| Direct::open(&file, (writable, is_device), size, files))
             .flatten();
         Ok(Disk {
@@ -161,7 +161,7 @@ impl Disk {
         if self.in_memory {
             return read_all(&self.file, buf, offset).is_ok();
         }
-        if self.no_nowait.load(Relaxed) || self.hints.uncached {
+        if self.no_nowait.load(Relaxed) || self.hints.uncached() {
             return false;
         }
         let length = buf.len();
@@ -183,7 +183,7 @@ impl Disk {
         match &self.direct {
             Some(direct) => !direct.is_refused(),
             None => {
-                op == Op::Read && !self.in_memory && !self.hints.uncached && !self.no_nowait.load(Relaxed)
+                op == Op::Read && !self.in_memory && !self.hints.uncached() && !self.no_nowait.load(Relaxed)
             }
         }
     }
@@ -214,7 +214,7 @@ impl Disk {
 
     /// The page cache is used, although it is not to be.
     fn must_drop_cache(&self) -> bool {
-        self.hints.uncached && self.direct.as_ref().is_none_or(|direct| direct.is_refused())
+        self.hints.uncached() && self.direct.as_ref().is_none_or(|direct| direct.is_refused())
     }
 
     /// Drops a range that was read from the page cache again; 0: all of the file. Only a hint, so without errors.
@@ -251,8 +251,8 @@ impl Handle for Disk {
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
         if request.may_lend() {
-            // With `cache=none` we have to see the requests.
-            let lent = !self.hints.uncached && (request.op() == Op::Read || request.flags().is_empty());
+            // Where the page cache is to be free we have to see the requests.
+            let lent = !self.hints.uncached() && (request.op() == Op::Read || request.flags().is_empty());
             let loan = Loan { fd: self.file.as_fd(), offset: request.offset() };
             return if lent { Outcome::Lent(loan) } else { Outcome::NeedsThread };
         }
@@ -268,7 +268,7 @@ impl Handle for Disk {
         let inline = match op {
             Op::Read | Op::Write if self.waits_in_ring(op) => return self.start(request),
             // Into the page cache.
-            Op::Write => plain && !self.hints.uncached,
+            Op::Write => plain && !self.hints.uncached(),
             Op::Trim => plain && self.device.is_none(),
             Op::Extents => self.in_memory,
             // Zero may have to write, the others may wait for the device.
@@ -283,7 +283,7 @@ impl Handle for Disk {
         }
         write_all(&self.file, buf, offset, flags, &self.no_dsync)?;
         let length = buf.len() as u64;
-        if self.hints.uncached && self.dirty.fetch_add(length, Relaxed) + length >= UNCACHED_WINDOW {
+        if self.hints.uncached() && self.dirty.fetch_add(length, Relaxed) + length >= UNCACHED_WINDOW {
             self.flush()?;
         }
         Ok(())
@@ -337,7 +337,7 @@ impl Handle for Disk {
     }
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        if self.hints.uncached {
+        if self.hints.uncached() {
             return Ok(());
         }
         fadvise(&self.file, offset, std::num::NonZeroU64::new(length), Advice::WillNeed)

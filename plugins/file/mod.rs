@@ -54,12 +54,21 @@ struct FilePlugin {
 struct Hints {
     /// Advice for the kernel's read-ahead.
     advice: Option<Advice>,
-    /// Keep the page cache free of this disk.
-    uncached: bool,
+    /// Past the page cache, where the file system can.
+    direct: bool,
+    /// Through the page cache, which drops what was used.
+    dropping: bool,
     /// `-D file.zero`: how ranges are freed and zeroed is told in the log.
     tell: bool,
     /// Do without io_uring, as where the kernel does not allow it.
     no_ring: bool,
+}
+
+impl Hints {
+    /// The page cache is to be free of this disk.
+    fn uncached(&self) -> bool {
+        self.direct || self.dropping
+    }
 }
 
 impl FilePlugin {
@@ -109,7 +118,7 @@ impl Plugin for FilePlugin {
              cache=MODE              Use of the page cache: default or none\n\
              lock=off|auto|on        Lock the file against other programs (default auto)\n\
              format=raw              Serve an image of another format as it is, for writing too\n\
-             reduce-memory-pressure=BOOL  If true, as cache=none",
+             reduce-memory-pressure=BOOL  Drop from the page cache what was read or written (default false)",
         )
         .magic("file")
     }
@@ -134,14 +143,14 @@ impl Plugin for FilePlugin {
                 }
             }
             "cache" => {
-                self.hints.uncached = match params::text(value)? {
+                self.hints.direct = match params::text(value)? {
                     "default" => false,
                     "none" => true,
                     other => bail!("unknown cache mode '{other}': use default or none"),
                 }
             }
             "lock" | "format" => return self.guard.config(key, value),
-            "reduce-memory-pressure" => self.hints.uncached = params::boolean(value)?,
+            "reduce-memory-pressure" => self.hints.dropping = params::boolean(value)?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -10,8 +10,9 @@ mod functions;
 mod script;
 
 use std::{
-    ffi::OsStr,
+    ffi::{CStr, OsStr, c_char},
     io::{self, Write},
+    ptr,
     sync::Arc,
 };
 
@@ -32,6 +33,21 @@ fn script() -> Result<Arc<Script>> {
 /// Calls a function of the script's life, if it has one of that name.
 fn step(method: &str) -> Result<()> {
     script()?.call::<()>(method, ()).map(drop)
+}
+
+/// What the server says about the plugin once there is a script: what the script says about itself. Servers that do not know
+/// this function say what they always do.
+///
+/// # Safety
+/// The name of a field, as a terminated string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn plugin_text(field: *const c_char) -> *const c_char {
+    // SAFETY: the caller promises it.
+    let field = unsafe { CStr::from_ptr(field) };
+    nbdkit::bridge::border("plugin_text", ptr::null(), || {
+        // It stays until the plugin is unloaded.
+        Ok(SCRIPT.lock().as_ref().and_then(|script| script.text(field)).map_or(ptr::null(), CStr::as_ptr))
+    })
 }
 
 /// The plugin; its handles are [`Disk`]s.
@@ -91,6 +107,10 @@ impl Server for Lua {
             "script=<FILENAME>     (required) The Lua script to run.\n\
              [other arguments may be used by the plugin that you load]",
         )
+    }
+
+    fn magic_config_key() -> Option<&'static str> {
+        Some("script")
     }
 
     fn dump_plugin() {

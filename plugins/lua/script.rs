@@ -1,6 +1,10 @@
 //! A script: its Lua state, calls of its functions, and what becomes of its errors.
 
-use std::{ffi::OsStr, fs, path::Path};
+use std::{
+    ffi::{CStr, CString, OsStr},
+    fs,
+    path::Path,
+};
 
 use mlua::{FromLuaMulti, Function, IntoLuaMulti, Lua, Table, Value};
 use nbdkit::{Error, Result};
@@ -14,7 +18,13 @@ pub(crate) struct Script {
     lua: Lua,
     /// As given on the command line, for messages.
     name: String,
+    /// What the script says about itself, by name.
+    texts: Vec<(&'static CStr, CString)>,
 }
+
+/// Global strings of a script that say what it is, as the fields of a plugin in C do.
+const TEXTS: [&CStr; 6] =
+    [c"name", c"longname", c"version", c"description", c"config_help", c"magic_config_key"];
 
 impl Script {
     /// Runs a script's top level.
@@ -27,7 +37,9 @@ impl Script {
         // SAFETY: a script may do whatever its author wants: the user who runs it could as well.
         let lua = unsafe { Lua::unsafe_new() };
         let globals = lua.globals();
-        let script = Script { globals, lua, name };
+        let mut script = Script { globals, lua, name, texts: Vec::new() };
+        // Lua has a function of that name, which is not the script's.
+        let builtin = script.function("load")?;
         functions::install(&script.lua).map_err(|e| script.error("load", &e))?;
         let chunk = script.lua.load(without_shebang(&source)).set_name(format!("@{}", script.name));
         chunk.exec().map_err(|e| script.error("load", &e))?;
@@ -40,7 +52,33 @@ impl Script {
                 return Err(Error::new(libc::EINVAL, text));
             }
         }
+        if script.function("load")? != builtin {
+            script.call::<()>("load", ())?;
+        }
+        script.texts = script.read_texts()?;
         Ok(script)
+    }
+
+    /// Other things may be called so in a script that does not mean to say what it is: those are left alone.
+    fn read_texts(&self) -> Result<Vec<(&'static CStr, CString)>> {
+        let mut texts = Vec::new();
+        for field in TEXTS {
+            let name = field.to_string_lossy();
+            let value: Value = self.globals.get(&*name).map_err(|e| self.error(&name, &e))?;
+            let Value::String(text) = value else { continue };
+            let Ok(text) = CString::new(&*text.as_bytes()) else { continue };
+            let is_name = field == c"name";
+            let valid = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+            if !is_name || text.to_bytes().iter().all(valid) {
+                texts.push((field, text));
+            }
+        }
+        Ok(texts)
+    }
+
+    /// What the script says of a field, if it does.
+    pub(crate) fn text(&self, field: &CStr) -> Option<&CStr> {
+        self.texts.iter().find(|(name, _)| *name == field).map(|(_, text)| text.as_c_str())
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -1,11 +1,14 @@
 //! Where a disk in memory keeps its data: what `allocator=` chooses.
 
-use std::{ffi::OsStr, sync::Arc};
+use std::ffi::OsStr;
 
 use anyhow::{Context as _, bail};
 use nbdkit_core::{BlockSize, params};
 
-use super::{compressed::Compressed, plain::Plain};
+use super::{
+    compressed::{self, Compressed},
+    plain::{self, Plain},
+};
 
 /// The chosen allocator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,16 +66,15 @@ impl Allocator {
     ///
     /// # Errors
     /// Those of the system.
-    pub(crate) fn make(self, size: u64) -> anyhow::Result<Arc<Storage>> {
+    pub(crate) fn make(self, size: u64) -> anyhow::Result<Storage> {
         let plain =
             |mlock| Plain::new(size, mlock).with_context(|| format!("could not make a disk of {size} bytes"));
-        Ok(Arc::new(match self {
-            Self::Sparse => Storage { data: Data::Plain(plain(false)?), preferred: 32768 },
-            Self::Malloc { mlock } => Storage { data: Data::Plain(plain(mlock)?), preferred: 512 },
-            Self::Zstd { level } => {
-                Storage { data: Data::Compressed(Compressed::new(size, level)), preferred: 32768 }
-            }
-        }))
+        let (data, preferred) = match self {
+            Self::Sparse => (Data::Plain(plain(false)?), 32768),
+            Self::Malloc { mlock } => (Data::Plain(plain(mlock)?), 512),
+            Self::Zstd { level } => (Data::Compressed(Compressed::new(size, level)), 32768),
+        };
+        Ok(Storage { data, preferred, told: None })
     }
 
     /// What `--dump-plugin` tells of allocators: scripts look there before they use one.
@@ -85,6 +87,7 @@ impl Allocator {
 pub(crate) struct Storage {
     pub(super) data: Data,
     preferred: u32,
+    told: Option<&'static str>,
 }
 
 pub(super) enum Data {
@@ -93,22 +96,48 @@ pub(super) enum Data {
 }
 
 impl Storage {
-    /// Fills the disk before anybody has opened it.
+    /// The same, whose pages that are written and given up are told in the log, as those of the plugin of that name.
+    pub(crate) fn told(self, plugin: Option<&'static str>) -> Self {
+        Storage { told: plugin, ..self }
+    }
+
+    /// Whether all requests have to be seen here.
+    pub(super) fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Tells what becomes of the pages of a range.
+    fn tell(&self, what: &str, length: u64, at: u64) {
+        if let (Some(plugin), Some(last)) = (self.told, length.checked_sub(1)) {
+            let (size, page) = match &self.data {
+                Data::Plain(_) => (plain::PAGE, "page"),
+                Data::Compressed(_) => (compressed::PAGE, "compressed page"),
+            };
+            let (from, to) = (at / size, (at + last) / size);
+            log::debug!(
+                "{plugin}: dir: {page} {from} to {to}, of {size} bytes: {what} {length} bytes at {at}"
+            );
+        }
+    }
+
+    /// Writes to the disk.
     ///
     /// # Errors
     /// Those of the system.
     pub(crate) fn write(&self, data: &[u8], at: u64) -> nbdkit_core::Result<()> {
+        self.tell("write", data.len() as u64, at);
         match &self.data {
             Data::Plain(plain) => plain.write(data, at),
             Data::Compressed(compressed) => compressed.write(data, at),
         }
     }
 
-    /// Makes a range a hole before anybody has opened the disk.
+    /// Makes a range read as zeroes, a hole as far as it is whole pages.
     ///
     /// # Errors
     /// Those of the system.
     pub(crate) fn clear(&self, length: u64, at: u64) -> nbdkit_core::Result<()> {
+        self.tell("clear", length, at);
         match &self.data {
             Data::Plain(plain) => plain.punch(length, at),
             Data::Compressed(compressed) => compressed.zero(length, at),

@@ -13,7 +13,7 @@ use nbdkit_core::{
 use zstd::bulk::{Compressor, Decompressor};
 
 /// What is compressed at a time, in bytes: small enough for small writes, large enough to compress well.
-const PAGE: u64 = 32768;
+pub(super) const PAGE: u64 = 32768;
 /// How many locks the pages share.
 const LOCKS: usize = 64;
 /// Most extents of one answer, which may be shorter than the question.

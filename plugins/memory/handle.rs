@@ -68,6 +68,7 @@ impl Handle for Shared {
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
         let slow = match &self.disk.data {
+            Data::Plain(_) if request.may_lend() && self.disk.is_told() => return Outcome::NeedsThread,
             Data::Plain(plain) if request.may_lend() => return Outcome::Lent(plain.loan(request.offset())),
             // Zeroes that have to be written take longer than a copy.
             Data::Plain(plain) => request.op() == Op::Zero && plain.is_locked(),

@@ -39,6 +39,8 @@ pub(crate) fn new() -> Box<dyn Plugin> {
 struct Memory {
     size: Option<u64>,
     allocator: Allocator,
+    /// `-D memory.dir`: see [`Storage::told`].
+    tell_pages: bool,
     disk: Option<Arc<Storage>>,
 }
 
@@ -55,6 +57,14 @@ impl Plugin for Memory {
     fn callbacks(&self) -> Option<Vec<&'static str>> {
         let life = ["block_size", "config_complete", "dump_plugin", "get_ready", "after_fork"];
         Some([crate::EVERYTHING, &life].concat())
+    }
+
+    fn debug_flag(&mut self, name: &str, value: i32) -> bool {
+        let known = name == "dir";
+        if known {
+            self.tell_pages = value != 0;
+        }
+        known
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -77,7 +87,8 @@ impl Plugin for Memory {
 
     fn get_ready(&mut self) -> anyhow::Result<()> {
         let size = self.size.context("the size is not known yet")?;
-        self.disk = Some(self.allocator.make(size)?);
+        let disk = self.allocator.make(size)?.told(self.tell_pages.then_some("memory"));
+        self.disk = Some(Arc::new(disk));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::testkit;
 
 fn disk(size: u64) -> Shared {
-    Shared::new(Allocator::Sparse.make(size).unwrap())
+    Shared::new(Allocator::Sparse.make(size).unwrap().into())
 }
 
 fn extents(handle: &Shared, range: Range<u64>) -> Vec<(u64, u64, u32)> {
@@ -165,7 +165,7 @@ fn each_allocator_has_its_best_block_size() {
 }
 
 fn compressed(size: u64) -> Shared {
-    Shared::new(Allocator::Zstd { level: 3 }.make(size).unwrap())
+    Shared::new(Allocator::Zstd { level: 3 }.make(size).unwrap().into())
 }
 
 #[test]

@@ -16,7 +16,10 @@ mod module;
 mod script;
 mod server;
 
-use std::ffi::c_char;
+use std::{
+    ffi::{CStr, c_char},
+    ptr,
+};
 
 use nbdkit::bridge::abi;
 
@@ -31,9 +34,13 @@ pub extern "C" fn plugin_init() -> *const abi::Plugin {
 
 /// What the server says about the plugin once there is a script: the script's own docstring. Servers that do not know
 /// this function say what they always do.
+///
+/// # Safety
+/// The name of a field, as a terminated string.
 #[unsafe(no_mangle)]
-pub extern "C" fn plugin_description() -> *const c_char {
-    callbacks::description()
+pub unsafe extern "C" fn plugin_text(field: *const c_char) -> *const c_char {
+    // SAFETY: the caller promises it.
+    if unsafe { CStr::from_ptr(field) } == c"description" { callbacks::description() } else { ptr::null() }
 }
 
 fn plugin() -> abi::Plugin {

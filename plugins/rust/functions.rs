@@ -25,6 +25,48 @@ pub fn write_debug_message(message: fmt::Arguments<'_>) {
     unsafe { sys::nbdkit_debug(c"%s".as_ptr(), message.as_ptr()) }
 }
 
+/// Logs bytes in hexadecimal, sixteen to a line, when the server runs with `-v`. `start` is what the offset of the first
+/// one is to be called, `prefix` stands before each line.
+///
+/// Servers before nbdkit 1.46 cannot; they log how many bytes there are.
+///
+/// ```no_run
+/// # let (buf, offset) = ([0; 512], 0);
+/// nbdkit::debug_hexdump(&buf, "read: ", offset);
+/// ```
+pub fn debug_hexdump(bytes: &[u8], prefix: &str, start: u64) {
+    let text = sys::c_string(prefix);
+    // SAFETY: that is the function's type.
+    match unsafe { sys::newer_function::<sys::Hexdump>(c"nbdkit_debug_hexdump") } {
+        // SAFETY: bytes of that length and a C string, which live through the call.
+        Some(dump) => unsafe { dump(bytes.as_ptr().cast(), bytes.len(), text.as_ptr(), start) },
+        None => crate::debug!("{prefix}{} bytes at {start:#x}", bytes.len()),
+    }
+}
+
+/// Logs the lines of [`debug_hexdump`] in which `new` differs from `old`, as a diff.
+///
+/// Servers before nbdkit 1.46 cannot; they log how many bytes differ.
+///
+/// # Panics
+///
+/// The two differ in length.
+pub fn debug_hexdiff(old: &[u8], new: &[u8], prefix: &str, start: u64) {
+    assert_eq!(old.len(), new.len(), "debug_hexdiff compares buffers of the same length");
+    let text = sys::c_string(prefix);
+    // SAFETY: that is the function's type.
+    match unsafe { sys::newer_function::<sys::Hexdiff>(c"nbdkit_debug_hexdiff") } {
+        // SAFETY: two buffers of that length and a C string, which live through the call.
+        Some(diff) => unsafe {
+            diff(old.as_ptr().cast(), new.as_ptr().cast(), old.len(), text.as_ptr(), start);
+        },
+        None => {
+            let changed = old.iter().zip(new).filter(|(old, new)| old != new).count();
+            crate::debug!("{prefix}{changed} bytes differ from {start:#x} on");
+        }
+    }
+}
+
 /// Sets the errno that the client gets if the current callback fails with an [`Error`] that has none (0).
 pub fn set_error(errno: i32) {
     // SAFETY: any number may be set; it belongs to this thread.

@@ -112,8 +112,8 @@ pub use flags::{BlockSize, CacheFlags, ExtentType, Flags, FuaFlags, ThreadModel}
 #[doc(hidden)]
 pub use functions::write_debug_message;
 pub use functions::{
-    disconnect, export_name, is_stdio_safe, is_tls, parse_bool, parse_probability, parse_size, set_error,
-    shutdown, stdio_safe,
+    debug_hexdiff, debug_hexdump, disconnect, export_name, is_stdio_safe, is_tls, parse_bool,
+    parse_probability, parse_size, set_error, shutdown, stdio_safe,
 };
 pub use identity::{peer_gid, peer_pid, peer_security_context, peer_tls_dn, peer_tls_issuer_dn, peer_uid};
 pub use lists::{ExportHandle, ExtentHandle};

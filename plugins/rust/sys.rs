@@ -37,6 +37,17 @@ unsafe extern "C" {
 
 /// `nbdkit_disconnect`, since nbdkit 1.34.
 pub(crate) type Disconnect = unsafe extern "C" fn(force: c_int);
+/// `nbdkit_debug_hexdump`, since nbdkit 1.46.
+pub(crate) type Hexdump =
+    unsafe extern "C" fn(buffer: *const c_void, length: usize, prefix: *const c_char, start: u64);
+/// `nbdkit_debug_hexdiff`, since nbdkit 1.46.
+pub(crate) type Hexdiff = unsafe extern "C" fn(
+    old: *const c_void,
+    new: *const c_void,
+    length: usize,
+    prefix: *const c_char,
+    start: u64,
+);
 /// `nbdkit_parse_probability`, since nbdkit 1.36.
 pub(crate) type ParseProbability =
     unsafe extern "C" fn(what: *const c_char, text: *const c_char, result: *mut f64) -> c_int;

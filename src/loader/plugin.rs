@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    ffi::{CString, OsStr, OsString, c_char, c_int},
+    ffi::{CStr, CString, OsStr, OsString, c_char, c_int},
     mem::MaybeUninit,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::Path,
@@ -30,16 +30,17 @@ use crate::{
     strings::{GLOBAL, c_string, owned, text},
 };
 
-/// The optional function `plugin_description` of a library: null or a string that stays.
-type Describe = unsafe extern "C" fn() -> *const c_char;
+/// The optional function `plugin_text` of a library: a text about the plugin as it is now, by the name of its field in the
+/// structure; null or a string that stays.
+type Text = unsafe extern "C" fn(*const c_char) -> *const c_char;
 
 /// What a plugin registered, with the library it is in.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) table: abi::Plugin,
     pub(crate) name: String,
-    /// Describes the plugin better once it is configured, as one that runs a script.
-    describe: Option<Describe>,
+    /// Knows more about the plugin once it is configured, as one that runs a script.
+    text: Option<Text>,
     /// Unloaded by the last who lets go of this.
     _module: Module,
 }
@@ -98,8 +99,8 @@ fn load(path: &Path, flags: &mut DebugFlags, any_name: bool) -> Result<Box<dyn P
     // SAFETY: as above.
     let magic = unsafe { owned(table.magic_config_key) };
     let info = Info { magic_config_key: (!magic.is_empty()).then(|| magic.into()), ..info };
-    let describe = module.entry("plugin", c"plugin_description").ok();
-    let loaded = Arc::new(Loaded { table, name, describe, _module: module });
+    let text = module.entry("plugin", c"plugin_text").ok();
+    let loaded = Arc::new(Loaded { table, name, text, _module: module });
     Ok(Box::new(CPlugin { loaded, info, max_model, model: Mutex::new(None) }))
 }
 
@@ -158,6 +159,15 @@ impl Loaded {
         outcome.error(what, errno)
     }
 
+    /// What the plugin says now of a field, if it says more than it did when it was loaded.
+    fn text_now(&self, field: &CStr) -> Option<String> {
+        let text = self.text?;
+        // SAFETY: the library is loaded, and the name is a terminated string.
+        let text = call(Scope::default(), || unsafe { text(field.as_ptr()) }).succeeded();
+        // SAFETY: null or a string that stays.
+        Some(unsafe { owned(text) }).filter(|text| !text.is_empty())
+    }
+
     /// As [`error`](Self::error) when `failed` says so of the value, else the value.
     pub(crate) fn check<R: Copy>(
         &self,
@@ -199,14 +209,19 @@ impl CPlugin {
 impl Plugin for CPlugin {
     fn info(&self) -> Info {
         let mut info = self.info.clone();
-        if let Some(describe) = self.loaded.describe {
-            // SAFETY: the library is loaded.
-            let description = call(Scope::default(), || unsafe { describe() }).succeeded();
-            // SAFETY: null or a string that stays.
-            let description = unsafe { owned(description) };
-            if !description.is_empty() {
-                info.description = description.into();
+        for (field, value) in [
+            (c"name", &mut info.name),
+            (c"longname", &mut info.longname),
+            (c"version", &mut info.version),
+            (c"description", &mut info.description),
+            (c"config_help", &mut info.config_help),
+        ] {
+            if let Some(text) = self.loaded.text_now(field) {
+                *value = text.into();
             }
+        }
+        if let Some(key) = self.loaded.text_now(c"magic_config_key") {
+            info.magic_config_key = Some(key.into());
         }
         info
     }

@@ -1,7 +1,7 @@
 //! One connection from its first byte to its last.
 //!
-//! The two probes are for SystemTap and bpftrace, under the names that nbdkit gives them; unused, each is one instruction
-//! that does nothing.
+//! The probes are for SystemTap and bpftrace, two of them under the names that nbdkit gives them; unused, each is one
+//! instruction that does nothing.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(crate) fn run(
     name: &str,
     awake: Awake,
 ) {
-    probe::probe!(nbdkit, handle_single_connection);
+    probe::probe!(nbdkit, handle_single_connection, client.number);
     log::debug!("connected: {:?}", client.peer);
     close_on_request(client, stream);
     let mut wire = Wire::new(stream.clone(), config.handshake_timeout);
@@ -59,7 +59,7 @@ fn begin(
     client: &Arc<Client>,
     wire: &mut Wire,
 ) -> anyhow::Result<Option<crate::requests::Requests>> {
-    probe::probe!(nbdkit, preconnect);
+    probe::probe!(nbdkit, preconnect, client.number, u64::from(config.readonly));
     let connection = chain.connect(client.clone(), config.readonly).map_err(|e| {
         log::error!("preconnect: {e}");
         e

@@ -132,6 +132,45 @@ assert h.pread(8, 12345) == b'written' + bytes(1)
     }
 }
 
+/// Buffers in hexadecimal, as far as the server can.
+#[test]
+fn hexadecimal_dumps() {
+    let dir = crate::util::temp();
+    let source = dir.path().join("dump.rs");
+    let text = r#"
+use nbdkit::*;
+struct Dump;
+impl Server for Dump {
+    fn name() -> &'static str { "dump" }
+    fn config_complete() -> Result<()> {
+        debug_hexdump(b"0123456789abcdefXYZ", "is ", 3);
+        debug_hexdiff(&[0; 20], &[[0; 16].as_slice(), &[0, 1, 0, 0]].concat(), "diff ", 0);
+        Ok(())
+    }
+    fn open(_: bool) -> Result<Box<dyn Server>> { Ok(Box::new(Dump)) }
+    fn get_size(&self) -> Result<i64> { Ok(512) }
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<()> { Ok(()) }
+}
+plugin!(Dump { config_complete });
+"#;
+    fs::write(&source, text).expect("write");
+    let plugin = build("hexdump", &sdk(), &source);
+    let said = |program| run([program, "-v", "-U", "-", &plugin, "--run", "true"]).stderr;
+    let ours = said(NBDKIT);
+    for line in [
+        "debug: is 00000000:          30 31 32",
+        "debug: is 00000010: 64 65 66 58",
+        "diff -00000010: 00",
+        "diff +00000010:    01",
+    ] {
+        assert!(ours.contains(line), "{line}: {ours}");
+    }
+    let theirs = said(C_NBDKIT);
+    for line in ["debug: is 19 bytes at 0x3", "debug: diff 1 bytes differ from 0x0 on"] {
+        assert!(theirs.contains(line), "{line}: {theirs}");
+    }
+}
+
 /// The SDK's own examples.
 #[test]
 fn the_examples_of_the_sdk() {

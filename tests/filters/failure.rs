@@ -37,6 +37,26 @@ except nbd.Error as e:
     assert_eq!(server.stderr().matches("debug: memory: open ").count(), 4, "{}", server.stderr());
 }
 
+/// Messages, `--version` and `-D` call it as the C nbdkit does.
+#[test]
+fn the_error_filter_is_called_error_inject() {
+    for program in [crate::util::NBDKIT, "nbdkit"] {
+        let version = crate::util::run_ok([program, "--filter=error", "memory", "--version"]);
+        assert!(version.lines().any(|line| line.starts_with("error-inject 1.")), "{version}");
+        let words = ["-f", "-v", "-U", "-", "-D", "error-inject.x=1", "--filter=error", "memory", "1M"];
+        let more = ["error-pread-rate=100%", "--run", "nbdsh -u \"$uri\" -c 'h.pread(1, 0)'"];
+        let said = crate::util::run([program].iter().chain(&words).chain(&more)).stderr;
+        for line in [
+            "debug: error-inject: open ",
+            "debug: error-inject: pread ",
+            "injecting EIO error into pread",
+            "-D error-inject.x: error-inject does not contain a global variable called error-inject_debug_x",
+        ] {
+            assert!(said.contains(line), "{program}: {line}: {said}");
+        }
+    }
+}
+
 #[test]
 fn retry_request_opens_once() {
     let words = ["-v", "--filter=retry-request", "--filter=error", "memory", "1M", "error-pread=EIO"];
@@ -51,7 +71,7 @@ except nbd.Error as e:
     );
     let stderr = server.stderr();
     assert_eq!(stderr.matches("debug: memory: open ").count(), 1, "{stderr}");
-    assert_eq!(stderr.matches("debug: error: pread ").count(), 4, "{stderr}");
+    assert_eq!(stderr.matches("debug: error-inject: pread ").count(), 4, "{stderr}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn requests_are_counted_for_each_layer() {
     let counted = stats(mount.path());
     let layers = counted["layers"].as_array().expect("layers");
     let names: Vec<&str> = layers.iter().filter_map(|layer| layer["name"].as_str()).collect();
-    assert_eq!(names, ["error", "offset", "memory"]);
+    assert_eq!(names, ["error-inject", "offset", "memory"]);
     for requests in layers.iter().map(|layer| &layer["requests"]).chain([&counted["requests"]]) {
         let write = &requests["write"];
         assert_eq!((&write["count"], &write["bytes"]), (&10.into(), &40960.into()), "{counted}");

@@ -388,6 +388,48 @@ h.pwrite(b'x', 0, nbd.CMD_FLAG_FUA)";
     }
 }
 
+/// What a script says about itself, which servers of C take no notice of; and its function `load`, which is not Lua's.
+#[test]
+fn what_a_script_says_about_itself() {
+    let dir = temp();
+    let texts = "
+name = 'letters'
+longname = 'a disk of letters'
+version = '7.8'
+description = 'Nothing but one letter.'
+config_help = 'letter=LETTER  The letter'
+magic_config_key = 'letter'
+assert(load('return 5')() == 5)
+";
+    let config = "function config(k, v) assert(k == 'letter'); letter = v end
+        function pread(h, count) return string.rep(letter, count) end";
+    let path = written(dir.path(), &format!("{texts}{MINIMAL}{config}"));
+    lua();
+    let help = run_ok([NBDKIT, "lua", &path, "--help"]);
+    for line in
+        ["plugin: letters (a disk of letters)", "Nothing but one letter.", "letter=LETTER  The letter"]
+    {
+        assert!(help.lines().any(|l| l == line), "{line}: {help}");
+    }
+    let dump = run_ok([NBDKIT, "lua", &path, "--dump-plugin"]);
+    for line in ["name=letters", "version=7.8", "magic_config_key=letter"] {
+        assert!(dump.lines().any(|l| l == line), "{line}: {dump}");
+    }
+    let first = run_ok([NBDKIT, "-U", "-", "lua", &path, "q", "--run", "nbdcopy \"$uri\" - | head -c 3"]);
+    assert_eq!(first, "qqq");
+    run_ok([C_NBDKIT, "-U", "-", &lua(), &path, "letter=q", "--run", "nbdinfo \"$uri\""]);
+
+    // Other uses of those names mean nothing.
+    let path = written(dir.path(), &format!("name, version, description = 'no name', 3, {{}}\n{MINIMAL}"));
+    let dump = run_ok([NBDKIT, "lua", &path, "--dump-plugin"]);
+    assert!(dump.contains("\nname=lua\n"), "{dump}");
+    let path = written(dir.path(), &format!("{MINIMAL}function load() error('not today') end"));
+    for (program, plugin) in servers() {
+        let said = run([program, "-U", "-", &plugin, &path, "--run", "true"]);
+        assert!(said.code != 0 && said.stderr.contains("not today"), "{}", said.stderr);
+    }
+}
+
 /// A script in the plugin directory, or anywhere, that the kernel could run.
 #[test]
 fn an_executable_script_is_a_plugin() {

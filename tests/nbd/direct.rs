@@ -183,3 +183,30 @@ impl Drop for Detach {
         let _ = std::process::Command::new("losetup").arg("-d").arg(&self.0).output();
     }
 }
+
+/// Between the two: the page cache is used, and lets go of what was read and written.
+#[test]
+fn reduce_memory_pressure() {
+    let dir = temp();
+    let disk = patterned(dir.path(), "disk", 4 * MIB as usize);
+    let disk = disk.to_str().expect("UTF-8");
+    sh(&format!("sync {disk}; dd if={disk} iflag=nocache count=0 status=none"));
+    let pages = || sh(&format!("fincore -n -b -o RES {disk}")).trim().parse::<u64>().expect("a number");
+    if pages() > 0 {
+        return; // A file system in memory.
+    }
+    for (value, few) in [("true", true), ("false", false)] {
+        let words = ["file", disk, &format!("reduce-memory-pressure={value}")];
+        let server = Server::start(words);
+        let open = sh(&format!("grep -h ^flags: /proc/{}/fdinfo/*", server.pid()));
+        let direct = open.lines().filter(|line| {
+            let flags = line.split_whitespace().last().and_then(|flags| u32::from_str_radix(flags, 8).ok());
+            flags.is_some_and(|flags| flags & 0o40000 != 0)
+        });
+        assert_eq!(direct.count(), 0, "no direct I/O");
+        sh(&format!("nbdcopy '{}' null:", server.uri()));
+        assert_eq!(pages() <= MIB / 4, few, "{value}: {} bytes after reading", pages());
+        util::nbdsh(&server.uri(), "h.pwrite(b'x' * 1000000, 0); h.flush()");
+        assert_eq!(pages() <= MIB / 4, few, "{value}: {} bytes after writing", pages());
+    }
+}

@@ -89,6 +89,20 @@ fn parameters_in_a_file() {
     // Words beside it count too, the last one of a key most.
     let words = format!("{NBDKIT} --filter=offset memory {words} range=4K --run 'nbdinfo --size \"$uri\"'");
     assert_eq!(sh(&words), "4096\n");
+    // A line is a word as it stands: blanks and quotes in it count, an @ is not special, names start from where the server does.
+    fs::write(dir.path().join("a 'file' @1"), [7; 512]).expect("write");
+    fs::write(&file, "a 'file' @1\n").expect("write");
+    let here = dir.path().display();
+    let out = sh(&format!(
+        "cd {here}; mkdir x; mv parameters x; {NBDKIT} file @x/parameters --run 'nbdinfo --size \"$uri\"'"
+    ));
+    assert_eq!(out, "512\n");
+    let odd = sh(&format!(
+        "cd {here}; cp \"a 'file' @1\" @odd; {NBDKIT} file file=@odd --run 'nbdinfo --size \"$uri\"'"
+    ));
+    assert_eq!(odd, "512\n");
+    let missing = util::run([NBDKIT, "file", "@/nonexistent"]).refused();
+    assert!(missing.contains("cannot read the parameters in /nonexistent"), "{missing}");
     // The words after "@" of the data plugin are its own.
     let size = util::run_ok([NBDKIT, "data", "@1", "--run", "nbdinfo --size \"$uri\""]);
     assert_eq!(size.trim(), "1");
@@ -156,5 +170,15 @@ fn probes_for_tracers() {
         .collect();
     for name in ["handle_single_connection", "preconnect"] {
         assert!(probes.contains(&("nbdkit", name)), "{probes:?}");
+    }
+    // The number of the connection; and whether the server is read-only.
+    for (name, count) in [("handle_single_connection", 1), ("preconnect", 2)] {
+        let (_, after) = notes.split_once(&format!("Name: {name}\n")).expect("the probe");
+        let arguments = after.lines().find_map(|line| line.trim().strip_prefix("Arguments:"));
+        let arguments: Vec<_> = arguments.expect("a line of arguments").split_whitespace().collect();
+        assert!(
+            arguments.len() == count && arguments.iter().all(|a| a.starts_with("-8@")),
+            "{name}: {arguments:?}"
+        );
     }
 }

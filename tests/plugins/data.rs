@@ -277,6 +277,16 @@ const LATER: &[(&str, Result<&str, &str>)] = &[
     ("((1 2)*4611686018427387904)*2", Err("larger than 2^63-1")),
     ("$x|x=$x", Err("the variable contains itself")),
     ("1*1048576*1048576|size=100", Ok("100: 01010101")),
+    // Base64 within the language: the syntax is our own.
+    ("base64:aGVsbG8=", Ok("5: 68656c6c")),
+    ("base64:aGVsbG8*2[3:] 1", Ok("8: 6c6f6865")),
+    ("(base64:/+8=)*2 -> \\a \\a", Ok("4: ffefffef")),
+    ("9 base64:\"/ +\n8=\"[1:]@4", Ok("4: 09ef0000")),
+    ("base64:\"\" 7", Ok("1: 07")),
+    ("7 base64: 1", Err("base64: needs data, at offset 2")),
+    ("7 base64:\"aGk=", Err("add the closing '\"'")),
+    ("7 base64:aGVsbG", Err("cannot decode base64: at offset 2")),
+    ("7 base64:\"a-k=\"", Err("cannot decode base64: at offset 2")),
 ];
 
 /// Size and digest of a disk.
@@ -411,4 +421,73 @@ fn dump_plugin_tells_what_scripts_look_for() {
         lines
     };
     assert_eq!(dump(NBDKIT), dump(C_NBDKIT));
+}
+
+#[test]
+fn debug_flags_show_the_tree_and_the_pages() {
+    let words =
+        ["-f", "-v", "-D", "data.AST=1", "-D", "data.dir=1", "data", "(1 $x)*2 @4096 \"ab\"", "x=\"yz\""];
+    let command = "nbdsh -u \"$uri\" -c 'h.pwrite(b\"x\", 4096)' -c 'h.trim(4098, 0)'";
+    let said = |program| super::captive(program, &words, command).stderr.replace("nbdkit: debug: ", "");
+    let ours = said(NBDKIT);
+    let tree = "BEGIN AST (-D data.AST=1)\n(\n    (\n        1\n        (\n            \"yz\"\n        )\n    )*2\n    \
+                @4096\n    \"ab\"\n)\nEND AST\n";
+    assert!(ours.contains(tree), "{ours}");
+    for page in [
+        "data: dir: page 1 to 1, of 4096 bytes: write 2 bytes at 4096",
+        "data: dir: page 1 to 1, of 4096 bytes: write 1 bytes at 4096",
+        "data: dir: page 0 to 1, of 4096 bytes: clear 4098 bytes at 0",
+    ] {
+        assert!(ours.contains(page), "{page}: {ours}");
+    }
+    let theirs = said(C_NBDKIT);
+    assert!(theirs.contains("BEGIN AST (-D data.AST=1)\n(\n") && theirs.contains(")\nEND AST\n"), "{theirs}");
+    for word in ["AST", "dir"] {
+        assert!(!ours.contains(&format!("data_debug_{word}")), "the flag is known: {ours}");
+    }
+    let quiet = super::captive(NBDKIT, &["-f", "-v", "data", "1"], "true").stderr;
+    assert!(!quiet.contains("AST") && !quiet.contains("dir:"), "{quiet}");
+}
+
+/// An image comes back from what the script makes of it, in both servers; a sparse one costs what is in it.
+#[test]
+fn disk2data_gives_the_same_disk() {
+    let dir = temp();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    crate::util::sh(&format!(
+        "cd {} && truncate -s 1M partitioned && echo start=1 | sfdisk -q partitioned
+         truncate -s 4M ext4 && mkfs.ext4 -q -F ext4
+         head -c 5000 /dev/urandom > random
+         printf '%s' 'it'\\''s \"quoted\" \\back' > text
+         python3 -c 'import sys; sys.stdout.buffer.write(b\"\\x55\\xaa\" * 3000 + b\"abc\\0\" * 99 + bytes(20) + b\"z\" * 7)' > patterns
+         truncate -s 0 empty
+         truncate -s 5000 zeroes",
+        dir.path().display()
+    ));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/disk2data.py");
+    for image in ["partitioned", "ext4", "random", "text", "patterns", "empty", "zeroes"] {
+        let (image, command) = (path(image), path("command"));
+        let made = run_ok(["python3", script, &image]);
+        assert!(made.starts_with("nbdkit data '"), "{made}");
+        fs::write(&command, &made).expect("write");
+        for program in [NBDKIT, C_NBDKIT] {
+            // The script's own command, with our words after it.
+            crate::util::sh(&format!(
+                "nbdkit() {{ command {program} -U - \"$@\" --run 'nbdcopy --allocated \"$uri\" - | cmp - {image} || exit 9'; }}
+                 . {command} || [ ! -s {image} ]"
+            ));
+        }
+        let text = run_ok(["python3", script, "--text", &image]);
+        assert!(made.contains(text.lines().next().unwrap_or_default()), "{text}");
+    }
+    let patterns = run_ok(["python3", script, "--text", &path("patterns")]);
+    assert!(patterns.contains("(85 170)*3000") && patterns.contains("122*7"), "{patterns}");
+    let large = path("large");
+    crate::util::sh(&format!(
+        "truncate -s 1T {large}; printf end | dd of={large} bs=1 seek=1099511627773 conv=notrunc status=none"
+    ));
+    let made = run_ok(["timeout", "20", "python3", script, &large]);
+    assert_eq!(made, "nbdkit data '\n  @0xfffffffffd 101 110 100\n  ' size=1099511627776\n");
+    let missing = run(["python3", script, "/nonexistent"]).refused();
+    assert_eq!(missing.trim(), "disk2data: /nonexistent: No such file or directory");
 }
