@@ -5,6 +5,7 @@ mod bad_input;
 mod chain;
 mod command_lines;
 mod docs;
+mod examples;
 mod filters;
 mod fuse;
 mod layering;
