@@ -1,7 +1,7 @@
 -- A disk that is a picture of the Mandelbrot set, in the format PGM. Each point is computed when it is read.
 --
 --   nbdkit lua fractal.lua width=1920 height=1080 --run 'nbdcopy "$uri" mandelbrot.pgm'
---   nbdkit-mount lua fractal.lua /mnt/x && display /mnt/x/nbd
+--   nbdkit-mount lua fractal.lua /mnt/x && cp /mnt/x/nbd mandelbrot.pgm
 local width, height, depth = 640, 480, 255
 local header
 

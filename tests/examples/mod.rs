@@ -11,6 +11,7 @@
 //!
 //! * `not run, REASON`
 //! * `root`: not as an ordinary user
+//! * `fails`: the last command has to
 //! * `first COMMAND`: to run before the block, to make what it works on
 //! * `needs WHAT`: a word of `NBDKIT_LEFT_OUT` with which it is left out.
 
@@ -34,8 +35,9 @@ const FIXTURES: &str = include_str!("fixtures.sh");
 const PROGRAMS: [&str; 2] = ["nbdkit", "nbdkit-mount"];
 
 /// Names in the documentation, and what is there on the stage.
-const STANDS_FOR: [(&str, &str); 7] = [
+const STANDS_FOR: [(&str, &str); 8] = [
     ("/var/lib/images", "/tmp/images"),
+    ("/path/to/pieces", "/tmp/images"),
     ("/var/images", "/tmp/images"),
     ("=/images", "=/tmp/images"),
     ("/etc/pki/", "/tmp/pki/"),
@@ -51,6 +53,7 @@ struct Example {
     first: Vec<String>,
     not_run: bool,
     as_root: bool,
+    fails: bool,
     needs: Vec<String>,
 }
 
@@ -82,12 +85,18 @@ impl Example {
             body = body.replace(name, place);
         }
         fs::write(stage.join("example.sh"), &body).map_err(|e| e.to_string())?;
-        let become_user = if user {
-            "chown -R nobody /tmp/work /tmp/images 2>/dev/null || true\nsetpriv --reuid=nobody --regid=nogroup --init-groups"
-        } else {
-            ""
-        };
-        let _ = writeln!(script, "{become_user} bash -x /dev/fd/3");
+        if user {
+            script += "chown -R nobody /tmp/work /tmp/images /mnt/* 2>/dev/null || true\n";
+        }
+        // To a file that is the user's own, so that /dev/stderr can be opened; and nobody waits for servers that keep it.
+        let user = if user { "setpriv --reuid=nobody --regid=nogroup --init-groups" } else { "" };
+        let _ = writeln!(
+            script,
+            "status=0
+            {user} bash -c 'exec bash -x /dev/fd/3 >/tmp/output 2>&1' || status=$?
+            cat /tmp/output
+            exit $status"
+        );
         let mut command = Command::new("timeout");
         command.args([
             "-k",
@@ -116,10 +125,10 @@ impl Example {
             .env("fixtures", fixtures)
             .stdin(Stdio::null());
         let done = Run::from(command.output().map_err(|e| e.to_string())?);
-        if done.code == 0 {
+        if done.code != 124 && (done.code == 0) != self.fails {
             return Ok(());
         }
-        let who = if user { "an ordinary user" } else { "root" };
+        let who = if user.is_empty() { "root" } else { "an ordinary user" };
         Err(format!("{}, as {who}: exit code {}\n{}{}\n", self.place, done.code, done.stdout, done.stderr))
     }
 }
@@ -184,11 +193,19 @@ fn examples(path: &Path, root: &Path) -> Vec<Example> {
 }
 
 fn example(place: String, commands: String, words: &[String]) -> Example {
-    let mut example =
-        Example { place, commands, first: vec![], not_run: false, as_root: false, needs: vec![] };
+    let mut example = Example {
+        place,
+        commands,
+        first: vec![],
+        not_run: false,
+        as_root: false,
+        fails: false,
+        needs: vec![],
+    };
     for word in words {
         match word.split_once([' ', ',']) {
             None if word == "root" => example.as_root = true,
+            None if word == "fails" => example.fails = true,
             Some(("first", command)) => example.first.push(command.into()),
             Some(("needs", what)) => example.needs.push(what.into()),
             Some(("not", reason)) if reason.starts_with("run, ") => example.not_run = true,
@@ -219,6 +236,7 @@ fn collect() -> Vec<Example> {
 
 /// The indented commands in the comment at the head of a script.
 fn head(path: &Path, root: &Path) -> Option<Example> {
+    path.extension().filter(|extension| ["lua", "py", "sh"].iter().any(|known| extension == known))?;
     let text = fs::read_to_string(path).expect("a script");
     let lines = text.lines().map(|line| line.trim_start_matches(['#', '-']));
     let lines: Vec<_> =
@@ -246,7 +264,12 @@ fn run_all(user: bool) {
     let dir = temp();
     let fixtures = dir.path().join("fixtures");
     fs::create_dir(&fixtures).expect("a directory");
-    let made = Command::new("bash").args(["-c", FIXTURES]).current_dir(&fixtures).output().expect("bash");
+    let made = Command::new("bash")
+        .args(["-c", FIXTURES])
+        .env("source", env!("CARGO_MANIFEST_DIR"))
+        .current_dir(&fixtures)
+        .output()
+        .expect("bash");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 
     let mut examples = collect();

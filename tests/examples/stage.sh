@@ -9,16 +9,17 @@ set -e
 mount --make-rprivate /
 ip link set lo up
 mount -t tmpfs -o mode=1777 stage "$stage"
-mkdir "$stage"/{bin,programs,work,images,fixtures} "$stage"/work/examples
+mkdir "$stage"/{bin,programs,work,images,fixtures,include} "$stage"/work/examples
 for file in nbdkit nbdkit-mount libnbdkit_lua_plugin.so libnbdkit_python_plugin.so; do
     [ ! -e "$programs/$file" ] || { touch "$stage/programs/$file"; mount --bind "$programs/$file" "$stage/programs/$file"; }
 done
 mount --bind "$source/examples" "$stage/work/examples"
+mount --bind "$source/include" "$stage/include"
 mount --bind "$fixtures" "$stage/fixtures"
 mount --rbind "$stage" /tmp
 mount -t tmpfs -o mode=1777 mnt /mnt
 mount -t tmpfs -o mode=1777 run /run
-mkdir -m 1777 /mnt/x /mnt/y
+mkdir /mnt/x /mnt/y
 # What an ordinary user needs in a container too.
 if mknod -m 666 /tmp/fuse c 10 229 2>/dev/null; then mount --bind /tmp/fuse /dev/fuse; fi
 
@@ -40,18 +41,26 @@ for program in nbdkit nbdkit-mount; do
 	SHIM
 done
 printf '#!/bin/sh\n[ "$(id -u)" != 0 ] || exec "$@"\nexec /usr/bin/sudo "$@"\n' >/tmp/bin/sudo
-chmod 755 /tmp/bin/*
 if [ -e /etc/sudoers ]; then
     printf 'Defaults !secure_path\nDefaults env_keep += "PATH TMPDIR"\nALL ALL=(ALL) NOPASSWD: ALL\n' >/tmp/sudoers
     chmod 440 /tmp/sudoers
     mount --bind /tmp/sudoers /etc/sudoers
 fi
-# Where mount(8) looks for the helper.
-cp "$source/contrib/mount.nbdkit" /tmp/bin/mount.nbdkit
+# What puts the helper of mount(8) where it looks.
+cat >/tmp/bin/install-helper <<-HELPER
+	#!/bin/sh
+	umask 022
+	mkdir -p /tmp/upper /tmp/work.upper
+	mount -t overlay -o lowerdir=/usr/sbin,upperdir=/tmp/upper,workdir=/tmp/work.upper overlay /usr/sbin
+	cp /tmp/bin/nbdkit-mount /usr/sbin
+	sed "s|@prefix@/bin|/usr/sbin|" "$source/contrib/mount.nbdkit.in" >/usr/sbin/mount.nbdkit
+	chmod 755 /usr/sbin/mount.nbdkit
+HELPER
 
+chmod 755 /tmp/bin/*
 cp --sparse=always /tmp/fixtures/* /tmp/work/
 cp --sparse=always /tmp/fixtures/small.img /tmp/images/a.img
 cp /tmp/images/a.img /tmp/images/b.img
 cp /tmp/images/a.img /tmp/images/main.img
 cd /tmp/work
-export PATH=/tmp/bin:/usr/bin:/usr/sbin:/bin:/sbin:$PATH HOME=/tmp/work TMPDIR=/tmp
+export PATH=/tmp/bin:/usr/bin:/usr/sbin:/bin:/sbin:$PATH HOME=/tmp/work TMPDIR=/tmp CPATH=/tmp/include

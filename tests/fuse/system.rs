@@ -10,8 +10,8 @@ use crate::util::{self, NBDKIT_MOUNT, image, run, sh, temp};
 fn installed(script: &str) -> util::Run {
     let root = env!("CARGO_MANIFEST_DIR");
     let script = format!(
-        "set -e; mount -t tmpfs none /mnt; mkdir /mnt/sbin /mnt/bin; cp {root}/contrib/mount.nbdkit /mnt/sbin; \
-         ln -s {NBDKIT_MOUNT} /mnt/bin/nbdkit-mount; \
+        "set -e; mount -t tmpfs none /mnt; mkdir /mnt/sbin /mnt/bin; sed s,@prefix@,/usr/local, {root}/contrib/mount.nbdkit.in >/mnt/sbin/mount.nbdkit; \
+         chmod 755 /mnt/sbin/mount.nbdkit; ln -s {NBDKIT_MOUNT} /mnt/bin/nbdkit-mount; \
          sbin=$(realpath /sbin); mount -t overlay -o lowerdir=/mnt/sbin:$sbin none $sbin; \
          mount --bind /mnt/bin /usr/local/bin; {script}"
     );
