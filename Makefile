@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: build demo check bench bench-quick install man completions
+.PHONY: build demo check bench bench-quick install uninstall man completions
 
 build:
 	cargo build --release --bins
@@ -30,9 +30,12 @@ bench-quick: build
 man:
 	scripts/man target/man
 
-completions: build
+completions:
 	scripts/completions target/completions
 
-# DESTDIR is for packages: everything goes beneath it.
-install: build
+# DESTDIR is for packages: everything goes beneath it. Nothing is built here, so that root need not have a compiler.
+install:
 	DESTDIR="$(DESTDIR)" scripts/install "$(PREFIX)"
+
+uninstall:
+	DESTDIR="$(DESTDIR)" scripts/uninstall "$(PREFIX)"

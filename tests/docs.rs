@@ -7,6 +7,21 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// The pages about matters that concern several layers.
+const TOPICS: [&str; 11] = [
+    "captive.1",
+    "client.1",
+    "functions.3",
+    "loop.1",
+    "migration.7",
+    "probing.1",
+    "protocol.1",
+    "security.1",
+    "service.1",
+    "tls.1",
+    "tracing.3",
+];
+
 fn pages() -> BTreeSet<String> {
     let man = Path::new(env!("CARGO_MANIFEST_DIR")).join("man");
     std::fs::read_dir(man)
@@ -34,7 +49,9 @@ fn every_layer_has_a_page_and_every_page_a_layer() {
         "nbdkit-python-plugin.3.scd",
     ]
     .map(String::from);
-    let wanted: BTreeSet<String> = plugins.chain(filters).chain(programs).collect();
+    // What is about no layer.
+    let topics = TOPICS.map(|topic| format!("nbdkit-{topic}.scd"));
+    let wanted: BTreeSet<String> = plugins.chain(filters).chain(programs).chain(topics).collect();
     assert_eq!(pages(), wanted);
 }
 

@@ -19,7 +19,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("nbdkit-python-plugin", &["nbdkit"]),
         ("nbdkit-plugins", &["nbdkit-core", "nbdkit-common", "nbdkit-proto", "nbdkit-tls"]),
         ("nbdkit-filters", &["nbdkit-core", "nbdkit-common"]),
-        ("nbdkit-cli", &["nbdkit-core", "nbdkit-loader", "nbdkit-plugins", "nbdkit-filters"]),
+        (
+            "nbdkit-cli",
+            &["nbdkit-core", "nbdkit-common", "nbdkit-loader", "nbdkit-plugins", "nbdkit-filters"],
+        ),
         (
             "nbdkit-rs",
             &[

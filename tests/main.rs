@@ -15,5 +15,6 @@ mod ocaml;
 mod plugins;
 mod python;
 mod scripts;
+mod shells;
 mod thread_models;
 mod util;

@@ -97,7 +97,7 @@ impl<'a> Scanner<'a> {
         Some(Number { value: if negative { -value } else { value }, decimal: radix == 10 || digits == b"0" })
     }
 
-    /// The factor that a suffix of a size stands for: `b`, `k` to `e` and `s` in either case, unless a longer word
+    /// The factor that a suffix of a size stands for: `b`, `k` to `e`, `KiB` to `EiB`, and `s`, in either case, unless a longer word
     /// begins there.
     pub(super) fn scale(&mut self) -> Option<u64> {
         let factor = match self.peek()?.to_ascii_lowercase() {
@@ -111,10 +111,12 @@ impl<'a> Scanner<'a> {
             b'e' => 1 << 60,
             _ => return None,
         };
-        if self.rest().get(1).is_some_and(u8::is_ascii_alphanumeric) {
+        // "KiB" is "K", as in all sizes.
+        let length = if factor >= 1 << 10 && self.rest()[1..].starts_with(b"iB") { 3 } else { 1 };
+        if self.rest().get(length).is_some_and(u8::is_ascii_alphanumeric) {
             return None;
         }
-        self.skip(1);
+        self.skip(length);
         Some(factor)
     }
 

@@ -12,13 +12,16 @@ use std::{
 };
 
 use anyhow::{Error, Result, anyhow, bail};
-use nbdkit_core::{Chain, Info, params};
+use nbdkit_core::{Chain, Info};
 use nbdkit_loader::{
     DebugFlags,
     lookup::{self, Found, Kind},
 };
 
-use crate::chain::{bundled, bundled_names, split};
+use crate::{
+    chain::{bundled, bundled_names, split},
+    parameters::Parameters,
+};
 
 /// URLs, and the plugin that takes them with the words to write after its name.
 const URLS: &[(&str, &str, &str)] = &[
@@ -73,20 +76,9 @@ fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, k)| k)
 }
 
-/// The keys of the parameters that a layer takes, by its help: a line of that begins with `KEY=` or `[KEY=]`, or with
-/// several of them between commas.
+/// The keys of the parameters that a layer takes.
 fn keys(info: &Info) -> Vec<String> {
-    let mut keys: Vec<String> = info.magic_config_key.iter().map(|key| key.to_string()).collect();
-    for line in info.config_help.lines() {
-        for item in line.split(", ") {
-            let item = item.strip_prefix('[').unwrap_or(item);
-            let Some((key, _)) = item.split_once('=').filter(|(key, _)| params::is_key(key)) else { break };
-            if !keys.iter().any(|known| known == key) {
-                keys.push(key.to_owned());
-            }
-        }
-    }
-    keys
+    Parameters::of(info).keys().map(str::to_owned).collect()
 }
 
 /// The error for a plugin or filter that there is not.
@@ -355,12 +347,5 @@ mod tests {
                 assert!(!matches!(taken, Ok(false)) || key == "METHOD", "{name} does not take {key}");
             }
         }
-    }
-
-    #[test]
-    fn keys_of_all_forms_of_help() {
-        let keys = |help| keys(&Info::bundled("x", "x", help));
-        assert_eq!(keys("[size=]SIZE  (required) Size\nbyte=N   The byte, or a=b, c=d"), ["size", "byte"]);
-        assert_eq!(keys("a-b=, c=, d=1   Three\n   continued=no\nSee also: x=1"), ["a-b", "c", "d"]);
     }
 }

@@ -208,36 +208,9 @@ pub fn split(word: &OsStr) -> Option<(&str, &OsStr)> {
     params::is_key(key).then(|| (key, OsStr::from_bytes(&bytes[at + 1..])))
 }
 
-/// What `--help` says about the layers, the outermost first.
-pub fn help(chain: &Chain) -> String {
-    let infos = chain.infos();
-    let mut text = String::new();
-    for (i, info) in infos.iter().enumerate() {
-        let kind = if i + 1 == infos.len() { "plugin" } else { "filter" };
-        text += &format!("\n{kind}: {} ({})\n", info.name, info.longname);
-        for part in [&info.description, &info.config_help] {
-            if !part.is_empty() {
-                text += part.trim_end();
-                text.push('\n');
-            }
-        }
-    }
-    text
-}
-
 /// What `--version` says about the layers, the outermost first.
 pub fn versions(chain: &Chain) -> String {
     chain.infos().iter().map(|info| format!("{} {}\n", info.name, info.version)).collect()
-}
-
-/// The lists of names for a `--help` without a plugin.
-pub fn names_help() -> String {
-    let list = |names: Vec<&str>| names.join(" ");
-    format!(
-        "Plugins: {}\nFilters: {}",
-        list(bundled_names().collect()),
-        list(nbdkit_filters::names().collect())
-    )
 }
 
 #[cfg(test)]

@@ -8,9 +8,12 @@
 mod advice;
 pub mod captive;
 pub mod chain;
+pub mod completion;
 pub mod daemon;
 pub mod descriptors;
+pub mod layers;
 pub mod logger;
+pub mod parameters;
 pub mod parent;
 pub mod pidfile;
 pub mod progress;

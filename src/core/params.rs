@@ -23,7 +23,7 @@ pub fn text(value: &OsStr) -> Result<&str> {
 }
 
 /// A size in bytes, 0 to 2^63−1: a decimal number with an optional suffix `b k m g t p e` (powers of 1024, either
-/// case) or `s` (sectors of 512 bytes).
+/// case; `KiB`, `MiB` and so on mean the same) or `s` (sectors of 512 bytes).
 ///
 /// # Errors
 /// No number, a sign, an unknown suffix, or over 2^63−1.
@@ -37,7 +37,14 @@ pub fn size(value: &OsStr) -> Result<u64> {
     if number.is_empty() {
         bail!("could not parse size '{value}': it must start with a number, such as 512, 10M or 1G");
     }
-    let unit: u64 = match suffix {
+    // "KiB" is "K": the units are those of IEC 80000-13 either way.
+    let short = match suffix.as_bytes() {
+        [unit, b'i', b'B'] if unit.is_ascii_alphabetic() && !matches!(unit, b'b' | b'B' | b's' | b'S') => {
+            &suffix[..1]
+        }
+        _ => suffix,
+    };
+    let unit: u64 = match short {
         "" | "b" | "B" => 1,
         "s" | "S" => 512,
         "k" | "K" => 1 << 10,
@@ -46,7 +53,9 @@ pub fn size(value: &OsStr) -> Result<u64> {
         "t" | "T" => 1 << 40,
         "p" | "P" => 1 << 50,
         "e" | "E" => 1 << 60,
-        _ => bail!("could not parse size '{value}': unknown suffix '{suffix}' (use one of b s k m g t p e)"),
+        _ => bail!(
+            "could not parse size '{value}': unknown suffix '{suffix}' (use one of b s k m g t p e, or KiB MiB GiB TiB PiB EiB)"
+        ),
     };
     number
         .parse::<u64>()
@@ -174,13 +183,32 @@ mod tests {
             ("1K", 1024),
             ("100M", 100 << 20),
             ("7E", 7 << 60),
+            ("1KiB", 1024),
+            ("3MiB", 3 << 20),
+            ("1GiB", 1 << 30),
+            ("2tiB", 2 << 40),
+            ("1PiB", 1 << 50),
+            ("7EiB", 7 << 60),
             ("9223372036854775807", i64::MAX as u64),
         ] {
             assert_eq!(size(os(text)).unwrap(), want, "{text}");
         }
-        for bad in
-            ["", "-1", "k", "1.5G", "1KiB", "8E", "9223372036854775808", "99999999999999999999", "1 G", "+1"]
-        {
+        for bad in [
+            "",
+            "-1",
+            "k",
+            "1.5G",
+            "1KB",
+            "1KIB",
+            "1biB",
+            "1siB",
+            "8EiB",
+            "8E",
+            "9223372036854775808",
+            "99999999999999999999",
+            "1 G",
+            "+1",
+        ] {
             assert!(size(os(bad)).is_err(), "{bad}");
         }
     }

@@ -110,6 +110,41 @@ fn find_built(kind: Kind, name: &OsStr, bindir: &Path) -> Option<PathBuf> {
     Some(bindir.join(file)).filter(|path| path.is_file())
 }
 
+/// The libraries and scripts that short names stand for, in the order in which they are found: names and files.
+pub fn installed(kind: Kind) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    let own: Vec<_> = kind.own_directory().into_iter().collect();
+    found.extend(own.iter().flat_map(|directory| layers_in(kind, directory)));
+    let built = bindir().and_then(|bindir| fs::read_dir(bindir).ok()).into_iter().flatten().flatten();
+    found.extend(built.filter_map(|entry| {
+        let file = entry.file_name().into_string().ok()?;
+        let name = file.strip_prefix("libnbdkit_")?.strip_suffix(&format!("_{}.so", kind.name()))?;
+        Some((name.replace('_', "-"), entry.path()))
+    }));
+    found.extend(kind.directories().iter().flat_map(|directory| layers_in(kind, directory)));
+    found
+}
+
+/// The plugins or filters in a directory.
+fn layers_in(kind: Kind, directory: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let layer = |entry: fs::DirEntry| {
+        let file = entry.file_name().into_string().ok()?;
+        let rest = file.strip_prefix("nbdkit-")?;
+        let suffix = format!("-{}", kind.name());
+        let name = match rest.strip_suffix(".so") {
+            Some(rest) => rest.strip_suffix(&suffix)?,
+            None => {
+                rest.strip_suffix(&suffix).filter(|_| kind == Kind::Plugin && is_script(&entry.path()))?
+            }
+        };
+        Some((name.to_owned(), entry.path()))
+    };
+    let mut found: Vec<_> = entries.filter_map(layer).collect();
+    found.sort();
+    found
+}
+
 fn find_in(kind: Kind, name: &OsStr, directories: &[PathBuf]) -> Option<Found> {
     let mut base = OsStr::new("nbdkit-").to_owned();
     base.push(name);

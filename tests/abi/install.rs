@@ -61,6 +61,80 @@ fn a_plugin_finds_its_place() {
     assert!(unknown.stderr.contains("unknown plugin 'ramdisk-v2'"), "{}", unknown.stderr);
 }
 
+/// Every file of a directory, with its mode and what is in it.
+fn tree(root: &Path) -> String {
+    sh(&format!(
+        "cd '{}' && find . -type f -printf '%p %m %Ts ' -exec sha256sum {{}} \\; | sort",
+        root.display()
+    ))
+}
+
+/// The same sources make the same files, and nothing is left of them afterwards. What was there before stays.
+#[test]
+fn an_installation_can_be_repeated_and_removed() {
+    let dir = temp();
+    let stage = |name: &str| dir.path().join(name);
+    let into = |stage: &Path| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install");
+        let binaries = Path::new(NBDKIT).parent().expect("a folder").display();
+        sh(&format!(
+            "DESTDIR='{}' NBDKIT_BINARIES='{binaries}' SOURCE_DATE_EPOCH=1700000000 {} /usr/local",
+            stage.display(),
+            script.display()
+        ));
+    };
+    fs::create_dir_all(stage("a/usr/local/bin")).expect("mkdir");
+    fs::write(stage("a/usr/local/bin/other"), "").expect("write");
+    into(&stage("a"));
+    into(&stage("b"));
+    fs::remove_file(stage("a/usr/local/bin/other")).expect("remove");
+    assert_eq!(tree(&stage("a")), tree(&stage("b")));
+    // Where mount(8) looks, with the path of the program.
+    let helper = ["sbin", "usr/sbin"].map(|sbin| stage("a").join(sbin).join("mount.nbdkit"));
+    let helper = helper.iter().find(|path| path.exists()).expect("mount.nbdkit");
+    let helper = fs::read_to_string(helper).expect("read");
+    assert!(helper.contains("program=/usr/local/bin/nbdkit-mount\n"), "{helper}");
+    assert!(sh(&format!("file -b '{}'", stage("a/usr/local/bin/nbdkit").display())).contains(", stripped"));
+    for file in ["share/doc/nbdkit-rs/README.md", "share/doc/nbdkit-rs/examples/lua/ramdisk.lua"] {
+        assert!(stage("a/usr/local").join(file).is_file(), "{file}");
+    }
+
+    fs::write(stage("a/usr/local/bin/other"), "").expect("write");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/uninstall");
+    sh(&format!("DESTDIR='{}' {} /usr/local", stage("a").display(), script.display()));
+    let left = sh(&format!("cd '{}' && find . -type f", stage("a").display()));
+    assert_eq!(left, "./usr/local/bin/other\n");
+}
+
+/// The units are what systemd can read, and take away what serving needs not.
+#[test]
+fn units_are_sound() {
+    let dir = temp();
+    install("/usr", dir.path().to_str().expect("UTF-8"));
+    let units = dir.path().join("usr/lib/systemd/system");
+    for (unit, limit) in [("nbdkit@.service", 30), ("nbdkit-mount@.service", 70)] {
+        let unit = units.join(unit);
+        sh(&format!(
+            "systemd-analyze security --offline=true --threshold={limit} --no-pager '{}'",
+            unit.display()
+        ));
+    }
+    // The programs are looked for in this root.
+    let verify = run([
+        "systemd-analyze".into(),
+        "verify".into(),
+        format!("--root={}", dir.path().display()),
+        "--man=no".into(),
+        "nbdkit@disk.service".into(),
+        "nbdkit@disk.socket".into(),
+        "nbdkit-mount@disk.service".into(),
+    ]);
+    let is_of_root = |line: &str| line.contains("sysinit.target") || line.contains("/bin/kill");
+    let lines = verify.stderr.lines().filter(|line| line.contains("nbdkit") && !is_of_root(line));
+    let said: Vec<_> = lines.collect();
+    assert!(said.is_empty(), "{said:#?}");
+}
+
 /// Packages are made of what is beneath DESTDIR, which nothing inside knows of.
 #[test]
 fn destdir_is_not_in_what_is_installed() {

@@ -65,8 +65,8 @@ impl Example {
                 || !words.iter().any(|word| self.commands.contains(word))
                     && !self.needs.iter().any(|n| n == what)
         };
-        !self.not_run
-            && !(user && self.as_root)
+        let refused = self.not_run || user && self.as_root;
+        !refused
             && needs("fuse", &["nbdkit-mount", "mount -t"])
             && needs("loop", &["--mount", "--loop", "-o loop"])
             && needs("python", &["nbdkit python", "nbdkit-mount python"])

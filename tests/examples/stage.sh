@@ -9,11 +9,11 @@ set -e
 mount --make-rprivate /
 ip link set lo up
 mount -t tmpfs -o mode=1777 stage "$stage"
-mkdir "$stage"/{bin,programs,work,images,fixtures,include} "$stage"/work/examples
+mkdir "$stage"/{bin,programs,work,images,fixtures,include}
 for file in nbdkit nbdkit-mount libnbdkit_lua_plugin.so libnbdkit_python_plugin.so; do
     [ ! -e "$programs/$file" ] || { touch "$stage/programs/$file"; mount --bind "$programs/$file" "$stage/programs/$file"; }
 done
-mount --bind "$source/examples" "$stage/work/examples"
+cp -r "$source/examples" "$stage/work/examples"
 mount --bind "$source/include" "$stage/include"
 mount --bind "$fixtures" "$stage/fixtures"
 mount --rbind "$stage" /tmp

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
 
-use crate::util::{self, NBDKIT, temp};
+use crate::util::{self, NBDKIT, NBDKIT_MOUNT, temp};
 
 fn lines(words: &[&str]) -> Vec<String> {
     util::run_ok([NBDKIT].into_iter().chain(words.iter().copied())).lines().map(str::to_owned).collect()
@@ -81,7 +81,30 @@ fn versions_and_help_tell_of_the_layers() {
     assert!(all[0].starts_with(&own), "{all:?}");
     assert_eq!(all[1..], ["offset", "memory"].map(|name| format!("{name} {version}")));
     let help = lines(&["memory", "--filter=offset", "--help"]).join("\n");
-    assert!(help.contains("filter: offset") && help.contains("plugin: memory"), "{help}");
+    assert!(help.contains("filter: offset - show a byte range of a disk"), "{help}");
+    assert!(help.contains("plugin: memory - "), "{help}");
+    assert!(help.find("plugin: memory") < help.find("Usage:"), "{help}");
+}
+
+/// `-h` fits on a screen, `--list` has everything that can be named, and JSON what it takes.
+#[test]
+fn short_help_and_lists() {
+    for program in [NBDKIT, NBDKIT_MOUNT] {
+        let short = util::run_ok([program, "-h"]);
+        assert!(short.lines().count() <= 24, "{short}");
+        assert!(short.lines().all(|line| line.chars().count() <= 80), "{short}");
+        let list = util::run_ok([program, "--list"]);
+        for line in ["  cow ", "  memory ", "  cc "] {
+            assert!(list.lines().any(|l| l.starts_with(line) && l.len() > 20), "{line}: {list}");
+        }
+        // What is installed in files, such as the distribution's.
+        assert!(list.contains("nbdkit-perl-plugin.so"), "{list}");
+        let default = "import json, sys; layers = json.load(sys.stdin); \
+                       rate = next(l for l in layers['filters'] if l['name'] == 'rate'); \
+                       print(next(p['default'] for p in rate['parameters'] if p['key'] == 'burstiness'))";
+        let out = util::sh(&format!("{program} --list --json | /usr/bin/python3 -c \"{default}\""));
+        assert_eq!(out, "2\n");
+    }
 }
 
 #[test]

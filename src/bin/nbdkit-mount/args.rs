@@ -4,6 +4,24 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, Parser};
 
+/// The options that `-h` shows.
+pub(crate) const COMMON: [&str; 14] = [
+    "filter",
+    "readonly",
+    "export",
+    "partitions",
+    "loop",
+    "mount",
+    "partition",
+    "unix",
+    "foreground",
+    "run",
+    "unmount",
+    "stats",
+    "verbose",
+    "list",
+];
+
 /// Options of nbdkit-mount(1).
 #[derive(Debug, Parser)]
 #[command(
@@ -139,17 +157,23 @@ pub(crate) struct Args {
     /// Remove an overlay with its changes
     #[arg(long, value_name = "OVERLAY", help_heading = "Instead of mounting")]
     pub(crate) discard: Option<PathBuf>,
-    /// JSON on standard output instead of a table or a bar
+    /// JSON on standard output instead of a table or a bar, with --list too
     #[arg(long, help_heading = "Instead of mounting")]
     pub(crate) json: bool,
 
     /// Print help, with a PLUGIN about that and its filters
-    #[arg(short, long, help_heading = "Information")]
+    #[arg(long, help_heading = "Information")]
     pub(crate) help: bool,
+    /// Print help that fits on a screen
+    #[arg(short = 'h', help_heading = "Information")]
+    pub(crate) short_help: bool,
+    /// Print the plugins and filters there are, with --json also their parameters
+    #[arg(long, help_heading = "Information")]
+    pub(crate) list: bool,
     /// Print the version, with a PLUGIN of that and its filters
     #[arg(short = 'V', long, help_heading = "Information")]
     pub(crate) version: bool,
-    /// Print a completion script for a shell
+    /// Print the completion script for a shell: bash, zsh or fish
     #[arg(long, value_name = "SHELL", help_heading = "Information")]
-    pub(crate) completions: Option<clap_complete::Shell>,
+    pub(crate) completions: Option<String>,
 }

@@ -21,7 +21,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::{Result, bail, ensure};
 use clap::{CommandFactory, Parser};
-use nbdkit_cli::{chain, logger, std_fds, usage, version};
+use nbdkit_cli::{chain, completion, layers, logger, std_fds, usage, version};
 use nbdkit_loader::DebugFlags;
 
 use crate::{
@@ -45,6 +45,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<u8, Failure> {
     std_fds::check()?;
+    if let Some(words) = completion::asked(std::env::args_os()) {
+        let mounts = nbdkit_fuse::mounts().unwrap_or_default().into_iter();
+        let live = mounts.filter(nbdkit_fuse::MountEntry::is_ours).map(|mount| mount.target).collect();
+        let program = completion::Program { mounts: true, live };
+        std::io::stdout()
+            .write_all(&completion::print(&Args::command(), &words, &program))
+            .at(Stage::Arguments)?;
+        return Ok(0);
+    }
     // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let args = arguments()?;
@@ -110,7 +119,7 @@ fn arguments() -> Result<Args> {
 fn instead_of_mounting(args: &Args) -> Result<Option<u8>> {
     Ok(match (&args.stats, &args.commit, &args.discard) {
         (None, None, None) => {
-            ensure!(!args.json, "--json goes with --stats, --commit or --discard");
+            ensure!(!args.json, "--json goes with --stats, --list, --commit or --discard");
             None
         }
         (Some(mountpoint), None, None) => Some(stats::show(mountpoint, args.json)?),
@@ -122,25 +131,28 @@ fn instead_of_mounting(args: &Args) -> Result<Option<u8>> {
 
 /// What the options that only print have to say.
 fn information(args: &Args) -> Result<Option<String>> {
-    let layers = || {
+    let loaded = || {
         args.words.first().map(|plugin| chain::load(plugin, &args.filter, DebugFlags::default())).transpose()
     };
-    Ok(Some(if args.help {
-        let usage = usage::help(Args::command(), &chain::names_help());
-        match layers()? {
-            Some(mut chain) => {
-                chain::configure_script(&mut chain, &args.words[1..])?;
-                usage + &chain::help(&chain)
-            }
-            None => usage,
+    // A plugin that runs a script has the script's help.
+    let configured = || {
+        let mut chain = loaded()?;
+        if let Some(chain) = &mut chain {
+            chain::configure_script(chain, &args.words[1..])?;
         }
+        Ok::<_, anyhow::Error>(chain)
+    };
+    Ok(Some(if args.help {
+        usage::help(Args::command(), configured()?.as_ref())
+    } else if args.short_help {
+        usage::short_help(Args::command(), &args::COMMON, configured()?.as_ref())
+    } else if args.list {
+        if args.json { format!("{:#}\n", layers::json()) } else { layers::table() }
     } else if args.version {
-        let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
+        let versions = loaded()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
         version::text(PROGRAM) + &versions
-    } else if let Some(shell) = args.completions {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Args::command(), PROGRAM, &mut script);
-        String::from_utf8(script)?
+    } else if let Some(shell) = &args.completions {
+        completion::script(shell)?.to_owned()
     } else {
         return Ok(None);
     }))

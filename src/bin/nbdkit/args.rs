@@ -4,6 +4,23 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, Parser};
 
+/// The options that `-h` shows.
+pub(crate) const COMMON: [&str; 13] = [
+    "filter",
+    "readonly",
+    "unix",
+    "port",
+    "ipaddr",
+    "exportname",
+    "tls",
+    "foreground",
+    "run",
+    "pidfile",
+    "print-uri",
+    "verbose",
+    "list",
+];
+
 /// Options of nbdkit(1).
 #[derive(Debug, Parser)]
 #[command(
@@ -166,11 +183,20 @@ pub(crate) struct Args {
     pub(crate) debug: Vec<String>,
 
     /// Print help, with a PLUGIN about that and its filters
-    #[arg(short, long, help_heading = "Information")]
+    #[arg(long, help_heading = "Information")]
     pub(crate) help: bool,
+    /// Print help that fits on a screen
+    #[arg(short = 'h', help_heading = "Information")]
+    pub(crate) short_help: bool,
+    /// Print the plugins and filters there are, with --json also their parameters
+    #[arg(long, help_heading = "Information")]
+    pub(crate) list: bool,
     /// Print the version, with a PLUGIN of that and its filters
     #[arg(short = 'V', long, help_heading = "Information")]
     pub(crate) version: bool,
+    /// With --list, JSON instead of a table
+    #[arg(long, help_heading = "Information")]
+    pub(crate) json: bool,
     /// Print how the server was built
     #[arg(long, help_heading = "Information")]
     pub(crate) dump_config: bool,
@@ -183,7 +209,7 @@ pub(crate) struct Args {
     /// Print the options with a name
     #[arg(long, hide = true)]
     pub(crate) long_options: bool,
-    /// Print a completion script for a shell
+    /// Print the completion script for a shell: bash, zsh or fish
     #[arg(long, value_name = "SHELL", help_heading = "Information")]
-    pub(crate) completions: Option<clap_complete::Shell>,
+    pub(crate) completions: Option<String>,
 }

@@ -17,7 +17,7 @@ use std::{io::Write, process::ExitCode};
 use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
 use nbdkit_cli::{
-    chain,
+    chain, completion, layers,
     logger::{self, Sink},
     std_fds,
     stdio::Stdio,
@@ -41,6 +41,11 @@ fn main() -> ExitCode {
 /// Everything; `program` becomes the name that messages start with.
 fn run(program: &mut String) -> Result<u8> {
     std_fds::check()?;
+    if let Some(words) = completion::asked(std::env::args_os()) {
+        let found = completion::print(&Args::command(), &words, &completion::Program::default());
+        std::io::stdout().write_all(&found)?;
+        return Ok(0);
+    }
     // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let args =
@@ -91,18 +96,23 @@ fn run(program: &mut String) -> Result<u8> {
 /// What the options that only print have to say.
 fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
     let load = |plugin| chain::load(plugin, &args.filter, debug.clone());
-    let layers = || args.plugin.as_deref().map(load).transpose();
-    Ok(Some(if args.help {
-        let usage = usage::help(Args::command(), &chain::names_help());
-        match layers()? {
-            Some(mut chain) => {
-                chain::configure_script(&mut chain, &args.parameters)?;
-                usage + &chain::help(&chain)
-            }
-            None => usage,
+    let loaded = || args.plugin.as_deref().map(load).transpose();
+    // A plugin that runs a script has the script's help.
+    let configured = || {
+        let mut chain = loaded()?;
+        if let Some(chain) = &mut chain {
+            chain::configure_script(chain, &args.parameters)?;
         }
+        Ok::<_, anyhow::Error>(chain)
+    };
+    Ok(Some(if args.help {
+        usage::help(Args::command(), configured()?.as_ref())
+    } else if args.short_help {
+        usage::short_help(Args::command(), &args::COMMON, configured()?.as_ref())
+    } else if args.list {
+        if args.json { format!("{:#}\n", layers::json()) } else { layers::table() }
     } else if args.version {
-        let versions = layers()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
+        let versions = loaded()?.map(|chain| chain::versions(&chain)).unwrap_or_default();
         version::text("nbdkit") + &versions
     } else if args.short_options {
         dump::short_options(&Args::command())
@@ -112,13 +122,11 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
         dump::config()
     } else if args.dump_plugin {
         plan::conflicts(args, false)?;
-        let Some(mut chain) = layers()? else { bail!("--dump-plugin needs the name of a plugin") };
+        let Some(mut chain) = loaded()? else { bail!("--dump-plugin needs the name of a plugin") };
         chain::configure(&mut chain, &args.parameters)?;
         dump::plugin(&chain)?
-    } else if let Some(shell) = args.completions {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Args::command(), "nbdkit", &mut script);
-        String::from_utf8(script)?
+    } else if let Some(shell) = &args.completions {
+        completion::script(shell)?.to_owned()
     } else {
         return Ok(None);
     }))
