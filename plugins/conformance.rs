@@ -184,6 +184,20 @@ const ROWS: &[Row] = &[
         area: 0..ODD,
     },
     Row {
+        plugin: "nbd",
+        params: |dir| {
+            let image = image(dir, "disk", (1 << 20) + 4096);
+            let words = ["--format=raw".into(), "--discard=unmap".into(), "--persistent".into(), image];
+            let arguments = words.into_iter().map(|word| ("arg", word));
+            std::iter::once(("command", "qemu-nbd".into())).chain(arguments).collect()
+        },
+        export: "",
+        size: (1 << 20) + 4096,
+        caps: EVERYTHING,
+        writes: Writes::Kept,
+        area: 0..(1 << 20) + 4096,
+    },
+    Row {
         plugin: "null",
         params: |_| vec![("size", ODD.to_string().into())],
         export: "",

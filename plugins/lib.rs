@@ -43,8 +43,10 @@ mod full;
 mod holes;
 mod image;
 mod info;
+mod inherit;
 mod lock;
 mod memory;
+mod nbd;
 mod noise;
 mod null;
 mod ones;
@@ -79,6 +81,7 @@ registry! {
     full
     info
     memory
+    nbd
     null
     ones
     partitioning
@@ -98,4 +101,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// A new, unconfigured plugin of that name, if it is bundled.
 pub fn load(name: &str) -> Option<Box<dyn Plugin>> {
     REGISTRY.iter().find(|(n, _)| *n == name).map(|(_, new)| new())
+}
+
+/// The bundled plugin whose parameter `uri=` takes that URI.
+pub fn for_uri(uri: &str) -> Option<&'static str> {
+    nbd::is_uri(uri).then_some("nbd")
 }

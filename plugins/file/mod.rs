@@ -27,7 +27,7 @@ mod cold_tests;
 mod device;
 mod direct;
 mod disk;
-mod inherit;
+
 mod ranges;
 mod ring;
 mod source;
@@ -132,8 +132,8 @@ impl Plugin for FilePlugin {
         match key {
             "file" => self.set_source(Source::File(absolute(key, value)?))?,
             "dir" | "directory" => self.set_source(Source::dir(&absolute(key, value)?)?)?,
-            "fd" => self.set_source(Source::Fd(inherit::inherited(key, value)?))?,
-            "dirfd" => self.set_source(Source::Dir("dirfd", inherit::inherited(key, value)?))?,
+            "fd" => self.set_source(Source::Fd(crate::inherit::inherited(key, value)?))?,
+            "dirfd" => self.set_source(Source::Dir("dirfd", crate::inherit::inherited(key, value)?))?,
             "fadvise" => {
                 self.hints.advice = match params::text(value)? {
                     "normal" => None,

@@ -3,7 +3,7 @@
 //! Requests put their transfers into a queue; the thread moves them into the ring, waits for whichever ends first and
 //! says so. Only this thread touches the ring, and what the kernel reads and writes is memory that the ring owns until the
 //! kernel has said that it is done, whatever has become of the client. This is the one module of the plugin, beside
-//! `inherit`, with `unsafe`: the kernel is told addresses.
+//! `crate::inherit`, with `unsafe`: the kernel is told addresses.
 
 #![allow(unsafe_code)]
 

@@ -47,7 +47,7 @@ pub fn debug() -> (u32, bool) {
 
 /// The file that the sessions' secrets go to, in the NSS format that Wireshark reads. Anyone who has it can decrypt the
 /// traffic.
-fn key_log() -> Option<File> {
+fn key_log_file() -> Option<File> {
     let path = std::env::var_os("SSLKEYLOGFILE").filter(|path| !path.is_empty())?;
     let file = File::options().append(true).create(true).mode(0o600).open(&path);
     match file {
@@ -97,13 +97,18 @@ fn context(priority: Option<&str>, kind: Kind) -> anyhow::Result<SslContextBuild
     let unknown = "--tls-priority: neither a priority string of GnuTLS nor ciphers that OpenSSL knows";
     context.set_ciphersuites(&priority.suites).context(unknown)?;
     context.set_cipher_list(&priority.ciphers).context(unknown)?;
-    if let Some(file) = key_log() {
+    key_log(&mut context);
+    Ok(context)
+}
+
+/// Has the sessions' secrets written, if the environment says so.
+pub(crate) fn key_log(context: &mut SslContextBuilder) {
+    if let Some(file) = key_log_file() {
         context.set_keylog_callback(move |_, line| {
             // One write for a line, for several connections write here.
             let _ = (&file).write_all(format!("{line}\n").as_bytes());
         });
     }
-    Ok(context)
 }
 
 impl Credentials {
@@ -231,7 +236,7 @@ impl Credentials {
     }
 }
 
-fn parse_keys(text: &[u8]) -> anyhow::Result<HashMap<Vec<u8>, Vec<u8>>> {
+pub(crate) fn parse_keys(text: &[u8]) -> anyhow::Result<HashMap<Vec<u8>, Vec<u8>>> {
     let mut keys = HashMap::new();
     for (number, line) in text.split(|b| *b == b'\n').enumerate() {
         let line = line.trim_ascii();

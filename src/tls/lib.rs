@@ -6,9 +6,11 @@
 
 #![deny(unsafe_code)]
 
+mod client;
 mod credentials;
 #[cfg(openssl_on_demand)]
 mod libssl;
 mod priority;
 
+pub use client::ClientCredentials;
 pub use credentials::{Credentials, debug, set_debug};

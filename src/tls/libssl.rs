@@ -65,6 +65,8 @@ functions! {
     X509_STORE_free X509_STORE_new X509_STORE_set_flags X509_free X509_get_issuer_name X509_get_subject_name
     X509_getm_notAfter X509_getm_notBefore X509_gmtime_adj X509_load_crl_file X509_verify_cert_error_string
     i2d_X509_NAME
+    SSL_CTX_set_default_verify_paths SSL_CTX_set_psk_client_callback SSL_connect SSL_ctrl SSL_get0_param TLS_client_method
+    X509_VERIFY_PARAM_set1_host X509_VERIFY_PARAM_set1_ip X509_VERIFY_PARAM_set_hostflags
 }
 
 /// Opens the libraries. Nothing of the crate openssl may be called before.

@@ -3,6 +3,7 @@
 mod data;
 mod examples;
 mod memory;
+mod nbd;
 
 use crate::util::{NBDKIT, Run, run};
 

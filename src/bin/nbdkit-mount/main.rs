@@ -12,6 +12,7 @@ mod mount_users;
 mod overlay;
 mod plan;
 mod ready;
+mod source;
 mod state;
 mod stats;
 mod unmount;
@@ -93,26 +94,32 @@ fn run() -> Result<u8, Failure> {
     mount::mount(chain, plan, ready_fd)
 }
 
-/// The command line; one that comes from mount(8) is taken apart further.
+/// The command line, in its long form.
 fn arguments() -> Result<Args> {
-    let line: Vec<_> = std::env::args_os().collect();
-    let parse = |line: &[std::ffi::OsString]| Args::try_parse_from(line).map_err(|e| usage::one_line(&e));
-    let args = parse(&line)?;
-    if args.unmount.is_some() {
-        ensure!(args.words.is_empty(), "-u takes one mountpoint and nothing else: leave the other words out");
-        return Ok(args);
+    let mut line = source::without_brackets(std::env::args_os().collect())?;
+    loop {
+        let args = Args::try_parse_from(&line).map_err(|e| usage::one_line(&e))?;
+        if args.unmount.is_some() {
+            ensure!(
+                args.words.is_empty(),
+                "-u takes one mountpoint and nothing else: leave the other words out"
+            );
+            return Ok(args);
+        }
+        // A source that starts with an option looks like one.
+        let hidden = line.get(1).filter(|word| {
+            let is_option = word.as_encoded_bytes().starts_with(b"-");
+            is_option && args.words.len() == 1 && args.run.is_none()
+        });
+        let words: Vec<_> = hidden.into_iter().chain(&args.words).cloned().collect();
+        let Some(first) = words.first() else { return Ok(args) };
+        let long = match source::long_form(std::slice::from_ref(first))? {
+            Some(long) => Some(long),
+            None => source::split_source(&words)?,
+        };
+        let Some(long) = long else { return Ok(args) };
+        line = source::expand(&line, first, long);
     }
-    // A source that starts with an option looks like one.
-    let hidden = line.get(1).filter(|word| {
-        let is_option = word.as_encoded_bytes().starts_with(b"-");
-        is_option && args.words.len() == 1 && args.run.is_none()
-    });
-    let source = hidden.or(args.words.first()).cloned().unwrap_or_default();
-    let words = match hidden {
-        Some(_) => plan::split_source(&[source.clone(), args.words[0].clone()])?,
-        None => plan::split_source(&args.words)?,
-    };
-    words.map_or(Ok(args), |words| parse(&plan::expand(&line, &source, words)))
 }
 
 /// Does what was asked for in place of a mount, if anything.

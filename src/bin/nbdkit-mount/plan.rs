@@ -1,10 +1,6 @@
 //! The command line as meant: what to mount, where, and how to live.
 
-use std::{
-    ffi::{OsStr, OsString},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nbdkit_cli::chain;
@@ -194,30 +190,6 @@ fn loop_mount(args: &Args) -> Result<LoopMountOptions> {
     Ok(LoopMountOptions { loop_device: args.loop_device, mount, fstype: args.fstype.clone(), partition })
 }
 
-/// Whether the words are what mount(8) makes of a line of fstab(5), `'PLUGIN [KEY=]VALUE ...' MOUNTPOINT`; then, the
-/// words in the first, split as a shell does.
-///
-/// # Errors
-/// An open quotation mark.
-pub(crate) fn split_source(words: &[OsString]) -> Result<Option<Vec<OsString>>> {
-    let [source, _] = words else { return Ok(None) };
-    let Some(text) = source.to_str().filter(|text| text.contains(char::is_whitespace)) else {
-        return Ok(None);
-    };
-    let split =
-        shlex::split(text).with_context(|| format!("'{text}' has a quotation mark that is not closed"))?;
-    Ok(Some(split.into_iter().map(OsString::from).collect()))
-}
-
-/// The command line with the words of the source in its place.
-pub(crate) fn expand(line: &[OsString], source: &OsStr, words: Vec<OsString>) -> Vec<OsString> {
-    let at = line.iter().rposition(|word| word == source).unwrap_or(line.len());
-    let mut expanded = line[..at].to_vec();
-    expanded.extend(words);
-    expanded.extend(line.iter().skip(at + 1).cloned());
-    expanded
-}
-
 /// Takes the last word as the mountpoint.
 fn mountpoint(words: &mut Vec<OsString>) -> Result<PathBuf> {
     match words.pop() {
@@ -301,18 +273,5 @@ mod tests {
     fn exit_codes() {
         assert_eq!(plan("nbdkit-mount memory").unwrap_err().stage, Stage::NoMountpoint);
         assert_eq!(plan("nbdkit-mount").unwrap_err().stage, Stage::Arguments);
-    }
-
-    #[test]
-    fn a_line_of_fstab() {
-        let words = |text: &[&str]| text.iter().map(OsString::from).collect::<Vec<_>>();
-        let split = |text: &[&str]| split_source(&words(text)).unwrap();
-        assert_eq!(split(&["file 'file=/a b'", "/mnt"]), Some(words(&["file", "file=/a b"])));
-        assert_eq!(split(&["file", "/mnt"]), None);
-        assert_eq!(split(&["file x", "y", "/mnt"]), None);
-        assert!(split_source(&words(&["file 'x", "/mnt"])).is_err());
-        let line = words(&["nbdkit-mount", "-o", "ro", "file x", "/mnt", "-v"]);
-        let expanded = expand(&line, OsStr::new("file x"), words(&["--filter=cow", "file", "x"]));
-        assert_eq!(expanded, words(&["nbdkit-mount", "-o", "ro", "--filter=cow", "file", "x", "/mnt", "-v"]));
     }
 }

@@ -9,6 +9,7 @@ use std::{
 use crate::util::{self, Run, Server, temp};
 
 mod certificates;
+mod client;
 mod keys;
 mod options;
 mod wire;

@@ -1,4 +1,4 @@
-//! File descriptors that the caller passed to us by number. The one module of the plugin with `unsafe`: a number
+//! File descriptors that the caller passed to us by number. `unsafe`, for a number
 //! proves nothing, so borrowing it must be vouched for.
 
 #![allow(unsafe_code)]
@@ -16,7 +16,7 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 ///
 /// # Errors
 /// No number, 0 to 2, or not open.
-pub(super) fn inherited(key: &str, value: &OsStr) -> anyhow::Result<OwnedFd> {
+pub(crate) fn inherited(key: &str, value: &OsStr) -> anyhow::Result<OwnedFd> {
     let fd: RawFd = params::integer(key, value)?;
     if fd < 3 {
         bail!("{key}={fd}: use a descriptor from 3 up (0, 1 and 2 are the standard ones)");
