@@ -34,7 +34,8 @@ const FIRST: i32 = 3;
 /// How long the server has to end after it was asked to, before it is killed.
 const GRACE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// The shell knows the process ID that the server will have, and where the words of the command are relative to.
-const SCRIPT: &std::ffi::CStr = c"cd \"$1\" || exit; shift; export LISTEN_PID=$$; exec \"$@\"";
+const SCRIPT: &std::ffi::CStr =
+    c"cd \"$1\" && shift && command -v \"$1\" > /dev/null || exit 127; export LISTEN_PID=$$; exec \"$@\"";
 
 /// See the module.
 #[derive(Debug)]
@@ -133,13 +134,7 @@ impl Command {
         // It closes its connections before it has ended.
         running.look(Timespec { tv_sec: 0, tv_nsec: 200_000_000 });
         let how = running.ended.as_ref()?;
-        Some(Error::new(
-            Errno::ENOTCONN,
-            format!(
-                "the server of command={} {how}: it has to serve the socket that it is passed, as with systemd",
-                self.words[0].display()
-            ),
-        ))
+        Some(Error::new(Errno::ENOTCONN, format!("{self} {how}")))
     }
 
     /// Ends the server.
@@ -159,7 +154,9 @@ impl Running {
         if let Ok(Some(status)) = waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
             self.ended = Some(match (status.exit_status(), status.terminating_signal()) {
                 (Some(127), _) => "was not found".into(),
-                (Some(code), _) => format!("has ended with exit code {code}"),
+                (Some(code), _) => format!(
+                    "has ended with exit code {code}: it has to serve the socket that it is passed, as by systemd"
+                ),
                 (None, signal) => format!("was ended by signal {}", signal.unwrap_or_default()),
             });
         }

@@ -21,10 +21,7 @@ fn certificates_of_both_sides() {
     let authority = Authority::new();
     let out = proxied(&authority, NBDKIT, "server", "").ok();
     assert!(!out.contains("failed"), "{out}");
-    for (whose, proxy, why) in [
-        ("foreign", "", "not trusted"),
-        ("stale", "", "expired"),
-    ] {
+    for (whose, proxy, why) in [("foreign", "", "not trusted"), ("stale", "", "expired")] {
         let run = proxied(&authority, NBDKIT, whose, proxy);
         assert!(run.code != 0 && run.stderr.contains(why), "{whose} {proxy}: {}", run.stderr);
     }

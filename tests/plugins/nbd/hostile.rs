@@ -272,7 +272,7 @@ fn lies_in_the_handshake() {
         ("did not finish the handshake in time", |peer| {
             peer.send(&[b"NBDMAGIC"]);
             // A byte now and then, until it has had enough.
-            peer.0.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+            peer.0.set_read_timeout(Some(Duration::from_millis(400))).expect("a timeout");
             while matches!(peer.0.read(&mut [0]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock) {
                 peer.send(&[b"I"]);
             }
