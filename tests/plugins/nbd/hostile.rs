@@ -35,7 +35,7 @@ impl Peer {
 
     /// The client closes the connection.
     #[track_caller]
-    fn is_closed(mut self) {
+    fn sees_the_end(mut self) {
         let mut rest = [0; 4096];
         loop {
             match self.0.read(&mut rest) {
@@ -104,6 +104,9 @@ fn data(flags: u8, cookie: [u8; 8], offset: u64, length: usize) -> Vec<u8> {
     chunk(flags, 1, cookie, 8 + length as u32, &payload)
 }
 
+/// What a server does.
+type Behaviour = fn(&mut Peer);
+
 /// What is sent in answer to a read of 4096 bytes from 8192 on.
 type Lie = fn([u8; 8]) -> Vec<u8>;
 
@@ -142,7 +145,7 @@ fn hostile(listener: UnixListener, behave: impl FnOnce(&mut Peer) + Send + 'stat
     std::thread::spawn(move || {
         let mut peer = Peer::accept(&listener);
         behave(&mut peer);
-        peer.is_closed();
+        peer.sees_the_end();
     })
 }
 
@@ -221,7 +224,7 @@ fn errors_and_their_texts_pass_through() {
 /// In the handshake a server can neither hold up the start for ever nor take memory.
 #[test]
 fn lies_in_the_handshake() {
-    let lies: &[(&str, fn(&mut Peer))] = &[
+    let lies: &[(&str, Behaviour)] = &[
         ("no NBD server", |peer| peer.send(&[b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n"])),
         ("unknown style", |peer| peer.send(&[b"NBDMAGICIHAVENOT", &[0, 3]])),
         ("closed the connection", |peer| {
@@ -281,7 +284,7 @@ fn lies_in_the_handshake() {
     for (why, lie) in lies {
         let dir = temp();
         let (listener, socket) = listener(dir.path());
-        let server = hostile(listener, |peer| lie(peer));
+        let server = hostile(listener, *lie);
         let words = [NBDKIT, "-U", "-", "nbd", &socket, "shared=true", "timeout=1500ms", "--run", "true"];
         let message = run(words).refused();
         assert!(message.contains(why), "{why}: {message}");
