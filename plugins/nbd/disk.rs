@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use nbdkit_core::{
-    BlockSize, Client, Data, Errno, Error, Extents, Flags, Handle, Op, Outcome, Request, Result, Status,
-    Support,
+    Caps, Client, Data, Errno, Error, Extents, Flags, Handle, Op, Outcome, Request, Result, Status, Support,
 };
 use nbdkit_proto::{self as proto, BASE_ALLOCATION, cmd, cmd_flag, export_flag};
 
@@ -30,10 +29,6 @@ impl Disk {
             }
         });
         Disk { remote, owner, shared }
-    }
-
-    fn has(&self, flag: u16) -> bool {
-        self.remote.agreed().has(flag)
     }
 
     /// The largest range of a request.
@@ -126,60 +121,31 @@ fn encoded(op: Op, offset: u64, length: u64, flags: Flags) -> proto::Request {
 }
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(self.remote.agreed().size)
-    }
-
-    fn block_size(&self) -> Result<BlockSize> {
-        Ok(self.remote.agreed().block_size)
+    fn capabilities(&self) -> Result<Caps> {
+        let agreed = self.remote.agreed();
+        let zero = agreed.has(export_flag::SEND_WRITE_ZEROES);
+        let fua = match () {
+            () if agreed.has(export_flag::SEND_FUA) => Support::Native,
+            () if agreed.has(export_flag::SEND_FLUSH) => Support::Emulate,
+            () => Support::None,
+        };
+        let alone = self.shared && self.remote.has_one_connection();
+        Ok(Caps::of_size(agreed.size)
+            .with_block_size(agreed.block_size)
+            .with_write(!agreed.has(export_flag::READ_ONLY))
+            .with_flush(agreed.has(export_flag::SEND_FLUSH))
+            .with_trim(agreed.has(export_flag::SEND_TRIM))
+            .with_zero(if zero { Support::Native } else { Support::Emulate })
+            .with_fast_zero(!zero || agreed.has(export_flag::SEND_FAST_ZERO))
+            .with_fua(fua)
+            .with_multi_conn(agreed.has(export_flag::CAN_MULTI_CONN) || alone)
+            .with_cache(if agreed.has(export_flag::SEND_CACHE) { Support::Native } else { Support::None })
+            .with_extents(agreed.has_extents())
+            .with_rotational(agreed.has(export_flag::ROTATIONAL)))
     }
 
     fn export_description(&self) -> Result<Option<String>> {
         Ok(self.remote.agreed().description.clone())
-    }
-
-    fn is_rotational(&self) -> Result<bool> {
-        Ok(self.has(export_flag::ROTATIONAL))
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(!self.has(export_flag::READ_ONLY))
-    }
-
-    fn can_flush(&self) -> Result<bool> {
-        Ok(self.has(export_flag::SEND_FLUSH))
-    }
-
-    fn can_trim(&self) -> Result<bool> {
-        Ok(self.has(export_flag::SEND_TRIM))
-    }
-
-    fn can_zero(&self) -> Result<Support> {
-        Ok(if self.has(export_flag::SEND_WRITE_ZEROES) { Support::Native } else { Support::Emulate })
-    }
-
-    fn can_fast_zero(&self) -> Result<bool> {
-        Ok(self.has(export_flag::SEND_FAST_ZERO) || !self.has(export_flag::SEND_WRITE_ZEROES))
-    }
-
-    fn can_fua(&self) -> Result<Support> {
-        Ok(match () {
-            () if self.has(export_flag::SEND_FUA) => Support::Native,
-            () if self.has(export_flag::SEND_FLUSH) => Support::Emulate,
-            () => Support::None,
-        })
-    }
-
-    fn can_multi_conn(&self) -> Result<bool> {
-        Ok(self.has(export_flag::CAN_MULTI_CONN) || (self.shared && self.remote.has_one_connection()))
-    }
-
-    fn can_cache(&self) -> Result<Support> {
-        Ok(if self.has(export_flag::SEND_CACHE) { Support::Native } else { Support::None })
-    }
-
-    fn can_extents(&self) -> Result<bool> {
-        Ok(self.remote.agreed().has_extents())
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {

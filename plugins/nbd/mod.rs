@@ -228,8 +228,8 @@ impl Plugin for NbdPlugin {
         .magic("uri")
     }
 
-    fn callbacks(&self) -> Vec<&'static str> {
-        [
+    fn callbacks(&self) -> Option<Vec<&'static str>> {
+        let all = [
             crate::EVERYTHING,
             &[
                 "block_size",
@@ -243,8 +243,8 @@ impl Plugin for NbdPlugin {
                 "default_export",
                 "export_description",
             ],
-        ]
-        .concat()
+        ];
+        Some(all.concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
