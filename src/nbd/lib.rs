@@ -23,6 +23,7 @@ mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;
 mod handshake;
+mod in_memory;
 mod oldstyle;
 mod output;
 mod reply_coalescing;
@@ -44,6 +45,7 @@ use std::{
 
 use nbdkit_core::{Chain, ShutdownFlag};
 
+pub use in_memory::converse;
 pub use listen::Listener;
 use nbdkit_proto as proto;
 #[cfg(feature = "tls")]
