@@ -3,8 +3,8 @@
 use std::{ffi::OsStr, sync::Arc};
 
 use nbdkit_core::{
-    Caps, Chain, Client, Errno, Extents, Flags, Handle, Info, Open, Outcome, Peer, Plugin, Request, Result, Session,
-    ShutdownFlag,
+    Caps, Chain, Client, Errno, Extents, Flags, Handle, Info, Open, Outcome, Peer, Plugin, Request, Result,
+    Session, ShutdownFlag,
 };
 use parking_lot::Mutex;
 

@@ -55,7 +55,13 @@ pub fn option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
 }
 
 /// A request; `payload` follows a write.
-pub fn request(out: &mut Vec<u8>, mode: Mode, (flags, command): (u16, u16), cookie: u64, (offset, length): (u64, u64)) {
+pub fn request(
+    out: &mut Vec<u8>,
+    mode: Mode,
+    (flags, command): (u16, u16),
+    cookie: u64,
+    (offset, length): (u64, u64),
+) {
     let magic: u32 = if mode == Mode::Extended { 0x21e4_1c71 } else { 0x2560_9513 };
     out.extend(magic.to_be_bytes());
     out.extend(flags.to_be_bytes());

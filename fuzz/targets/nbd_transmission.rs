@@ -39,7 +39,8 @@ fuzz_target!(|clients: [Client; 2]| {
     let mut model = vec![0; SIZE];
     for client in &clients {
         let (input, requests) = encode(client);
-        let config = Config { threads: 1, readonly: client.readonly, handshake_timeout: None, ..Config::default() };
+        let config =
+            Config { threads: 1, readonly: client.readonly, handshake_timeout: None, ..Config::default() };
         let said = converse(&chain, &config, &input);
         check(client, &requests, &said, &mut model);
     }
@@ -125,7 +126,10 @@ fn check(client: &Client, sent: &[Sent], said: &[u8], model: &mut [u8]) {
             }
             Part::Hole(at, length) => {
                 assert!(request.command == wire::READ && at >= start && at + length <= end);
-                assert!(model[at as usize..][..length as usize].iter().all(|byte| *byte == 0), "no hole at {at}");
+                assert!(
+                    model[at as usize..][..length as usize].iter().all(|byte| *byte == 0),
+                    "no hole at {at}"
+                );
                 *cover += length;
             }
             Part::Status(length) => {
