@@ -1,8 +1,7 @@
 //! Checks that what is written is there already, and changes nothing: for testing programs that copy.
 
 use nbdkit_core::{
-    Below, Caps, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, Op, Open, Outcome, Request,
-    Result, Support,
+    Below, Caps, Errno, Error, Extents, Filter, Flags, Handle, Info, Next, Op, Open, Outcome, Request, Result,
 };
 
 use crate::compare::{equals, holds, is_zero};
@@ -70,12 +69,7 @@ impl Handle for Checked {
         Ok(self
             .next
             .capabilities()
-            .with_write(true)
-            .with_flush(true)
-            .with_trim(true)
-            .with_zero(Support::Native)
-            .with_fast_zero(true)
-            .with_fua(Support::Native)
+            .with_native_writes()
             // Nothing ever changes.
             .with_multi_conn(true)
             .with_skip_holes(self.next.caps().skip_holes))
@@ -110,7 +104,7 @@ impl Handle for Checked {
 
 #[cfg(test)]
 mod tests {
-    use nbdkit_core::BlockSize;
+    use nbdkit_core::{BlockSize, Support};
 
     use super::*;
     use crate::testing::{

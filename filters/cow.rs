@@ -273,12 +273,7 @@ impl Handle for Overlaid {
         let caps = if self.on_cache { below.with_cache(Support::Native) } else { below };
         Ok(caps
             .with_block_size(BlockSize { minimum: 1, preferred: self.preferred, maximum: u32::MAX })
-            .with_write(true)
-            .with_flush(true)
-            .with_trim(true)
-            .with_zero(Support::Native)
-            .with_fast_zero(true)
-            .with_fua(Support::Native)
+            .with_native_writes()
             .with_multi_conn(true)
             .with_extents(true)
             .with_skip_holes(!self.on_read.is_on() && self.next.caps().skip_holes))

@@ -256,6 +256,17 @@ impl Caps {
         }
     }
 
+    /// For a layer that takes every change itself, whatever is below, and makes it durable.
+    #[must_use]
+    pub fn with_native_writes(self) -> Self {
+        self.with_write(true)
+            .with_flush(true)
+            .with_trim(true)
+            .with_zero(Support::Native)
+            .with_fast_zero(true)
+            .with_fua(Support::Native)
+    }
+
     /// Another size, in bytes.
     #[must_use]
     pub fn with_size(self, size: u64) -> Self {
