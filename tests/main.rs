@@ -10,6 +10,7 @@ mod filters;
 mod fuse;
 mod layering;
 mod lua;
+mod metrics;
 mod nbd;
 mod ocaml;
 mod plugins;

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod descriptors;
 pub mod layers;
 pub mod logger;
+pub mod metrics;
 pub mod parameters;
 pub mod parent;
 pub mod pidfile;

@@ -1,4 +1,5 @@
-//! SIGINT, SIGTERM, SIGHUP and SIGQUIT ask for a clean end, as the end of the `--run` command does.
+//! SIGINT, SIGTERM, SIGHUP and SIGQUIT ask for a clean end, as the end of the `--run` command does. Where a log file can be
+//! opened again, SIGHUP does that instead; SIGUSR1 asks for a report.
 //!
 //! Both are events of one descriptor, so a thread that waits for clients can wait for them too; where the main thread
 //! waits for something else, a thread does.
@@ -25,11 +26,15 @@ use rustix::{
     io::Errno,
 };
 
+use crate::logger;
+
 /// What has the events.
 static EPOLL: OnceLock<OwnedFd> = OnceLock::new();
 type Hook<T> = Mutex<Option<Box<dyn FnOnce(T) + Send>>>;
 /// What is done with the signal.
 static ON_SIGNAL: Hook<Signal> = Mutex::new(None);
+/// What makes the report.
+static REPORT: Mutex<Option<Box<dyn Fn() -> String + Send>>> = Mutex::new(None);
 /// What is done when the command has ended.
 static ON_END: Hook<()> = Mutex::new(None);
 
@@ -37,9 +42,9 @@ static ON_END: Hook<()> = Mutex::new(None);
 const SIGNAL: u64 = 0;
 const END: u64 = 1;
 
-/// The signals that end the server.
+/// The signals that are handled.
 fn set() -> SigSet {
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect()
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1].into_iter().collect()
 }
 
 /// Blocks the signals in this thread and those it starts. Call it before the first thread is started.
@@ -50,7 +55,7 @@ pub fn block() -> Result<()> {
     set().thread_block().context("cannot block signals")
 }
 
-/// Makes an event, which comes once, of something to read from `fd`.
+/// Makes an event of something to read from `fd`.
 fn add(fd: impl AsFd, event: u64) -> Result<()> {
     let epoll = match EPOLL.get() {
         Some(epoll) => epoll,
@@ -59,7 +64,9 @@ fn add(fd: impl AsFd, event: u64) -> Result<()> {
             EPOLL.get_or_init(|| made)
         }
     };
-    let (event, flags) = (EventData::new_u64(event), EventFlags::IN | EventFlags::ONESHOT);
+    // Signals may come again, until the descriptor has been read empty; a command ends once and stays readable.
+    let flags = if event == SIGNAL { EventFlags::IN } else { EventFlags::IN | EventFlags::ONESHOT };
+    let event = EventData::new_u64(event);
     epoll::add(epoll, fd, event, flags).context("cannot wait for events")
 }
 
@@ -109,6 +116,17 @@ impl Events {
     fn received(&self) {
         let Ok(Some(info)) = self.signals.read_signal() else { return };
         let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { return };
+        match signal {
+            Signal::SIGUSR1 => {
+                let report = REPORT.lock().as_ref().map(|report| report());
+                logger::report(
+                    report.as_deref().unwrap_or("requests are not counted: --metrics counts them"),
+                );
+                return;
+            }
+            Signal::SIGHUP if logger::reopen() => return,
+            _ => {}
+        }
         log::debug!("received {signal}: shutting down");
         self.stop.raise();
         let hook = ON_SIGNAL.lock().take();
@@ -136,6 +154,11 @@ impl Events {
         std::thread::Builder::new().name("signals".into()).spawn(handle).context("cannot start a thread")?;
         Ok(())
     }
+}
+
+/// Prints what `report` returns at each SIGUSR1.
+pub fn on_report(report: impl Fn() -> String + Send + 'static) {
+    *REPORT.lock() = Some(Box::new(report));
 }
 
 /// Runs `hook` with the signal that comes, after the server was told to stop.

@@ -51,8 +51,7 @@ pub fn short_help(mut command: Command, options: &[&str], chain: Option<&Chain>)
         if let Some(option) = command.get_arguments().find(|arg| arg.get_long() == Some(name)) {
             let what = option.get_help().map(ToString::to_string).unwrap_or_default();
             // Not more than the gist of it.
-            let end =
-                ["; ", " (", ", "].iter().filter_map(|stop| what.find(stop)).min().unwrap_or(what.len());
+            let end = ["; ", " ("].iter().filter_map(|stop| what.find(stop)).min().unwrap_or(what.len());
             entry(&mut text, &option_usage(option), &what[..end]);
         }
     }

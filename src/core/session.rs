@@ -16,7 +16,7 @@ use crate::{
     Outcome, Payload, Request, Result, Status, Support, Task, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
     request::{Frame, FrameKind, whole_file},
-    stats::Counters,
+    stats::{CountedConnection, Counters, Stats},
     sync::Mutex,
 };
 
@@ -28,6 +28,7 @@ pub struct Connection {
     /// What the empty name stands for, once it was asked, without and with TLS.
     default_export: [OnceLock<Option<OsString>>; 2],
     _permit: ConnectionPermit,
+    _counted: Option<CountedConnection>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -43,7 +44,15 @@ impl Connection {
         readonly: bool,
         permit: ConnectionPermit,
     ) -> Self {
-        Connection { chain, client, readonly, default_export: Default::default(), _permit: permit }
+        let counted = chain.stats().map(Stats::connection);
+        Connection {
+            chain,
+            client,
+            readonly,
+            default_export: Default::default(),
+            _permit: permit,
+            _counted: counted,
+        }
     }
 
     /// The chain behind the front end.

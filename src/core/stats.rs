@@ -14,10 +14,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Call, Error, Op};
+use crate::{Call, Errno, Error, Op};
 
 /// Every kind of request, in the order of their counters.
 pub const OPS: [Op; 7] = [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::Zero, Op::Cache, Op::Extents];
+
+/// The errors that are counted apart, by their names; all others are counted together.
+pub const ERRNOS: [(&str, Errno); 9] = [
+    ("EPERM", Errno::EPERM),
+    ("EIO", Errno::EIO),
+    ("ENOMEM", Errno::ENOMEM),
+    ("EINVAL", Errno::EINVAL),
+    ("ENOSPC", Errno::ENOSPC),
+    ("EROFS", Errno::EROFS),
+    ("ETIMEDOUT", Errno::ETIMEDOUT),
+    ("EOPNOTSUPP", Errno::EOPNOTSUPP),
+    ("ESHUTDOWN", Errno::ESHUTDOWN),
+];
 
 /// Threads spread over this many copies of the counters.
 const SHARDS: usize = 8;
@@ -36,6 +49,24 @@ pub struct Stats {
     requests: Arc<Counters>,
     /// Innermost first, as in the chain.
     layers: Vec<(Arc<str>, Arc<Counters>)>,
+    connections: Arc<Connections>,
+}
+
+/// Clients that came, and those that are there.
+#[derive(Debug, Default)]
+struct Connections {
+    total: AtomicU64,
+    open: AtomicU64,
+}
+
+/// A client that is counted while it is there.
+#[derive(Debug)]
+pub(crate) struct CountedConnection(Arc<Connections>);
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Stats {
@@ -44,6 +75,7 @@ impl Stats {
             since: Instant::now(),
             requests: Arc::default(),
             layers: names.iter().map(|name| (name.clone(), Arc::default())).collect(),
+            connections: Arc::default(),
         }
     }
 
@@ -53,6 +85,18 @@ impl Stats {
 
     pub(crate) fn layer(&self, index: usize) -> Option<&Arc<Counters>> {
         self.layers.get(index).map(|(_, counters)| counters)
+    }
+
+    /// Counts a client that has come.
+    pub(crate) fn connection(&self) -> CountedConnection {
+        self.connections.total.fetch_add(1, Ordering::Relaxed);
+        self.connections.open.fetch_add(1, Ordering::Relaxed);
+        CountedConnection(self.connections.clone())
+    }
+
+    /// How many clients have come, and how many of them are there now. A mount is one.
+    pub fn connections(&self) -> (u64, u64) {
+        (self.connections.total.load(Ordering::Relaxed), self.connections.open.load(Ordering::Relaxed))
     }
 
     /// How long they have been counting.
@@ -84,6 +128,8 @@ pub(crate) struct Counters {
 struct Shard {
     ops: [Counter; OPS.len()],
     at_once: AtomicU64,
+    /// As in [`ERRNOS`], and all others.
+    errnos: [AtomicU64; ERRNOS.len() + 1],
 }
 
 #[derive(Debug)]
@@ -152,6 +198,10 @@ impl Counters {
             _ => call.length,
         };
         let shard = self.shard();
+        if let Some(failure) = failure.filter(|failure| !failure.is_unsupported()) {
+            let known = ERRNOS.iter().position(|(_, errno)| *errno == failure.errno());
+            shard.errnos[known.unwrap_or(ERRNOS.len())].fetch_add(1, Ordering::Relaxed);
+        }
         shard.ops[call.op as usize].end(began, bytes, failure);
         if inline && call.op == Op::Read && failure.is_none() {
             shard.at_once.fetch_add(1, Ordering::Relaxed);
@@ -162,6 +212,9 @@ impl Counters {
         let mut totals = Totals::default();
         for shard in &self.shards {
             totals.at_once += shard.at_once.load(Ordering::Relaxed);
+            for (sum, count) in totals.errnos.iter_mut().zip(&shard.errnos) {
+                *sum += count.load(Ordering::Relaxed);
+            }
             for (sum, counter) in totals.ops.iter_mut().zip(&shard.ops) {
                 sum.count += counter.count.load(Ordering::Relaxed);
                 sum.bytes += counter.bytes.load(Ordering::Relaxed);
@@ -180,6 +233,8 @@ impl Counters {
 pub struct Totals {
     /// Reads that needed no wait, since the data were in memory.
     pub at_once: u64,
+    /// Those that failed, by error: in the order of [`ERRNOS`], then all others.
+    pub errnos: [u64; ERRNOS.len() + 1],
     /// By kind, in the order of [`OPS`].
     pub ops: [OpTotals; OPS.len()],
 }
@@ -189,6 +244,9 @@ impl Totals {
     #[must_use]
     pub fn since(&self, earlier: &Totals) -> Totals {
         let mut since = self.clone();
+        for (count, earlier) in since.errnos.iter_mut().zip(earlier.errnos) {
+            *count = count.saturating_sub(earlier);
+        }
         since.at_once = since.at_once.saturating_sub(earlier.at_once);
         for (op, earlier) in since.ops.iter_mut().zip(&earlier.ops) {
             op.bytes = op.bytes.saturating_sub(earlier.bytes);
@@ -241,6 +299,21 @@ impl Histogram {
         if let Some(sum) = self.0.get_mut(step) {
             *sum = sum.saturating_add(count);
         }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// How many took at most about so many nanoseconds: exact where a step begins there, as powers of two do from 256.
+    pub fn at_most(&self, nanoseconds: u64) -> u64 {
+        self.0[..step(nanoseconds)].iter().sum()
+    }
+
+    /// About how many nanoseconds all of them took together: the middle of its step for each.
+    pub fn sum(&self) -> f64 {
+        self.steps().map(|(step, count)| count as f64 * (lower(step) + lower(step + 1)) as f64 / 2.0).sum()
     }
 
     /// The latency, in nanoseconds, that the share `part` (0 to 1) of the requests did not exceed. None: there were no
@@ -312,6 +385,17 @@ mod tests {
     }
 
     #[test]
+    fn sums_of_a_histogram() {
+        let mut latency = Histogram::default();
+        for nanoseconds in [100, 1000, 1500, 5000] {
+            latency.add(step(nanoseconds), 1);
+        }
+        let at_most = [64, 1 << 10, 1 << 11, 1 << 30].map(|bound| latency.at_most(bound));
+        assert_eq!((at_most, latency.count()), ([0, 2, 3, 4], 4));
+        assert!((latency.sum() / 7600.0 - 1.0).abs() < 0.2, "{}", latency.sum());
+    }
+
+    #[test]
     fn threads_lose_no_count() {
         let counters = Arc::<Counters>::default();
         std::thread::scope(|scope| {
@@ -336,6 +420,8 @@ mod tests {
         let after = counters.totals().since(&before);
         let zero = after.of(Op::Zero);
         assert_eq!((zero.count, zero.errors, zero.bytes), (2, 1, 0));
+        let eio = ERRNOS.iter().position(|(name, _)| *name == "EIO").unwrap();
+        assert_eq!((after.errnos[eio], after.errnos.iter().sum::<u64>()), (1, 1));
         assert_eq!((after.of(Op::Read).bytes, after.at_once, after.of(Op::Write).count), (7, 1, 0));
     }
 }

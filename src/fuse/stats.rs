@@ -42,6 +42,22 @@ pub(crate) fn answer(chain: &Chain, command: u32) -> Option<Result<Vec<u8>, fuse
     Some(if object.len() < SIZE { Ok(object) } else { Err(fuser::Errno::E2BIG) })
 }
 
+/// All that a chain has counted, for [`decode_document`]: the places in the order of the ioctl.
+pub fn document(chain: &Chain) -> Option<String> {
+    let stats = chain.stats()?;
+    let age = stats.age().as_nanos() as u64;
+    let layers = (0..).map_while(|layer| stats.of_layer(layer));
+    let places = [("requests", stats.total())].into_iter().chain(layers);
+    let places = places.map(|(name, totals)| encode(name, age, &totals)).collect::<Vec<_>>();
+    Some(format!("[{}]\n", String::from_utf8(places.join(&b',')).ok()?))
+}
+
+/// Reads a document back, as [`decode`] reads the places in it.
+pub fn decode_document(document: &[u8]) -> Option<Vec<(String, u64, Totals)>> {
+    let document: Value = serde_json::from_slice(document).ok()?;
+    document.as_array()?.iter().map(|place| decode(place.to_string().as_bytes())).collect()
+}
+
 fn encode(name: &str, age: u64, totals: &Totals) -> Vec<u8> {
     let ops = OPS.iter().zip(&totals.ops).filter(|(_, op)| op.count > 0).map(|(kind, op)| {
         let steps: Vec<(usize, u64)> = op.latency.steps().collect();

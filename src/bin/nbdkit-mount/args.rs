@@ -5,22 +5,8 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, Parser};
 
 /// The options that `-h` shows.
-pub(crate) const COMMON: [&str; 14] = [
-    "filter",
-    "readonly",
-    "export",
-    "partitions",
-    "loop",
-    "mount",
-    "partition",
-    "unix",
-    "foreground",
-    "run",
-    "unmount",
-    "stats",
-    "verbose",
-    "list",
-];
+pub(crate) const COMMON: [&str; 8] =
+    ["filter", "readonly", "partitions", "mount", "unix", "run", "verbose", "list"];
 
 /// Options of nbdkit-mount(1).
 #[derive(Debug, Parser)]
@@ -143,13 +129,22 @@ pub(crate) struct Args {
     /// Print debug messages
     #[arg(short, long, help_heading = "Life")]
     pub(crate) verbose: bool,
+    /// Where errors go: stderr, syslog, null, default or the absolute path of a file
+    #[arg(long, value_name = "SINK", help_heading = "Life")]
+    pub(crate) log: Option<OsString>,
+    /// Lines of messages: text, time (text after a time stamp) or json
+    #[arg(long, value_name = "FORMAT", help_heading = "Life")]
+    pub(crate) log_format: Option<String>,
+    /// Serve metrics for Prometheus and --stats at HOST:PORT, PORT, or a Unix socket
+    #[arg(long, value_name = "ADDRESS", help_heading = "Life")]
+    pub(crate) metrics: Option<OsString>,
 
     /// Show throughput on the terminal, in the foreground
     #[arg(long, help_heading = "Life")]
     pub(crate) progress: bool,
 
-    /// Show what goes through a mount: live on a terminal, else once
-    #[arg(long, value_name = "MOUNTPOINT", help_heading = "Instead of mounting")]
+    /// Show what goes through a mount, or a server with --metrics: live on a terminal, else once
+    #[arg(long, value_name = "MOUNTPOINT|ADDRESS", help_heading = "Instead of mounting")]
     pub(crate) stats: Option<PathBuf>,
     /// Write the changes in an overlay (cow-file=) to the disk PLUGIN [[KEY=]VALUE ...] and empty it
     #[arg(long, value_name = "OVERLAY", help_heading = "Instead of mounting")]

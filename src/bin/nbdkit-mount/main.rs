@@ -14,6 +14,7 @@ mod plan;
 mod ready;
 mod source;
 mod state;
+#[path = "../common/stats.rs"]
 mod stats;
 mod unmount;
 mod watcher;
@@ -58,6 +59,12 @@ fn run() -> Result<u8, Failure> {
     // What is made, sockets and pidfiles first of all, has the same mode wherever the program is started.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let args = arguments()?;
+    if let Some(format) = &args.log_format {
+        logger::set_format(logger::Format::parse(format)?);
+    }
+    if let Some(sink) = args.log.as_deref().map(logger::Sink::parse).transpose()?.flatten() {
+        logger::send_errors_to(sink);
+    }
     logger::start(PROGRAM, args.verbose || args.debug);
     if args.debug {
         logger::add("fuser::request");
@@ -129,7 +136,7 @@ fn instead_of_mounting(args: &Args) -> Result<Option<u8>> {
             ensure!(!args.json, "--json goes with --stats, --list, --commit or --discard");
             None
         }
-        (Some(mountpoint), None, None) => Some(stats::show(mountpoint, args.json)?),
+        (Some(place), None, None) => Some(stats::show(place.as_os_str(), args.json)?),
         (None, Some(overlay), None) => Some(overlay::commit(overlay, args)?),
         (None, None, Some(overlay)) => Some(overlay::discard(overlay, args)?),
         _ => bail!("--stats, --commit and --discard cannot be combined: give one of them"),

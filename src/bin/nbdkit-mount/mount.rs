@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nbdkit_cli::{
-    captive, daemon, descriptors, parent, pidfile, progress::Throughput, signals, stdio::Stdio,
+    captive, daemon, descriptors, metrics, parent, pidfile, progress::Throughput, signals, stdio::Stdio,
 };
 use nbdkit_core::{Chain, ShutdownFlag};
 use nbdkit_fuse::{Config, Mount};
@@ -25,6 +25,7 @@ use crate::{
     plan::Plan,
     ready::{self, ReadyFd},
     state::{State, Stored},
+    stats,
     watcher::Watcher,
 };
 
@@ -51,6 +52,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     signals::block().at(Stage::Signals)?;
     let mut socket = plan.socket.as_deref().map(Socket::bind).transpose().at(Stage::Setup)?;
 
+    let mut metrics = plan.metrics.as_deref().map(metrics::Endpoint::bind).transpose().at(Stage::Setup)?;
     let background =
         || if plan.foreground { Ok(daemon::Ready::nobody()) } else { daemon::fork_to_background() };
     let ready = background().at(Stage::Daemon)?;
@@ -60,6 +62,11 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
     events.handle_on_thread().at(Stage::Signals)?;
     let chain = Arc::new(chain);
     chain.after_fork().at(Stage::Setup)?;
+    let counted = Arc::downgrade(&chain);
+    signals::on_report(move || counted.upgrade().map(|chain| stats::report(&chain)).unwrap_or_default());
+    if let Some(metrics) = &mut metrics {
+        metrics.serve(chain.clone(), nbdkit_fuse::stats::document).at(Stage::Setup)?;
+    }
     let mount = Mount::new(chain.clone(), config(&plan, &place), stop.clone()).map_err(|error| {
         let of_chain = error.chain().any(|cause| cause.is::<nbdkit_core::Error>());
         Failure { stage: if of_chain { Stage::Setup } else { Stage::Mount }, error }

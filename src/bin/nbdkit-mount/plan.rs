@@ -48,6 +48,7 @@ pub(crate) struct Plan {
     pub(crate) verbose: bool,
     /// Show throughput on the terminal.
     pub(crate) progress: bool,
+    pub(crate) metrics: Option<OsString>,
 }
 
 /// Why a relative path has no absolute form.
@@ -129,6 +130,7 @@ impl Plan {
             exit_with_parent: args.exit_with_parent,
             auto_unmount,
             verbose: args.verbose || args.debug,
+            metrics: args.metrics.clone(),
             progress: args.progress,
         })
     }

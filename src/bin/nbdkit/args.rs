@@ -174,6 +174,12 @@ pub(crate) struct Args {
     /// Where errors go: stderr, syslog, null, default or the absolute path of a file
     #[arg(long, value_name = "SINK", help_heading = "Life")]
     pub(crate) log: Option<OsString>,
+    /// Lines of messages: text, time (text after a time stamp) or json
+    #[arg(long, value_name = "FORMAT", help_heading = "Life")]
+    pub(crate) log_format: Option<String>,
+    /// Serve metrics for Prometheus and --stats at HOST:PORT, PORT, or a Unix socket
+    #[arg(long, value_name = "ADDRESS", help_heading = "Life")]
+    pub(crate) metrics: Option<OsString>,
     /// Print debug messages
     #[arg(short, long, help_heading = "Life")]
     pub(crate) verbose: bool,
@@ -194,7 +200,10 @@ pub(crate) struct Args {
     /// Print the version, with a PLUGIN of that and its filters
     #[arg(short = 'V', long, help_heading = "Information")]
     pub(crate) version: bool,
-    /// With --list, JSON instead of a table
+    /// Show what goes through a server with --metrics, or a mount: live on a terminal, else once
+    #[arg(long, value_name = "ADDRESS|MOUNTPOINT", help_heading = "Information")]
+    pub(crate) stats: Option<OsString>,
+    /// With --list and --stats, JSON instead of a table
     #[arg(long, help_heading = "Information")]
     pub(crate) json: bool,
     /// Print how the server was built

@@ -10,6 +10,8 @@ mod privileges;
 mod selinux;
 mod serve;
 mod shebang;
+#[path = "../common/stats.rs"]
+mod stats;
 mod tls;
 
 use std::{io::Write, process::ExitCode};
@@ -57,6 +59,9 @@ fn run(program: &mut String) -> Result<u8> {
     if let Some(sink) = args.log.as_deref().map(Sink::parse).transpose()?.flatten() {
         logger::send_errors_to(sink);
     }
+    if let Some(format) = &args.log_format {
+        logger::set_format(logger::Format::parse(format)?);
+    }
     logger::start(program, args.verbose);
     let mut debug = DebugFlags::parse(args.debug.iter().map(String::as_str))?;
     logger::mute(|flag| debug.take(flag) == Some(0));
@@ -72,6 +77,9 @@ fn run(program: &mut String) -> Result<u8> {
     }
     if args.single {
         nbdkit_loader::stdio_is_taken();
+    }
+    if let Some(place) = &args.stats {
+        return stats::show(place, args.json);
     }
     if let Some(text) = information(&args, &debug)? {
         std::io::stdout().write_all(text.as_bytes())?;

@@ -55,6 +55,7 @@ pub(crate) struct Plan {
     pub(crate) exit_with_parent: bool,
     pub(crate) print_uri: bool,
     pub(crate) swap: bool,
+    pub(crate) metrics: Option<OsString>,
 }
 
 impl Plan {
@@ -83,6 +84,7 @@ impl Plan {
             exit_with_parent: args.exit_with_parent,
             print_uri: args.print_uri,
             swap: args.swap,
+            metrics: args.metrics.clone(),
         })
     }
 }

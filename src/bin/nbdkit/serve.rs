@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nbdkit_cli::{
-    captive, daemon, descriptors, logger, parent, pidfile, readiness,
+    captive, daemon, descriptors, logger, metrics, parent, pidfile, readiness,
     signals::{self, Events},
     stdio::Stdio,
 };
@@ -22,7 +22,7 @@ use nbdkit_nbd::listen::{self, Listener};
 use crate::{
     plan::{Address, Plan, Uri, Where},
     privileges::Identity,
-    selinux,
+    selinux, stats,
 };
 
 /// Serves until a signal, the `--run` command's end, or the end of the one client of `-s`. Returns the exit code.
@@ -33,6 +33,9 @@ use crate::{
 pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> Result<u8> {
     if plan.exit_with_parent {
         parent::exit_with_parent()?;
+    }
+    if plan.metrics.is_some() {
+        chain.count_requests();
     }
     chain.set_readonly(plan.config.readonly);
     descriptors::raise_limit();
@@ -47,6 +50,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> R
     let places = std::mem::take(&mut plan.listen);
     let mut bound = selinux::with_label(plan.selinux_label.as_deref(), || Bound::new(places, plan.identity))?;
 
+    let mut metrics = plan.metrics.as_deref().map(metrics::Endpoint::bind).transpose()?;
     let stop = chain.server().clone();
     // The command keeps the caller's rights; unless there are rights to lose, it starts when all is ready.
     let drops = plan.identity.changes();
@@ -69,6 +73,11 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> R
     }
     let chain = Arc::new(chain);
     chain.after_fork()?;
+    if let Some(metrics) = &mut metrics {
+        metrics.serve(chain.clone(), nbdkit_fuse::stats::document)?;
+        let counted = Arc::downgrade(&chain);
+        signals::on_report(move || counted.upgrade().map(|chain| stats::report(&chain)).unwrap_or_default());
+    }
     if !drops {
         captive = start(&plan, &bound, &stdio)?;
     }
