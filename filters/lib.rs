@@ -12,10 +12,12 @@ pub use self::cow::export::{Change, Changes, OverlayFile};
 
 mod blocksize;
 mod blocksize_policy;
+mod bzip2;
 mod checkwrite;
 mod compare;
 mod count;
 mod cow;
+mod decompress;
 mod delay;
 mod error;
 mod exitlast;
@@ -27,9 +29,12 @@ mod finalize_on_drop;
 #[cfg(test)]
 mod flaky;
 mod fua;
+mod gzip;
+mod indexed_gzip;
 mod ip;
 mod limit;
 mod log;
+mod lzip;
 mod map;
 mod multi_conn;
 mod nocache;
@@ -57,6 +62,8 @@ mod time_limit;
 mod tls_fallback;
 mod truncate;
 mod wildcard;
+mod xz;
+mod zstd;
 
 macro_rules! registry {
     ($($module:ident $(= $name:literal)?)*) => {
@@ -71,6 +78,7 @@ macro_rules! registry {
 registry! {
     blocksize
     blocksize_policy = "blocksize-policy"
+    bzip2
     checkwrite
     count
     cow
@@ -80,9 +88,12 @@ registry! {
     exitwhen
     exportname
     fua
+    gzip
+    indexed_gzip = "indexed-gzip"
     ip
     limit
     log
+    lzip
     map
     multi_conn = "multi-conn"
     nocache
@@ -105,6 +116,8 @@ registry! {
     time_limit = "time-limit"
     tls_fallback = "tls-fallback"
     truncate
+    xz
+    zstd
 }
 
 /// The names of the bundled filters, in alphabetical order.

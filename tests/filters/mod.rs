@@ -1,6 +1,7 @@
 //! Filters of the server's own kind, through foreign clients.
 
 mod access;
+mod compressed;
 mod data;
 mod failure;
 mod life;
