@@ -77,21 +77,35 @@ impl ImageGuard {
     }
 
     /// Whether a disk may be written to, as far as its format is concerned: `first` and `last` are the files that it
-    /// begins and ends with, often the same. Says so where it is packed in another format.
+    /// begins and ends with, often the same. Says in one line what it is if that is another format, and, where it is
+    /// `wanted` for writing, that it is read-only.
     pub(crate) fn may_write(&self, first: (&File, &Path), last: &File, wanted: bool) -> bool {
         if self.raw {
             return true;
         }
+        let known = first.0.metadata().is_ok_and(|metadata| {
+            let id = (metadata.dev(), metadata.ino());
+            self.formats.lock().iter().any(|(other, _)| *other == id)
+        });
         let Some((id, format)) = self.format(first.0, last) else { return true };
         let Some(format) = format.filter(|format| !self.is_read_by_filter(format)) else { return true };
-        if wanted && self.above.written != Some(false) {
-            self.tell_once(id, || {
-                log::warn!(
-                    "{} is served read-only, for it is a {} image: to write to it as it is add format=raw",
-                    first.1.display(),
-                    format.name
-                );
-            });
+        let mut refused = false;
+        if wanted && self.may_be_written() {
+            self.tell_once(id, || refused = true);
+        }
+        let (name, kind) = (first.1.display(), format.name);
+        let inside = match format.filter {
+            Some(filter) => format!("to serve the disk in it add --filter={filter} or {}", format.instead),
+            None => format!("to serve the disk in it {}", format.instead),
+        };
+        const AS_IT_IS: &str = "to write to it as it is add format=raw";
+        match (known, refused) {
+            (false, false) => log::warn!("{name} is a {kind} image and is served as it is: {inside}"),
+            (false, true) => {
+                log::warn!("{name} is a {kind} image and is served as it is, read-only: {inside}; {AS_IT_IS}");
+            }
+            (true, true) => log::warn!("{name} is served read-only, for it is a {kind} image: {AS_IT_IS}"),
+            (true, false) => {}
         }
         false
     }
@@ -131,32 +145,6 @@ impl ImageGuard {
             formats.push((id, format));
         }
         Some((id, format))
-    }
-
-    /// Says what a file is that is served as it is although it holds a disk in another format. At the start, and for the
-    /// files of a directory when they are opened.
-    pub(crate) fn tell_format(&self, first: (&File, &Path), last: &File) {
-        if self.raw {
-            return;
-        }
-        let known = |id| self.formats.lock().iter().any(|(other, _)| *other == id);
-        let Ok(metadata) = first.0.metadata() else { return };
-        if known((metadata.dev(), metadata.ino())) {
-            return;
-        }
-        let Some((_, Some(format))) = self.format(first.0, last) else { return };
-        if self.is_read_by_filter(&format) {
-            return;
-        }
-        let how = match format.filter {
-            Some(filter) => format!("add --filter={filter} or {}", format.instead),
-            None => format.instead.into(),
-        };
-        log::warn!(
-            "{} is a {} image and is served as it is: to serve the disk in it {how}",
-            first.1.display(),
-            format.name
-        );
     }
 }
 

@@ -37,8 +37,7 @@ impl Split {
             self.files.iter().map(|path| BlockFile::open(path, readonly)).collect::<Result<_>>()?;
         let mut writable = !readonly;
         if let (Some(first), Some(last), Some(name)) = (files.first(), files.last(), self.files.first()) {
-            self.guard.tell_format((first.file(), name), last.file());
-            writable = writable && self.guard.may_write((first.file(), name), last.file(), true);
+            writable = self.guard.may_write((first.file(), name), last.file(), writable) && writable;
         }
         for (file, name) in files.iter().zip(&self.files) {
             if writable && !file.is_writable() {

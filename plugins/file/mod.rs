@@ -89,11 +89,11 @@ impl FilePlugin {
         let source = self.source.as_ref().ok_or(Errno::EINVAL)?;
         let (file, mut writable) = source.open(export, readonly)?;
         let name = source.name(export);
-        self.guard.tell_format((&file, &name), &file);
+        let allowed = self.guard.may_write((&file, &name), &file, writable);
         if !readonly && !writable {
             self.guard.tell_fallback(&file, &name);
         }
-        writable = writable && self.guard.may_write((&file, &name), &file, !readonly);
+        writable = writable && allowed;
         let lock = self.guard.lock(&file, &name, Access::new(writable))?;
         Ok((file, writable, lock))
     }
