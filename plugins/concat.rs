@@ -1,9 +1,12 @@
-//! A disk concatenated from files, fixed sectors and padding: the handle of the split and partitioning plugins.
+//! A disk concatenated from files, disks of other chains, fixed sectors and padding: the handle of the split and
+//! partitioning plugins, and of those whose disk is one file.
 
-use std::{ops::Range, sync::Arc};
+use std::{any::Any, ops::Range, sync::Arc};
 
 use nbdkit_common::{Piece, Regions};
-use nbdkit_core::{Call, Caps, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result};
+use nbdkit_core::{
+    Call, Caps, Data, Errno, Error, Extents, Flags, Handle, Loan, Outcome, Request, Result, Session, Support,
+};
 
 use crate::{block_file::BlockFile, lock::Lock};
 
@@ -11,6 +14,8 @@ use crate::{block_file::BlockFile, lock::Lock};
 pub(crate) enum Segment {
     /// The start of a file.
     File(BlockFile),
+    /// The disk of another chain, by its number among those that the handle has open.
+    Chain(usize),
     /// Bytes that no client can change.
     Fixed(Vec<u8>),
     /// Zeroes that no client can change.
@@ -20,16 +25,62 @@ pub(crate) enum Segment {
 /// An open disk. Requests are cut at the borders of its segments.
 pub(crate) struct Concat {
     segments: Arc<Regions<Segment>>,
+    chains: Vec<Session>,
     writable: bool,
     fast_zero: bool,
+    multi_conn: bool,
+    flush: bool,
     _locks: Vec<Lock>,
+    _held: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Concat {
     pub(crate) fn new(segments: Arc<Regions<Segment>>) -> Self {
         let all = |is: fn(&BlockFile) -> bool| files(&segments).all(is);
         let (writable, fast_zero) = (all(BlockFile::is_writable), all(BlockFile::zeroes_fast));
-        Concat { segments, writable, fast_zero, _locks: Vec::new() }
+        Concat {
+            segments,
+            chains: Vec::new(),
+            writable,
+            fast_zero,
+            multi_conn: true,
+            flush: true,
+            _locks: Vec::new(),
+            _held: None,
+        }
+    }
+
+    /// With the disks of other chains. The whole may be written to where one of them may, and refuses to write to the others.
+    pub(crate) fn over(self, chains: Vec<Session>) -> Self {
+        if chains.is_empty() {
+            return self;
+        }
+        let all = |can: fn(&Caps) -> bool| chains.iter().all(|session| can(session.caps()));
+        let any_writable = files(&self.segments).next().is_some() || !all(|caps| !caps.write);
+        let (fast_zero, multi_conn) =
+            (all(|caps| caps.fast_zero || !caps.write), all(|caps| caps.multi_conn));
+        Concat {
+            writable: self.writable && any_writable,
+            fast_zero: self.fast_zero && fast_zero,
+            multi_conn: self.multi_conn && multi_conn,
+            chains,
+            ..self
+        }
+    }
+
+    /// For a disk that was never meant to be written to, so that there is nothing to flush.
+    pub(crate) fn for_reading(self) -> Self {
+        Concat { flush: false, ..self }
+    }
+
+    /// For a disk that no other connection may have.
+    pub(crate) fn for_one_connection(self) -> Self {
+        Concat { multi_conn: false, ..self }
+    }
+
+    /// Keeps something as long as it is open.
+    pub(crate) fn holding(self, held: Box<dyn Any + Send + Sync>) -> Self {
+        Concat { _held: Some(held), ..self }
     }
 
     /// Keeps the files locked while it is open.
@@ -43,6 +94,10 @@ impl Concat {
             let new = data.map(|data| &data[in_request(&piece)]);
             match &piece.region.kind {
                 Segment::File(_) => {}
+                Segment::Chain(index) if self.chain(*index)?.caps().write => {}
+                Segment::Chain(_) => {
+                    return Err(Error::new(Errno::EPERM, "attempt to write to a part that is read-only"));
+                }
                 Segment::Fixed(bytes) if same(new, &bytes[in_region(&piece)]) => {}
                 Segment::Fixed(_) => {
                     return Err(Error::new(
@@ -72,41 +127,64 @@ impl Concat {
         }
     }
 
-    /// Does something to the files in a range, and makes it durable where FUA is set.
+    fn chain(&self, index: usize) -> Result<&Session> {
+        self.chains.get(index).ok_or_else(|| Error::new(Errno::EIO, "a part of the disk is not open"))
+    }
+
+    /// Does something to the files and chains in a range, and makes it durable where FUA is set.
     fn change(
         &self,
         length: u64,
         offset: u64,
         flags: Flags,
         mut change: impl FnMut(&BlockFile, &Piece<'_, Segment>) -> Result<()>,
+        mut change_chain: impl FnMut(&Session, Flags, &Piece<'_, Segment>) -> Result<()>,
     ) -> Result<()> {
+        let durable = flags.contains(Flags::FUA);
         for piece in self.segments.pieces(offset, length) {
-            if let Segment::File(file) = &piece.region.kind {
-                change(file, &piece)?;
-                if flags.contains(Flags::FUA) {
-                    file.sync()?;
+            match &piece.region.kind {
+                Segment::File(file) => {
+                    change(file, &piece)?;
+                    if durable {
+                        file.sync()?;
+                    }
                 }
+                Segment::Chain(index) => {
+                    let session = self.chain(*index)?;
+                    let knows = session.caps().fua != Support::None;
+                    change_chain(session, if knows { flags } else { flags - Flags::FUA }, &piece)?;
+                    if durable && !knows && session.caps().flush {
+                        session.flush()?;
+                    }
+                }
+                Segment::Fixed(_) | Segment::Padding => {}
             }
         }
         Ok(())
     }
 
-    fn read(
-        &self,
-        buf: &mut [u8],
-        offset: u64,
-        mut read: impl FnMut(&BlockFile, &mut [u8], u64) -> Result<bool>,
-    ) -> Result<bool> {
+    /// Fills `buf`; false: that would have to wait, and it may not.
+    fn read(&self, buf: &mut [u8], offset: u64, may_wait: bool) -> Result<bool> {
         for piece in self.segments.pieces(offset, buf.len() as u64) {
             let target = &mut buf[in_request(&piece)];
-            match &piece.region.kind {
-                Segment::File(file) => {
-                    if !read(file, target, piece.within)? {
-                        return Ok(false);
-                    }
+            let done = match &piece.region.kind {
+                Segment::File(file) if may_wait => file.read(target, piece.within).map(|()| true)?,
+                Segment::File(file) => file.read_nowait(target, piece.within)?,
+                Segment::Chain(index) if may_wait => {
+                    self.chain(*index)?.pread(target, piece.within).map(|()| true)?
                 }
-                Segment::Fixed(bytes) => target.copy_from_slice(&bytes[in_region(&piece)]),
-                Segment::Padding => target.fill(0),
+                Segment::Chain(index) => self.chain(*index)?.pread_nowait(target, piece.within)?,
+                Segment::Fixed(bytes) => {
+                    target.copy_from_slice(&bytes[in_region(&piece)]);
+                    true
+                }
+                Segment::Padding => {
+                    target.fill(0);
+                    true
+                }
+            };
+            if !done {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -140,35 +218,61 @@ fn same(new: Option<&[u8]>, bytes: &[u8]) -> bool {
 
 impl Handle for Concat {
     fn capabilities(&self) -> Result<Caps> {
+        let near = self.chains.is_empty() && files(&self.segments).all(BlockFile::is_near);
         Ok(Caps::native(self.segments.size())
             .with_write(self.writable)
             .with_fast_zero(self.fast_zero)
-            .with_skip_holes(files(&self.segments).all(BlockFile::is_near)))
+            .with_flush(self.flush)
+            .with_multi_conn(self.multi_conn)
+            .with_skip_holes(near))
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.read(buf, offset, |file, buf, at| file.read(buf, at).map(|()| true)).map(drop)
+        self.read(buf, offset, true).map(drop)
     }
 
     fn pwrite(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
         let length = buf.len() as u64;
         self.check_fixed(Some(buf), length, offset)?;
-        self.change(length, offset, flags, |file, piece| file.write(&buf[in_request(piece)], piece.within))
+        self.change(
+            length,
+            offset,
+            flags,
+            |file, piece| file.write(&buf[in_request(piece)], piece.within),
+            |chain, flags, piece| chain.pwrite(&buf[in_request(piece)], piece.within, flags),
+        )
     }
 
     fn flush(&self) -> Result<()> {
-        files(&self.segments).try_for_each(BlockFile::sync)
+        files(&self.segments).try_for_each(BlockFile::sync)?;
+        let written = self.chains.iter().filter(|chain| chain.caps().write && chain.caps().flush);
+        written.into_iter().try_for_each(Session::flush)
     }
 
     /// What cannot change stays: a trim promises nothing.
     fn trim(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
-        self.change(length, offset, flags, |file, piece| file.discard(piece.length, piece.within))
+        self.change(
+            length,
+            offset,
+            flags,
+            |file, piece| file.discard(piece.length, piece.within),
+            |chain, flags, piece| match chain.caps() {
+                caps if caps.write && caps.trim => chain.trim(piece.length, piece.within, flags),
+                _ => Ok(()),
+            },
+        )
     }
 
     fn zero(&self, length: u64, offset: u64, flags: Flags) -> Result<()> {
         self.check_fixed(None, length, offset)?;
         let may_trim = flags.contains(Flags::MAY_TRIM);
-        self.change(length, offset, flags, |file, piece| file.zero(piece.length, piece.within, may_trim))
+        self.change(
+            length,
+            offset,
+            flags,
+            |file, piece| file.zero(piece.length, piece.within, may_trim),
+            |chain, flags, piece| chain.zero(piece.length, piece.within, flags),
+        )
     }
 
     fn extents(&self, length: u64, offset: u64, flags: Flags, extents: &mut Extents) -> Result<()> {
@@ -176,6 +280,15 @@ impl Handle for Concat {
             let at = offset + piece.at;
             match &piece.region.kind {
                 Segment::File(file) => file.extents(piece.length, piece.within, flags, at, extents)?,
+                Segment::Chain(index) => {
+                    let end = piece.within + piece.length;
+                    for e in self.chain(*index)?.extents(piece.length, piece.within, flags)? {
+                        let (from, to) = (e.offset.max(piece.within), e.end().min(end));
+                        if from < to {
+                            extents.add(at + (from - piece.within), to - from, e.hole, e.zero)?;
+                        }
+                    }
+                }
                 Segment::Fixed(_) => extents.add_data(at, piece.length)?,
                 Segment::Padding => extents.add(at, piece.length, true, true)?,
             }
@@ -188,9 +301,16 @@ impl Handle for Concat {
     }
 
     fn cache(&self, length: u64, offset: u64) -> Result<()> {
-        self.change(length, offset, Flags::empty(), |file, piece| {
-            file.advise_will_need(piece.length, piece.within)
-        })
+        self.change(
+            length,
+            offset,
+            Flags::empty(),
+            |file, piece| file.advise_will_need(piece.length, piece.within),
+            |chain, _, piece| match chain.caps().cache {
+                Support::None => Ok(()),
+                _ => chain.cache(piece.length, piece.within),
+            },
+        )
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
@@ -202,7 +322,7 @@ impl Handle for Concat {
         }
         let offset = request.offset();
         match request.data() {
-            Data::Read(buf) => match self.read(buf, offset, BlockFile::read_nowait) {
+            Data::Read(buf) => match self.read(buf, offset, false) {
                 Ok(false) => Outcome::NeedsThread,
                 done => Outcome::Done(done.map(drop)),
             },

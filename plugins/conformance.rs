@@ -130,6 +130,18 @@ const ROWS: &[Row] = &[
         area: 0..0,
     },
     Row {
+        plugin: "floppy",
+        params: |dir| {
+            image(dir, "file", ODD);
+            vec![("dir", dir.into()), ("type", "fat16".into()), ("size", "16M".into())]
+        },
+        export: "",
+        size: 16 << 20,
+        caps: "multi_conn cache=Native extents",
+        writes: Writes::Refused,
+        area: 0..4 << 20,
+    },
+    Row {
         plugin: "full",
         params: |_| vec![("size", ODD.to_string().into())],
         export: "",
@@ -146,6 +158,34 @@ const ROWS: &[Row] = &[
         caps: "multi_conn cache=Native",
         writes: Writes::Refused,
         area: 0..0,
+    },
+    Row {
+        plugin: "iso",
+        params: |dir| {
+            // Makes an image of a size that is known.
+            let program = dir.join("program");
+            std::fs::write(&program, "#!/bin/sh\ntruncate -s 8193 \"$3\"\n").unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&program, mode).unwrap();
+            vec![("dir", dir.into()), ("prog", program.into())]
+        },
+        export: "",
+        size: 8193,
+        caps: "multi_conn cache=Native extents",
+        writes: Writes::Refused,
+        area: 0..8193,
+    },
+    Row {
+        plugin: "linuxdisk",
+        params: |dir| {
+            image(dir, "file", 8193);
+            vec![("dir", dir.into()), ("size", "4M".into())]
+        },
+        export: "",
+        size: (5 << 20) + 33 * 512,
+        caps: "multi_conn cache=Native extents",
+        writes: Writes::Refused,
+        area: 0..4 << 20,
     },
     Row {
         plugin: "memory",
@@ -205,6 +245,23 @@ const ROWS: &[Row] = &[
         caps: EVERYTHING,
         writes: Writes::Discarded,
         area: 0..ODD,
+    },
+    Row {
+        plugin: "ondemand",
+        params: |dir| {
+            let command = "truncate -s $size \"$disk\"";
+            vec![
+                ("dir", dir.into()),
+                ("size", "8193".into()),
+                ("command", command.into()),
+                ("share", "1".into()),
+            ]
+        },
+        export: "name",
+        size: 8193,
+        caps: EVERYTHING,
+        writes: Writes::Kept,
+        area: 0..8193,
     },
     Row {
         plugin: "ones",
@@ -280,6 +337,16 @@ const ROWS: &[Row] = &[
         caps: EVERYTHING,
         writes: Writes::Kept,
         area: 0..ODD,
+    },
+    Row {
+        plugin: "tmpdisk",
+        params: |_| vec![("size", "8193".into()), ("command", "truncate -s $size \"$disk\"".into())],
+        export: "",
+        size: 8193,
+        caps: "write flush trim zero=Native fast_zero fua=Native cache=Native extents",
+        writes: Writes::Kept,
+        // Another connection has another disk.
+        area: 0..0,
     },
     Row {
         plugin: "zero",

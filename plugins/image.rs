@@ -102,7 +102,9 @@ impl ImageGuard {
         match (known, refused) {
             (false, false) => log::warn!("{name} is a {kind} image and is served as it is: {inside}"),
             (false, true) => {
-                log::warn!("{name} is a {kind} image and is served as it is, read-only: {inside}; {AS_IT_IS}");
+                log::warn!(
+                    "{name} is a {kind} image and is served as it is, read-only: {inside}; {AS_IT_IS}"
+                );
             }
             (true, true) => log::warn!("{name} is served read-only, for it is a {kind} image: {AS_IT_IS}"),
             (true, false) => {}

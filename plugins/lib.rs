@@ -39,16 +39,21 @@ mod example2;
 mod example3;
 mod example4;
 mod file;
+mod floppy;
 mod full;
 mod holes;
 mod image;
 mod info;
 mod inherit;
+mod iso;
+mod linuxdisk;
 mod lock;
+mod maker;
 mod memory;
 mod nbd;
 mod noise;
 mod null;
+mod ondemand;
 mod ones;
 mod partitioning;
 mod pattern;
@@ -58,6 +63,7 @@ mod sparse_random;
 mod split;
 #[cfg(test)]
 mod testkit;
+mod tmpdisk;
 mod zero;
 
 macro_rules! registry {
@@ -78,11 +84,15 @@ registry! {
     example3
     example4
     file
+    floppy
     full
     info
+    iso
+    linuxdisk
     memory
     nbd
     null
+    ondemand
     ones
     partitioning
     pattern
@@ -90,6 +100,7 @@ registry! {
     sh
     sparse_random = "sparse-random"
     split
+    tmpdisk
     zero
 }
 

@@ -1,10 +1,21 @@
-//! Files as the partitions of one disk, with a table made around them.
+//! Files, and disks of other chains, as the partitions of one disk, with a table made around them.
+//!
+//! A chain is a server in itself, which serves the partition to this plugin: its layers are configured, started and ended with
+//! those of the chain that this plugin is in. How large its disk is can be asked only when it serves; then the table is made.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context as _, bail};
 use nbdkit_common::{Guid, LINUX, Layout, LayoutError, NewPartition, Regions, SECTOR};
-use nbdkit_core::{Above, Errno, Handle, Info, Open, Plugin, Result, params};
+use nbdkit_core::{
+    Above, Chain, ChainMaker, Client, Errno, Error, Handle, Info, Open, Peer, Plugin, Result, Session,
+    ShutdownFlag, params,
+};
 
 use crate::{
     block_file::BlockFile,
@@ -14,7 +25,9 @@ use crate::{
 };
 
 const HELP: &str = "\
-file=<FILENAME>            (required, may be repeated) The partitions, in order.
+file=<FILENAME>            (required, may be repeated) The partitions, in order; or
+file='[ [--filter=FILTER...] PLUGIN [KEY=VALUE...] ]'
+                           the disk that a plugin serves, perhaps through filters.
 partition-type=mbr|gpt     The table (default: MBR for up to 4 partitions and 2 TB).
 alignment=<SIZE>           Alignment of the files that follow (default 1M).
 mbr-id=<BYTE>|default      Type in an MBR of the files that follow (default 0x83).
@@ -23,12 +36,13 @@ lock=off|auto|on           Lock the files against other programs (default auto).
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::new(Partitioning {
-        files: Vec::new(),
+        sources: Vec::new(),
         scheme: None,
         template: NewPartition::new(0),
-        disk: None,
+        disk: OnceLock::new(),
         guard: ImageGuard::default(),
         locks: Vec::new(),
+        chains: None,
     })
 }
 
@@ -39,31 +53,150 @@ enum Scheme {
 }
 
 struct Partitioning {
-    files: Vec<(PathBuf, NewPartition)>,
+    sources: Vec<(Source, NewPartition)>,
     scheme: Option<Scheme>,
     /// What the next file will be.
     template: NewPartition,
-    disk: Option<Arc<Regions<Segment>>>,
+    disk: OnceLock<Arc<Regions<Segment>>>,
     guard: ImageGuard,
     /// Of all files, from the start on.
     locks: Vec<Lock>,
+    chains: Option<Arc<dyn ChainMaker>>,
+}
+
+/// Where the data of a partition is.
+enum Source {
+    File(PathBuf),
+    Chain(SubChain),
+}
+
+/// Another chain, as it was given.
+struct SubChain {
+    text: OsString,
+    /// Until it is ready.
+    early: Option<Chain>,
+    chain: OnceLock<Arc<Chain>>,
+}
+
+impl Source {
+    /// What it is called on the command line.
+    fn name(&self) -> &OsStr {
+        match self {
+            Source::File(path) => path.as_os_str(),
+            Source::Chain(chain) => &chain.text,
+        }
+    }
+}
+
+impl SubChain {
+    fn chain(&self) -> Result<&Arc<Chain>> {
+        self.chain.get().ok_or_else(|| Error::new(Errno::EINVAL, "a chain is not ready"))
+    }
+
+    /// Opens it on behalf of somebody.
+    fn open(&self, client: Arc<Client>, readonly: bool, tls: bool) -> Result<Session> {
+        let connection = Arc::new(self.chain()?.connect(client, readonly)?);
+        connection.open(OsStr::new(""), tls).map_err(|e| e.context(self.text.display()))
+    }
+}
+
+/// A client of a chain below, who stands for one of this chain: the two chains have their own states of him.
+fn stand_in(client: &Arc<Client>) -> Arc<Client> {
+    let inner = Arc::new(Client::new(client.number, client.peer.clone(), client.server().clone()));
+    if let Some(context) = client.security_context.get() {
+        let _ = inner.security_context.set(context.clone());
+    }
+    if let Some(certificate) = client.certificate.get() {
+        let _ = inner.certificate.set(certificate.clone());
+    }
+    let (gone, leave) = (Arc::downgrade(&inner), Arc::downgrade(client));
+    client.gone.on_raise(move || {
+        if let Some(inner) = gone.upgrade() {
+            inner.gone.raise();
+        }
+    });
+    inner.leave.on_raise(move || {
+        if let Some(client) = leave.upgrade() {
+            client.disconnect(false);
+        }
+    });
+    inner
 }
 
 impl Partitioning {
-    /// Takes a file with what holds for it at this place of the command line.
+    /// Takes a file or a chain with what holds for it at this place of the command line.
     fn add(&mut self, value: &OsStr) -> anyhow::Result<()> {
-        let path = std::path::absolute(value).with_context(|| format!("file={}", value.display()))?;
-        BlockFile::check(&path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (source, name) = if value.as_bytes().trim_ascii().starts_with(b"[") {
+            (Source::Chain(self.sub_chain(value)?), String::new())
+        } else {
+            let path = std::path::absolute(value).with_context(|| format!("file={}", value.display()))?;
+            BlockFile::check(&path)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (Source::File(path), name)
+        };
         // The same at each start, so that what refers to a partition by its GUID goes on to find it.
-        let number = format!("partition {} of ", self.files.len() + 1);
-        let guid = Guid::from_seed(&[number.as_bytes(), path.as_os_str().as_bytes()].concat());
-        self.files.push((path, NewPartition { name, guid, ..self.template.clone() }));
+        let number = format!("partition {} of ", self.sources.len() + 1);
+        let guid = Guid::from_seed(&[number.as_bytes(), source.name().as_bytes()].concat());
+        self.sources.push((source, NewPartition { name, guid, ..self.template.clone() }));
+        Ok(())
+    }
+
+    fn sub_chain(&self, text: &OsStr) -> anyhow::Result<SubChain> {
+        let maker = self.chains.as_ref().context("chains cannot be made here")?;
+        let chain = maker.make(text).with_context(|| text.to_string_lossy().into_owned())?;
+        // A library is there once, with one set of its variables.
+        let paths = chain.infos().into_iter().filter_map(|info| info.path);
+        for path in paths {
+            let others = self.sources.iter().filter_map(|(source, _)| match source {
+                Source::Chain(SubChain { early: Some(chain), .. }) => Some(chain.infos()),
+                _ => None,
+            });
+            if others.flatten().any(|other| other.path.as_ref() == Some(&path)) {
+                bail!("{} is not bundled, and can be in one partition only", path.display());
+            }
+        }
+        Ok(SubChain { text: text.to_owned(), early: Some(chain), chain: OnceLock::new() })
+    }
+
+    /// The chains, in the order of their numbers.
+    fn sub_chains(&self) -> impl Iterator<Item = &SubChain> {
+        self.sources.iter().filter_map(|(source, _)| match source {
+            Source::Chain(chain) => Some(chain),
+            Source::File(_) => None,
+        })
+    }
+
+    /// Makes the disk. `chain_size` tells how large the disks of the chains are.
+    fn make(&self, chain_size: impl Fn(&SubChain) -> Result<u64>) -> anyhow::Result<()> {
+        let (mut partitions, mut segments, mut chains) = (Vec::new(), Vec::new(), 0);
+        for (source, partition) in &self.sources {
+            let (length, segment) = match source {
+                Source::File(path) => {
+                    let file = BlockFile::open(path, false)?;
+                    (file.length(), Segment::File(file))
+                }
+                Source::Chain(chain) => {
+                    chains += 1;
+                    (chain_size(chain)?, Segment::Chain(chains - 1))
+                }
+            };
+            if length == 0 {
+                bail!(
+                    "{}: a partition cannot be empty: give a file that holds data",
+                    source.name().display()
+                );
+            }
+            partitions.push(NewPartition { length, ..partition.clone() });
+            segments.push((length, segment));
+        }
+        let disk =
+            assemble(self.layout(&partitions)?, segments).context("the disk would pass 2^63-1 bytes")?;
+        let _ = self.disk.set(Arc::new(disk));
         Ok(())
     }
 
     fn layout(&self, partitions: &[NewPartition]) -> anyhow::Result<Layout> {
-        let paths: Vec<&[u8]> = self.files.iter().map(|(path, _)| path.as_os_str().as_bytes()).collect();
+        let paths: Vec<&[u8]> = self.sources.iter().map(|(source, _)| source.name().as_bytes()).collect();
         let gpt = || Layout::gpt(partitions, Guid::from_seed(&paths.join(&0)));
         let layout = match self.scheme {
             Some(Scheme::Mbr) => Layout::mbr(partitions),
@@ -86,7 +219,7 @@ impl Plugin for Partitioning {
     }
 
     fn callbacks(&self) -> Option<Vec<&'static str>> {
-        Some([crate::EVERYTHING, &["config_complete"]].concat())
+        Some([crate::EVERYTHING, &["config_complete", "get_ready", "after_fork", "cleanup"]].concat())
     }
 
     fn config(&mut self, key: &str, value: &OsStr) -> anyhow::Result<bool> {
@@ -126,42 +259,81 @@ impl Plugin for Partitioning {
         self.guard.set_above(above);
     }
 
-    fn get_ready(&mut self) -> anyhow::Result<()> {
-        for (path, _) in &self.files {
-            // The files were opened for writing, for all clients, before it was known whether anybody does.
-            let file = BlockFile::open(path, true)?;
-            self.locks.extend(self.guard.lock(
-                file.file(),
-                path,
-                Access::new(self.guard.may_be_written()),
-            )?);
-        }
-        Ok(())
+    fn set_chains(&mut self, chains: &Arc<dyn ChainMaker>) {
+        self.chains = Some(chains.clone());
     }
 
     fn config_complete(&mut self) -> anyhow::Result<()> {
-        if self.files.is_empty() {
+        if self.sources.is_empty() {
             bail!("at least one file= parameter must be supplied");
         }
-        let mut partitions = Vec::new();
-        let mut files = Vec::new();
-        for (path, partition) in &self.files {
-            let file = BlockFile::open(path, false)?;
-            if file.length() == 0 {
-                bail!("{}: a partition cannot be empty: give a file that holds data", path.display());
+        for (source, _) in &mut self.sources {
+            if let Source::Chain(SubChain { early: Some(chain), text, .. }) = source {
+                chain.config_complete().with_context(|| text.to_string_lossy().into_owned())?;
             }
-            partitions.push(NewPartition { length: file.length(), ..partition.clone() });
-            files.push(file);
         }
-        let layout = self.layout(&partitions)?;
-        let disk = assemble(layout, files).context("the disk would pass 2^63-1 bytes")?;
-        self.disk = Some(Arc::new(disk));
+        // Of files alone, what is wrong is told before the server is ready.
+        if self.sub_chains().next().is_none() { self.make(|_| Ok(0)) } else { Ok(()) }
+    }
+
+    fn get_ready(&mut self) -> anyhow::Result<()> {
+        let readonly = !self.guard.may_be_written();
+        for (source, _) in &mut self.sources {
+            match source {
+                // The files were opened for writing, for all clients, before it was known whether anybody does.
+                Source::File(path) => {
+                    let file = BlockFile::open(path, true)?;
+                    self.locks.extend(self.guard.lock(file.file(), path, Access::new(!readonly))?);
+                }
+                Source::Chain(SubChain { text, early, chain }) => {
+                    let mut ready = early.take().context("it was ready before")?;
+                    ready.set_readonly(readonly);
+                    ready.get_ready().with_context(|| text.to_string_lossy().into_owned())?;
+                    let _ = chain.set(Arc::new(ready));
+                }
+            }
+        }
         Ok(())
     }
 
-    fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
-        let disk = self.disk.clone().ok_or(Errno::EINVAL)?;
-        Ok(Box::new(Concat::new(disk)))
+    fn after_fork(&self, server: &Arc<ShutdownFlag>) -> anyhow::Result<()> {
+        for sub in self.sub_chains() {
+            let chain = sub.chain()?;
+            chain.after_fork().with_context(|| sub.text.to_string_lossy().into_owned())?;
+            let weak = Arc::downgrade(chain);
+            server.on_raise(move || {
+                if let Some(chain) = weak.upgrade() {
+                    chain.server().raise();
+                }
+            });
+        }
+        if self.disk.get().is_some() {
+            return Ok(());
+        }
+        self.make(|sub| {
+            let client = Arc::new(Client::new(0, Peer::Local, server.clone()));
+            Ok(sub.open(client, true, false)?.size())
+        })
+    }
+
+    fn cleanup(&self) {
+        self.sub_chains().filter_map(|sub| sub.chain.get()).for_each(Chain::cleanup);
+    }
+
+    fn open(&self, open: &Open) -> Result<Box<dyn Handle>> {
+        let disk = self.disk.get().ok_or(Errno::EINVAL)?;
+        let mut sessions = Vec::new();
+        for (index, sub) in self.sub_chains().enumerate() {
+            let session = sub.open(stand_in(&open.client), open.readonly, open.tls)?;
+            let is_it = |kind: &Segment| matches!(kind, Segment::Chain(number) if *number == index);
+            let region = disk.as_slice().iter().find(|region| is_it(&region.kind));
+            if region.is_none_or(|region| region.length != session.size()) {
+                let text = "the disk has another size than it had when the server started";
+                return Err(Error::new(Errno::EINVAL, text).context(sub.text.display()));
+            }
+            sessions.push(session);
+        }
+        Ok(Box::new(Concat::new(disk.clone()).over(sessions)))
     }
 }
 
@@ -173,13 +345,12 @@ fn mbr_type(value: &OsStr) -> anyhow::Result<u8> {
     }
 }
 
-/// Puts tables and files where the layout wants them, with padding between them.
-fn assemble(layout: Layout, files: Vec<BlockFile>) -> Option<Regions<Segment>> {
+/// Puts tables and what has data, with its length, where the layout wants them, with padding between them.
+pub(crate) fn assemble(layout: Layout, data: Vec<(u64, Segment)>) -> Option<Regions<Segment>> {
     let tables =
         layout.tables.into_iter().map(|(start, bytes)| (start, bytes.len() as u64, Segment::Fixed(bytes)));
-    let files = layout.starts.into_iter().zip(files);
-    let files = files.map(|(start, file)| (start, file.length(), Segment::File(file)));
-    let mut segments: Vec<_> = tables.chain(files).collect();
+    let data = layout.starts.into_iter().zip(data).map(|(start, (length, segment))| (start, length, segment));
+    let mut segments: Vec<_> = tables.chain(data).collect();
     segments.sort_by_key(|(start, ..)| *start);
     let mut disk = Regions::new();
     for (start, length, segment) in segments {

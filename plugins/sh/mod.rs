@@ -25,7 +25,9 @@ mod scripts;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use alarm::{Alarm, Patience};
 pub(crate) use plugin::Scripted;
+pub(crate) use process::{Ended, How, Job, Output, run};
 pub(crate) use scripts::{Found, Methods};
 
 const HELP: &str = "\

@@ -40,7 +40,7 @@ const KILLING: Duration = Duration::from_secs(5);
 
 /// Where standard output goes.
 #[derive(Debug)]
-pub(super) enum Output<'a> {
+pub(crate) enum Output<'a> {
     /// It fills the buffer.
     Into(&'a mut [u8]),
     /// It is kept, up to this number of bytes.
@@ -51,35 +51,35 @@ pub(super) enum Output<'a> {
 
 /// A program to run, and how.
 #[derive(Debug)]
-pub(super) struct Job<'a> {
+pub(crate) struct Job<'a> {
     /// The path of the program, and all its words from the zeroth on.
-    pub(super) program: &'a CStr,
-    pub(super) words: &'a [&'a CStr],
-    pub(super) environment: &'a [CString],
-    pub(super) input: Option<&'a [u8]>,
-    pub(super) output: Output<'a>,
+    pub(crate) program: &'a CStr,
+    pub(crate) words: &'a [&'a CStr],
+    pub(crate) environment: &'a [CString],
+    pub(crate) input: Option<&'a [u8]>,
+    pub(crate) output: Output<'a>,
     /// Without a terminal: in a process group of its own, that can be ended as a whole.
-    pub(super) own_group: bool,
-    pub(super) patience: Patience<'a>,
+    pub(crate) own_group: bool,
+    pub(crate) patience: Patience<'a>,
 }
 
 /// What came of a program.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) how: How,
+pub(crate) struct Ended {
+    pub(crate) how: How,
     /// What it printed, unless that went into a buffer.
-    pub(super) stdout: Vec<u8>,
+    pub(crate) stdout: Vec<u8>,
     /// How many bytes that was.
-    pub(super) printed: usize,
+    pub(crate) printed: usize,
     /// It printed more, and was ended.
-    pub(super) too_much: bool,
+    pub(crate) too_much: bool,
     /// The beginning of what it said on standard error.
-    pub(super) stderr: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
+pub(crate) enum How {
     /// By itself, with this code.
     Exited(i32),
     /// By this signal.
@@ -92,7 +92,7 @@ pub(super) enum How {
 ///
 /// # Errors
 /// If it cannot be started.
-pub(super) fn run(job: Job<'_>, null: BorrowedFd<'_>) -> io::Result<Ended> {
+pub(crate) fn run(job: Job<'_>, null: BorrowedFd<'_>) -> io::Result<Ended> {
     let start = Instant::now();
     if job.patience.deadline(start).is_some_and(|deadline| deadline <= start) {
         return Ok(Ended {

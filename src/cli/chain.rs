@@ -12,7 +12,7 @@ use nbdkit_loader::{
     lookup::{self, Found, Kind},
 };
 
-use crate::advice;
+use crate::{advice, subchain};
 
 /// Loads the plugin and the filters, the outermost filter first. Nothing is configured yet, but a plugin that runs
 /// a script has it.
@@ -28,6 +28,7 @@ pub fn load(plugin: &OsStr, filters: &[OsString], mut debug: DebugFlags) -> Resu
     if chain.plugin_name() != COMPILER {
         debug.warn_unused(&names);
     }
+    chain.set_chains(&subchain::maker());
     if let Some(script) = script {
         chain.config("script", script.as_os_str())?;
     }

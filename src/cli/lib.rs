@@ -22,5 +22,6 @@ pub mod readiness;
 pub mod signals;
 pub mod std_fds;
 pub mod stdio;
+mod subchain;
 pub mod usage;
 pub mod version;

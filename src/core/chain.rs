@@ -14,8 +14,8 @@ use std::{
 };
 
 use crate::{
-    Above, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ShutdownFlag, ThreadModel,
-    locks::Locks, next::CONTROLPATH, stats::Stats, sync::RwLock,
+    Above, ChainMaker, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ShutdownFlag,
+    ThreadModel, locks::Locks, next::CONTROLPATH, stats::Stats, sync::RwLock,
 };
 use anyhow::Context as _;
 use log::debug;
@@ -105,6 +105,11 @@ impl Chain {
     /// Tells the plugin that standard input and output are a client's.
     pub fn stdio_is_taken(&mut self) {
         self.plugin.stdio_is_taken();
+    }
+
+    /// Offers a way to make other chains.
+    pub fn set_chains(&mut self, chains: &Arc<dyn ChainMaker>) {
+        self.plugin.set_chains(chains);
     }
 
     /// Tells that every client will be served read-only. To be called before [`get_ready`](Self::get_ready).

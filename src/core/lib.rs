@@ -45,7 +45,7 @@ pub use handle::Handle;
 pub use loan::Loan;
 pub use memory::{Buffers, Memory};
 pub use next::Next;
-pub use plugin::{Above, Info, Interface, Plugin};
+pub use plugin::{Above, ChainMaker, Info, Interface, Plugin};
 pub use request::{
     Call, Completed, Completions, Data, Outcome, Payload, Pending, Request, Started, Task, Wake,
 };

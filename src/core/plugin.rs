@@ -2,7 +2,17 @@
 
 use std::{borrow::Cow, ffi::OsStr, path::PathBuf, sync::Arc};
 
-use crate::{Client, Exports, Handle, Open, Result, ShutdownFlag, ThreadModel};
+use crate::{Chain, Client, Exports, Handle, Open, Result, ShutdownFlag, ThreadModel};
+
+/// Makes chains. The program does that, for it knows the names of layers and what words on a command line mean.
+pub trait ChainMaker: Send + Sync {
+    /// Makes a chain out of `[ --filter=FILTER... PLUGIN KEY=VALUE... ]`, quoted as for a shell. It has its parameters; the
+    /// rest of its life is for who asked for it.
+    ///
+    /// # Errors
+    /// Those of a command line with these words.
+    fn make(&self, text: &OsStr) -> anyhow::Result<Chain>;
+}
 
 /// What a plugin or filter says about itself.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +82,11 @@ pub trait Plugin: Send + Sync {
 
     /// Standard input and output are a client's: parameters must not be read from there. Called before the first one.
     fn stdio_is_taken(&mut self) {}
+
+    /// Offers a way to make other chains, for a plugin whose disk has theirs in it. Called once, before the first parameter.
+    fn set_chains(&mut self, chains: &Arc<dyn ChainMaker>) {
+        let _ = chains;
+    }
 
     /// Tells what stands above it. Called once, before [`get_ready`](Self::get_ready).
     fn set_above(&mut self, above: Above) {

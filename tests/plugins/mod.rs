@@ -2,6 +2,7 @@
 
 mod data;
 mod examples;
+mod made;
 mod memory;
 mod nbd;
 
