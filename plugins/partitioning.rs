@@ -74,7 +74,7 @@ enum Source {
 struct SubChain {
     text: OsString,
     /// Until it is ready.
-    early: Option<Chain>,
+    early: Option<Box<Chain>>,
     chain: OnceLock<Arc<Chain>>,
 }
 
@@ -155,7 +155,7 @@ impl Partitioning {
                 bail!("{} is not bundled, and can be in one partition only", path.display());
             }
         }
-        Ok(SubChain { text: text.to_owned(), early: Some(chain), chain: OnceLock::new() })
+        Ok(SubChain { text: text.to_owned(), early: Some(Box::new(chain)), chain: OnceLock::new() })
     }
 
     /// The chains, in the order of their numbers.
@@ -289,7 +289,7 @@ impl Plugin for Partitioning {
                     let mut ready = early.take().context("it was ready before")?;
                     ready.set_readonly(readonly);
                     ready.get_ready().with_context(|| text.to_string_lossy().into_owned())?;
-                    let _ = chain.set(Arc::new(ready));
+                    let _ = chain.set(Arc::new(*ready));
                 }
             }
         }
