@@ -14,17 +14,35 @@ use std::{
 };
 
 use crate::{
-    Above, ChainMaker, Client, Exports, Filter, Info, Next, Open, Plugin, Result, Session, ShutdownFlag,
-    ThreadModel, locks::Locks, next::CONTROLPATH, stats::Stats, sync::RwLock,
+    Above, ChainMaker, Client, Exports, Filter, Info, Next, Open, Plugin, Result, ShutdownFlag, ThreadModel,
+    locks::Locks, next::CONTROLPATH, stats::Stats, sync::RwLock,
 };
 use anyhow::Context as _;
 use log::debug;
 
-/// A front end that wants to know what other sessions change, so that its caches stay true.
+/// A front end that wants to know what other sessions change, so that its caches stay true. It is told of the changes
+/// of all sessions but its own.
 pub trait WriteObserver: Send + Sync {
-    /// The range `offset..offset+length` of the export was changed by a session other than the observer's
-    /// own. Called after the request left the chain and before its client hears of it.
+    /// The range `offset..offset+length` of the export is about to be changed. After [`Announced::Heard`] one call of
+    /// [`written`](Self::written) or [`withdrawn`](Self::withdrawn) follows, soon.
+    fn writing(&self, export_name: &OsStr, offset: u64, length: u64, may_wait: bool) -> Announced;
+
+    /// The range will not be changed now.
+    fn withdrawn(&self, export_name: &OsStr, offset: u64, length: u64);
+
+    /// The range was changed. Called after the request left the chain and before its client hears of it.
     fn written(&self, export_name: &OsStr, offset: u64, length: u64);
+}
+
+/// What an observer says to a change that is announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// It has nothing of that range.
+    Unheard,
+    /// It has put its caches in order, and keeps them so until the range is written.
+    Heard,
+    /// It would have to wait for others, and may not.
+    NeedsThread,
 }
 
 /// The configured plugin and filters.
@@ -253,14 +271,12 @@ impl Chain {
         self.observer_count.store(observers.len(), Ordering::Release);
     }
 
-    /// Tells the observers, but not the one at the address `own`.
+    /// Calls `tell` with the observers, but not with the one at the address `own`.
     #[cold]
-    pub(crate) fn notify(
+    pub(crate) fn for_observers(
         &self,
         own: Option<&Arc<dyn WriteObserver>>,
-        session: &Session,
-        offset: u64,
-        length: u64,
+        mut tell: impl FnMut(&dyn WriteObserver),
     ) {
         // They may wait, so not under the lock. Backwards, since one that leaves meanwhile only moves others towards the
         // start: none is passed over.
@@ -271,7 +287,7 @@ impl Chain {
             if let Some(observer) = observer
                 && own.is_none_or(|own| !Arc::ptr_eq(own, &observer))
             {
-                observer.written(session.export_name(), offset, length);
+                tell(&*observer);
             }
         }
     }

@@ -35,7 +35,7 @@ mod shutdown_flag;
 mod whole_extents;
 
 pub use caps::{Answer, BlockSize, Caps, Flags, Op, Support, ThreadModel};
-pub use chain::{Below, Chain, UnknownParameter, WriteObserver};
+pub use chain::{Announced, Below, Chain, UnknownParameter, WriteObserver};
 pub use client::{Certificate, Client, Open, Peer};
 pub use error::{Errno, Error, Result, without_numbers};
 pub use exports::{Export, Exports};

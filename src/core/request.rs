@@ -244,6 +244,10 @@ impl<'a> Request<'a> {
         }
     }
 
+    pub(crate) fn forbid_loan(&mut self) {
+        self.may_lend = false;
+    }
+
     pub(crate) fn forbid_start_and_loan(&mut self) {
         (self.may_start, self.may_lend) = (false, false);
     }

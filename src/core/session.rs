@@ -12,8 +12,8 @@ use std::{
 };
 
 use crate::{
-    Call, Caps, Chain, Client, Completed, Data, Errno, Error, Extent, Extents, Flags, Loan, Next, Op, Open,
-    Outcome, Payload, Request, Result, Status, Support, Task, ThreadModel, WriteObserver,
+    Announced, Call, Caps, Chain, Client, Completed, Data, Errno, Error, Extent, Extents, Flags, Loan, Next,
+    Op, Open, Outcome, Payload, Request, Result, Status, Support, Task, ThreadModel, WriteObserver,
     locks::{ConnectionPermit, Permit},
     request::{Frame, FrameKind, whole_file},
     stats::{CountedConnection, Counters, Stats},
@@ -196,12 +196,44 @@ impl Session {
         }
     }
 
+    /// Calls `tell` with the other front ends that want to know of a change, if this is one.
+    fn for_observers(&self, call: &Call, tell: impl FnMut(&dyn WriteObserver)) {
+        let chain = &self.connection.chain;
+        let own = usize::from(self.observer.is_some());
+        if changes_data(call.op) && chain.observer_count.load(Ordering::Acquire) > own {
+            chain.for_observers(self.observer.as_ref(), tell);
+        }
+    }
+
+    /// Tells other front ends that a range is about to change.
+    fn announce(&self, call: &Call, may_wait: bool) -> Announced {
+        let mut said = Announced::Unheard;
+        self.for_observers(call, |observer| {
+            if said != Announced::NeedsThread {
+                match observer.writing(&self.export_name, call.offset, call.length, may_wait) {
+                    Announced::Unheard => {}
+                    other => said = other,
+                }
+            }
+        });
+        if said == Announced::NeedsThread {
+            self.withdraw(call);
+        }
+        said
+    }
+
+    /// Tells other front ends that it will not.
+    fn withdraw(&self, call: &Call) {
+        self.for_observers(call, |observer| {
+            observer.withdrawn(&self.export_name, call.offset, call.length);
+        });
+    }
+
     /// Tells other front ends that a range has changed.
     fn written(&self, call: &Call) {
-        let chain = &self.connection.chain;
-        if changes_data(call.op) && chain.observer_count.load(Ordering::Acquire) > 0 {
-            chain.notify(self.observer.as_ref(), self, call.offset, call.length);
-        }
+        self.for_observers(call, |observer| {
+            observer.written(&self.export_name, call.offset, call.length);
+        });
     }
 
     /// Checks what a client can get wrong.
@@ -259,6 +291,21 @@ impl Session {
         if let Err(e) = self.check(&call) {
             return Outcome::Done(Err(e));
         }
+        // Before the permit, since others may need it to put their caches in order.
+        match self.announce(&call, request.may_wait()) {
+            Announced::Unheard => return self.submit_announced(&call, request),
+            Announced::NeedsThread => return Outcome::NeedsThread,
+            // Caches wait for the end of it: a client must not have the time to think in the middle.
+            Announced::Heard => request.forbid_loan(),
+        }
+        let outcome = self.submit_announced(&call, request);
+        if let Outcome::NeedsThread | Outcome::Lent(_) = outcome {
+            self.withdraw(&call);
+        }
+        outcome
+    }
+
+    fn submit_announced(&self, call: &Call, request: &mut Request<'_>) -> Outcome<'_> {
         let locks = &self.connection.chain.locks;
         let permit = if request.may_wait() {
             locks.request(&self.lock)
@@ -284,14 +331,14 @@ impl Session {
             _ if request.is_taken() => return Outcome::Started(request.taken()),
             Ok(Outcome::Done(result)) => result,
             Ok(outcome) => return outcome,
-            Err(panic) => Err(panicked(&call, &*panic)),
+            Err(panic) => Err(panicked(call, &*panic)),
         };
         if let Some(counters) = &self.counters {
-            counters.end(&call, began, result.as_ref().err(), !request.may_wait());
+            counters.end(call, began, result.as_ref().err(), !request.may_wait());
         }
         // Other front ends that are told of a write may have to wait for requests of their own.
         drop(permit);
-        Outcome::Done(self.ended(&call, result))
+        Outcome::Done(self.ended(call, result))
     }
 
     /// A request has ended: says so to those who have to know.

@@ -30,16 +30,19 @@ pub(crate) struct Owner {
     uid: u32,
     gid: u32,
     umask: u16,
+    /// The kernel keeps what is written until it wants to write it.
+    writeback: bool,
     mounted: SystemTime,
 }
 
 impl Owner {
     /// As the options want it; the owner is the server's unless they name another.
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, writeback: bool) -> Self {
         Owner {
             uid: options.uid.unwrap_or(rustix::process::geteuid().as_raw()),
             gid: options.gid.unwrap_or(rustix::process::getegid().as_raw()),
             umask: options.umask,
+            writeback,
             mounted: SystemTime::now(),
         }
     }
@@ -116,9 +119,22 @@ impl Attributes {
     }
 
     /// The attributes. None: the chain has to be asked, and this may not wait for it.
-    pub(crate) fn get(&self, ino: INodeNo, session: &Session, may_wait: bool) -> Option<FileAttr> {
+    /// `kept`: the kernel may have data that the chain does not have yet.
+    pub(crate) fn get(
+        &self,
+        ino: INodeNo,
+        session: &Session,
+        kept: bool,
+        may_wait: bool,
+    ) -> Option<FileAttr> {
         let modified = self.owner.mounted + Duration::from_nanos(self.modified.load(Ordering::Relaxed));
-        let sizes = (self.length, self.allocated(session, may_wait)?);
+        let allocated = match kept {
+            true if self.owner.writeback => self.length,
+            // Only what is stored through mappings is kept then: tar takes a file without any space for an empty one.
+            true => self.allocated(session, may_wait)?.max(u64::from(BLOCK).min(self.length)),
+            false => self.allocated(session, may_wait)?,
+        };
+        let sizes = (self.length, allocated);
         Some(self.owner.attr(ino, FileType::RegularFile, self.perm, modified, sizes))
     }
 

@@ -7,7 +7,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -37,8 +37,18 @@ pub(crate) struct ExportFile {
     length: u64,
     /// The kernel may have pages of it.
     opened: AtomicBool,
+    /// Handles that it can be written through.
+    writers: AtomicUsize,
     /// Somebody has tried to write since the last flush.
     unflushed: AtomicBool,
+}
+
+/// An answer to lseek(2).
+pub(crate) struct Found {
+    /// The answer.
+    pub(crate) at: Result<i64, Errno>,
+    /// A range of the file that the answer takes for a hole.
+    pub(crate) hole: Range<u64>,
 }
 
 /// `whence` of lseek(2): the next data.
@@ -69,7 +79,8 @@ impl ExportFile {
         let (start, length) = (range.start, range.end - range.start);
         let attributes = Attributes::new(owner, session.caps().write, start, length);
         let [opened, unflushed] = [const { AtomicBool::new(false) }; 2];
-        ExportFile { ino, disk, session, attributes, passthrough, start, length, opened, unflushed }
+        let writers = AtomicUsize::new(0);
+        ExportFile { ino, disk, session, attributes, passthrough, start, length, opened, writers, unflushed }
     }
 
     /// Size in bytes.
@@ -85,12 +96,32 @@ impl ExportFile {
 
     /// What stat(2) shows.
     pub(crate) fn attr(&self, may_wait: bool) -> Option<FileAttr> {
-        self.attributes.get(self.ino, &self.session, may_wait)
+        self.attributes.get(self.ino, &self.session, self.may_be_kept(), may_wait)
     }
 
     /// Notes that the kernel may have pages of it from now on.
     pub(crate) fn note_opened(&self) {
         self.opened.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel may have pages of it.
+    pub(crate) fn was_opened(&self) -> bool {
+        self.opened.load(Ordering::Acquire)
+    }
+
+    /// Notes that somebody has opened it for writing, and may store to its pages without our hearing of it …
+    pub(crate) fn add_writer(&self) {
+        self.writers.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// … and has closed it: then the kernel has written them.
+    pub(crate) fn remove_writer(&self) {
+        self.writers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether the kernel may keep data that the chain does not have yet.
+    pub(crate) fn may_be_kept(&self) -> bool {
+        self.writers.load(Ordering::Acquire) > 0
     }
 
     /// A range of the file as one of the export.
@@ -99,11 +130,11 @@ impl ExportFile {
         start..start.saturating_add(length)
     }
 
-    /// The part of a range of the export that the file shows, and whether the kernel may know it.
-    pub(crate) fn shows(&self, range: &Range<u64>) -> Option<(Range<u64>, bool)> {
+    /// The part of a range of the export that the file shows.
+    pub(crate) fn shows(&self, range: &Range<u64>) -> Option<Range<u64>> {
         let start = range.start.max(self.start) - self.start;
         let end = range.end.min(self.start + self.length).saturating_sub(self.start);
-        (start < end).then(|| (start..end, self.opened.load(Ordering::Acquire)))
+        (start < end).then_some(start..end)
     }
 
     /// How much of `length` bytes at `offset` lies within the file.
@@ -265,28 +296,35 @@ impl ExportFile {
     }
 
     /// The next data or the next hole from `offset` on. There is a hole at the end of every file.
-    pub(crate) fn seek(&self, offset: i64, whence: i32, may_wait: bool) -> Option<Result<i64, Errno>> {
+    pub(crate) fn seek(&self, offset: i64, whence: i32, may_wait: bool) -> Option<Found> {
+        let fail = |errno| Some(Found { at: Err(errno), hole: 0..0 });
         let Some(offset) = u64::try_from(offset).ok().filter(|offset| *offset < self.length) else {
-            return Some(Err(Errno::ENXIO));
+            return fail(Errno::ENXIO);
         };
         let want_hole = match whence {
             SEEK_DATA => false,
             SEEK_HOLE => true,
-            _ => return Some(Err(Errno::EINVAL)),
+            _ => return fail(Errno::EINVAL),
         };
         let (mut at, end) = (self.start + offset, self.start + self.length);
+        let mut found_end = end;
         let found = loop {
             if at >= end {
                 break if want_hole { Ok(self.length) } else { Err(Errno::ENXIO) };
             }
             match first_extent(&self.session, at..end, may_wait)? {
                 // Only what reads as zeroes may be skipped by a copy; whether it is allocated does not matter to it.
-                Ok(extent) if extent.zero == want_hole => break Ok(at - self.start),
+                Ok(extent) if extent.zero == want_hole => {
+                    found_end = extent.end();
+                    break Ok(at - self.start);
+                }
                 Ok(extent) => at = extent.end(),
-                Err(e) => break Err(errno(&e)),
+                Err(e) => return fail(errno(&e)),
             }
         };
-        Some(found.and_then(|at| i64::try_from(at).map_err(|_| Errno::EOVERFLOW)))
+        let at = at.min(end) - self.start;
+        let hole = if want_hole { at..found_end.min(end) - self.start } else { offset..at };
+        Some(Found { at: found.and_then(|at| i64::try_from(at).map_err(|_| Errno::EOVERFLOW)), hole })
     }
 }
 

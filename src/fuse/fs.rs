@@ -29,7 +29,7 @@ use crate::{
     stats,
     transfer::Write,
     tree::{NAME_MAX, Node, PARTITIONS},
-    volume::Volume,
+    volume::{PendingWrite, Volume},
 };
 
 /// Largest write, and with it the largest read, in bytes: what the kernel sends at most by default.
@@ -41,6 +41,10 @@ const MAX_BACKGROUND: u16 = 128;
 /// not serve its queues.
 const FEATURES: [InitFlags; 3] =
     [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP];
+
+/// Handles of files that are read only, and of those whose pages somebody may change in the kernel.
+const READER: FileHandle = FileHandle(0);
+const WRITER: FileHandle = FileHandle(1);
 
 /// How cached data is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,9 +118,9 @@ impl Fs {
     }
 }
 
-/// How long the kernel may keep what it knows of a file: partitions may come and go.
+/// How long the kernel may keep what it knows of a file: partitions may come and go, and what is written takes space.
 fn ttl(file: &ExportFile) -> Duration {
-    if file.ino.0 >= PARTITIONS { Duration::ZERO } else { TTL }
+    if file.ino.0 >= PARTITIONS || file.may_be_kept() { Duration::ZERO } else { TTL }
 }
 
 impl Filesystem for Fs {
@@ -223,7 +227,33 @@ impl Filesystem for Fs {
             FopenFlags::FOPEN_KEEP_CACHE
         };
         file.note_opened();
-        reply.opened(FileHandle(0), cache);
+        let handle = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => READER,
+            _ => {
+                file.add_writer();
+                self.volume.coherence.drop_attributes(ino);
+                WRITER
+            }
+        };
+        reply.opened(handle, cache);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if fh == WRITER
+            && let Ok(file) = self.volume.file(ino)
+        {
+            file.remove_writer();
+        }
+        reply.ok();
     }
 
     fn read(
@@ -272,7 +302,7 @@ impl Filesystem for Fs {
         let write = Write {
             synchronous: is_synchronous(flags.0) && !from_cache,
             from_cache,
-            pending: self.volume.begin_write(&file, offset, data.len() as u64),
+            pending: self.volume.begin_write(&file, offset, data.len() as u64, from_cache),
         };
         self.requests.write(&file, offset, data, write, reply);
     }
@@ -317,18 +347,24 @@ impl Filesystem for Fs {
             Err(e) => return reply.error(e),
         };
         let volume = self.volume.clone();
-        let mut pending = volume.begin_write(&file, offset, length);
+        let mut pending = volume.begin_write(&file, offset, length, false);
+        let blocking = pending.as_mut().filter(|pending| pending.is_blocked());
+        let blocking = blocking.map(PendingWrite::take_blocking);
         let ask = move |may_wait| {
             let zeroed = file.zero(length, offset, &mut flags, may_wait)?;
             Some((zeroed, pending.take()))
         };
-        self.requests.ask("zero", reply, ask, move |answer, (zeroed, pending)| {
+        let answer = move |answer: Answer<ReplyEmpty>, (zeroed, pending)| {
             let answer = move || answer.give(zeroed, |reply, ()| reply.ok());
             match pending {
                 None => answer(),
                 Some(pending) => volume.end_write(pending, false, answer),
             }
-        });
+        };
+        match blocking {
+            None => self.requests.ask("zero", reply, ask, answer),
+            Some(blocking) => self.requests.ask_unblocked("zero", reply, blocking, ask, answer),
+        }
     }
 
     fn lseek(
@@ -340,12 +376,10 @@ impl Filesystem for Fs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let file = match self.volume.file(ino) {
-            Ok(file) => file.clone(),
-            Err(e) => return reply.error(e),
-        };
-        let ask = move |may_wait| file.seek(offset, whence, may_wait);
-        self.requests.ask("extents", reply, ask, |answer, at| answer.give(at, ReplyLseek::offset));
+        match self.volume.file(ino) {
+            Ok(file) => self.requests.seek(&file, offset, whence, reply),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

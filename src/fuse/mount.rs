@@ -131,7 +131,7 @@ impl Mount {
             .filter(|_| !files.0.is_bare())
             .map_or(path.clone(), |name| path.join(name));
         let style = Style {
-            owner: Owner::new(&options),
+            owner: Owner::new(&options, config.cache == crate::Cache::Writeback),
             writable: !readonly,
             partitions: config.partitions,
             passthrough: config.passthrough,

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, sync::Weak};
 
-use nbdkit_core::WriteObserver;
+use nbdkit_core::{Announced, WriteObserver};
 
 use crate::volume::Volume;
 
@@ -10,9 +10,20 @@ use crate::volume::Volume;
 pub(crate) struct Observer(pub(crate) Weak<Volume>);
 
 impl WriteObserver for Observer {
+    fn writing(&self, export_name: &OsStr, offset: u64, length: u64, may_wait: bool) -> Announced {
+        let volume = self.0.upgrade();
+        volume.map_or(Announced::Unheard, |volume| volume.writing(export_name, offset, length, may_wait))
+    }
+
+    fn withdrawn(&self, export_name: &OsStr, offset: u64, length: u64) {
+        if let Some(volume) = self.0.upgrade() {
+            volume.withdrawn(export_name, offset, length);
+        }
+    }
+
     fn written(&self, export_name: &OsStr, offset: u64, length: u64) {
         if let Some(volume) = self.0.upgrade() {
-            volume.written_elsewhere(export_name, offset, length);
+            volume.written(export_name, offset, length);
         }
     }
 }

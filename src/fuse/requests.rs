@@ -14,15 +14,17 @@ use nbdkit_dispatch::{CompletionQueue, Executor, InlinePolicy, Offered, Started,
 
 use crate::{
     buffer,
+    coherence::Stale,
     export_file::{ExportFile, errno},
     receivers::Receivers,
     reply::{Answer, Reply},
     request_timeout::RequestTimeout,
     transfer::{Kind, ThreadJob, Transfer, Write},
-    volume::Volume,
+    volume::{PendingWrite, Volume},
 };
 
 mod completer;
+mod seek;
 
 use completer::Completer;
 
@@ -49,6 +51,19 @@ pub(crate) struct Shared {
 impl Shared {
     fn run(&self, job: ThreadJob) {
         self.payloads.recycle(job.run(&self.volume, &self.policy));
+    }
+
+    fn run_on_thread(self: &Arc<Self>, job: ThreadJob) {
+        let worker = || -> nbdkit_dispatch::Worker {
+            let shared = self.clone();
+            Box::new(move || {
+                shared.executor.work(|job| shared.run(job));
+                shared.payloads.give_back();
+            })
+        };
+        if let Err(job) = self.executor.submit(job, "worker", worker) {
+            self.run(job);
+        }
     }
 }
 
@@ -92,6 +107,10 @@ impl Requests {
         let mut received = self.receivers.receive();
         let kind = Kind::Read(self.answer("read", reply));
         let transfer = Transfer { file: file.clone(), offset, length, kind };
+        if transfer.must_wait(&self.shared.volume) {
+            received.handed_over();
+            return self.shared.run_on_thread(ThreadJob::Transfer(transfer, Vec::new()));
+        }
         let left = buffer::with(length, |buffer| {
             match self.offer(file.read_request(buffer, offset), file, transfer) {
                 Offered::Done(result, transfer) => {
@@ -110,7 +129,7 @@ impl Requests {
         });
         if let Some(transfer) = left {
             received.handed_over();
-            self.run_on_thread(ThreadJob::Transfer(transfer, Vec::new()));
+            self.shared.run_on_thread(ThreadJob::Transfer(transfer, Vec::new()));
         }
     }
 
@@ -120,13 +139,19 @@ impl Requests {
         file: &Arc<ExportFile>,
         offset: u64,
         data: &[u8],
-        write: Write,
+        mut write: Write,
         reply: ReplyWrite,
     ) {
         let mut received = self.receivers.receive();
         let synchronous = write.synchronous;
+        let blocking = write.pending.as_mut().filter(|pending| pending.is_blocked());
+        let blocking = blocking.map(PendingWrite::take_blocking);
         let kind = Kind::Write(self.answer("write", reply), write);
         let transfer = Transfer { file: file.clone(), offset, length: data.len(), kind };
+        if let Some(blocking) = blocking {
+            received.handed_over();
+            return self.write_on_thread(transfer, data, Some(blocking));
+        }
         let left = match self.offer(file.write_request(data, offset, synchronous), file, transfer) {
             Offered::Done(result, transfer) => {
                 transfer.end(&self.shared.volume, result.map(|()| &[][..]).map_err(|e| errno(&e)));
@@ -143,13 +168,20 @@ impl Requests {
         };
         let Some(transfer) = left else { return };
         received.handed_over();
-        match self.shared.payloads.take(data.len()) {
-            Ok(mut copy) => {
-                copy.copy_from_slice(data);
-                self.run_on_thread(ThreadJob::Transfer(transfer, copy));
-            }
-            Err(e) => transfer.end(&self.shared.volume, Err(errno(&e))),
-        }
+        self.write_on_thread(transfer, data, None);
+    }
+
+    /// Writes a copy of `data` on another thread, after pages were dropped that are in the way.
+    fn write_on_thread(&self, transfer: Transfer, data: &[u8], blocking: Option<(u64, Vec<Stale>)>) {
+        let mut copy = match self.shared.payloads.take(data.len()) {
+            Ok(copy) => copy,
+            Err(e) => return transfer.end(&self.shared.volume, Err(errno(&e))),
+        };
+        copy.copy_from_slice(data);
+        let job = ThreadJob::Transfer(transfer, copy);
+        let Some(blocking) = blocking else { return self.shared.run_on_thread(job) };
+        let shared = self.shared.clone();
+        self.shared.volume.coherence.before(blocking, move || shared.run_on_thread(job));
     }
 
     /// Offers a request to the chain, to be answered at once or started. None: it has to run in parts.
@@ -191,19 +223,6 @@ impl Requests {
         None
     }
 
-    fn run_on_thread(&self, job: ThreadJob) {
-        let worker = || -> nbdkit_dispatch::Worker {
-            let shared = self.shared.clone();
-            Box::new(move || {
-                shared.executor.work(|job| shared.run(job));
-                shared.payloads.give_back();
-            })
-        };
-        if let Err(job) = self.shared.executor.submit(job, "worker", worker) {
-            self.shared.run(job);
-        }
-    }
-
     /// Runs a request of any other kind, here if that needs no wait. `ask` is called with whether it may wait, and returns
     /// None when it would have to and may not. `answer` is called once.
     pub(crate) fn ask<R: Reply, T>(
@@ -229,11 +248,35 @@ impl Requests {
         &self,
         what: &'static str,
         reply: R,
-        mut ask: impl FnMut(bool) -> Option<T> + Send + 'static,
+        ask: impl FnMut(bool) -> Option<T> + Send + 'static,
         answer: impl FnOnce(Answer<R>, T) + Send + 'static,
     ) {
+        self.shared.run_on_thread(self.job(what, reply, ask, answer));
+    }
+
+    /// As [`ask_on_thread`](Self::ask_on_thread), after pages were dropped that are in the way.
+    pub(crate) fn ask_unblocked<R: Reply, T>(
+        &self,
+        what: &'static str,
+        reply: R,
+        blocking: (u64, Vec<Stale>),
+        ask: impl FnMut(bool) -> Option<T> + Send + 'static,
+        answer: impl FnOnce(Answer<R>, T) + Send + 'static,
+    ) {
+        self.receivers.receive().handed_over();
+        let (shared, job) = (self.shared.clone(), self.job(what, reply, ask, answer));
+        self.shared.volume.coherence.before(blocking, move || shared.run_on_thread(job));
+    }
+
+    fn job<R: Reply, T>(
+        &self,
+        what: &'static str,
+        reply: R,
+        mut ask: impl FnMut(bool) -> Option<T> + Send + 'static,
+        answer: impl FnOnce(Answer<R>, T) + Send + 'static,
+    ) -> ThreadJob {
         let right = self.answer(what, reply);
-        self.run_on_thread(ThreadJob::Other(Box::new(move || {
+        ThreadJob::Other(Box::new(move || {
             if !right.is_open() {
                 return;
             }
@@ -241,7 +284,7 @@ impl Requests {
                 Some(told) => answer(right, told),
                 None => right.give(Err(Errno::EIO), |_, ()| ()),
             }
-        })));
+        }))
     }
 }
 

@@ -45,6 +45,16 @@ impl Transfer {
         }
     }
 
+    /// The range of the disk that it is about.
+    fn on_disk(&self) -> std::ops::Range<u64> {
+        self.file.on_disk(self.offset, self.length as u64)
+    }
+
+    /// Whether it is a read that has to wait for a write by another way.
+    pub(crate) fn must_wait(&self, volume: &Volume) -> bool {
+        volume.coherence.must_wait_to_read(self.file.disk, self.file.ino, &self.on_disk())
+    }
+
     /// Runs a read into `buffer` on this thread, which may wait.
     pub(crate) fn read(self, volume: &Volume, policy: &InlinePolicy, buffer: &mut [u8]) {
         let mut result = Ok(());
@@ -104,6 +114,8 @@ impl ThreadJob {
                 match &transfer.kind {
                     _ if !transfer.is_open() => {}
                     Kind::Read(_) => {
+                        let (file, range) = (&transfer.file, transfer.on_disk());
+                        volume.coherence.wait_to_read(file.disk, file.ino, &range);
                         buffer::with(transfer.length, |buffer| transfer.read(volume, policy, buffer));
                     }
                     Kind::Write(..) => transfer.write(volume, policy, &data),

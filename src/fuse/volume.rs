@@ -12,7 +12,7 @@ use std::{
 
 use fuser::{Errno, INodeNo};
 use nbdkit_core::{
-    Chain, Connection, WriteObserver,
+    Announced, Chain, Connection, WriteObserver,
     sync::{Mutex, RwLock},
 };
 
@@ -288,13 +288,22 @@ impl Volume {
         entries
     }
 
-    /// Registers a write through `file`, if other files show the same bytes.
-    pub(crate) fn begin_write(&self, file: &ExportFile, offset: u64, length: u64) -> Option<PendingWrite> {
+    /// Registers a write through `file`, if other files show the same bytes. `from_cache`: the kernel makes it of a page
+    /// that it kept.
+    pub(crate) fn begin_write(
+        &self,
+        file: &ExportFile,
+        offset: u64,
+        length: u64,
+        from_cache: bool,
+    ) -> Option<PendingWrite> {
         if !self.style.partitions {
             return None;
         }
-        let write = Write { disk: file.disk, file: file.ino, range: file.on_disk(offset, length) };
-        Some(PendingWrite { ticket: self.coherence.begin(write.clone()), write })
+        let write = Write { disk: file.disk, file: Some(file.ino), range: file.on_disk(offset, length) };
+        let stale = self.pages(&write);
+        let ticket = self.coherence.begin(write.clone(), &stale, from_cache);
+        Some(PendingWrite { write, stale, ticket })
     }
 
     /// The write was made, or has failed half-way: brings the other files up to date, then calls `answer`. With
@@ -305,43 +314,81 @@ impl Volume {
         at_once: bool,
         answer: impl FnOnce() + Send + 'static,
     ) {
-        let Write { disk, file, range } = pending.write;
-        let stale = self.changed(disk, &range, Some(file));
+        let stale = self.changed(&pending.write);
         self.coherence.end(pending.ticket, stale, at_once, answer);
     }
 
-    /// Notes a change of a disk. Returns the pages that the kernel may have of it, but for those of `but`.
-    fn changed(&self, disk: usize, range: &Range<u64>, but: Option<INodeNo>) -> Vec<Stale> {
-        let Some(opened) = self.disks.get(disk).and_then(|disk| disk.opened.get()) else { return Vec::new() };
-        let mut stale = Vec::new();
-        let mut note = |file: &ExportFile| {
-            if Some(file.ino) == but {
-                return;
-            }
-            if let Some((range, cached)) = file.shows(range) {
-                file.attributes.touch();
-                if cached {
-                    stale.push(Stale { file: file.ino, range });
-                }
+    /// Calls `each` with the files that show a part of what a write changes, and the part, but for the one that it came by.
+    fn for_files(&self, write: &Write, mut each: impl FnMut(&ExportFile, Range<u64>)) {
+        let Some(opened) = self.disks.get(write.disk).and_then(|disk| disk.opened.get()) else { return };
+        let mut look = |file: &ExportFile| {
+            if Some(file.ino) != write.file
+                && let Some(range) = file.shows(&write.range)
+            {
+                each(file, range);
             }
         };
-        note(&opened.whole);
+        look(&opened.whole);
         if self.style.partitions {
-            let mut table = opened.table.lock();
-            table.files.iter().for_each(|(_, file)| note(file));
-            table.written(range);
+            opened.table.lock().files.iter().for_each(|(_, file)| look(file));
         }
-        stale
     }
 
-    /// Keeps the kernel's cache true when somebody writes by another front end. Waits for requests of the kernel
-    /// that hold the pages in question; those are answered by other threads.
-    pub(crate) fn written_elsewhere(&self, export: &OsStr, offset: u64, length: u64) {
+    /// The pages that the kernel may have of what a write changes, in other files than its own.
+    fn pages(&self, write: &Write) -> Vec<Stale> {
+        let mut pages = Vec::new();
+        self.for_files(write, |file, range| {
+            if file.was_opened() {
+                pages.push(Stale { file: file.ino, range });
+            }
+        });
+        pages
+    }
+
+    /// Notes that a disk was changed. Returns what [`pages`](Self::pages) does.
+    fn changed(&self, write: &Write) -> Vec<Stale> {
+        let opened = self.disks.get(write.disk).and_then(|disk| disk.opened.get());
+        self.for_files(write, |file, _| file.attributes.touch());
+        if let (Some(opened), true) = (opened, self.style.partitions) {
+            opened.table.lock().written(&write.range);
+        }
+        self.pages(write)
+    }
+
+    /// A write by another front end. None: no file shows it.
+    fn elsewhere(&self, export: &OsStr, offset: u64, length: u64) -> Option<Write> {
         let export = if export.is_empty() { self.default.as_deref() } else { Some(export) };
-        let Some(disk) = self.disks.iter().position(|disk| Some(disk.export.as_os_str()) == export) else {
-            return;
-        };
-        for stale in self.changed(disk, &(offset..offset.saturating_add(length)), None) {
+        let disk = self.disks.iter().position(|disk| Some(disk.export.as_os_str()) == export)?;
+        Some(Write { disk, file: None, range: offset..offset.saturating_add(length) })
+    }
+}
+
+/// Keeps the kernel's cache true when somebody writes by another front end. That waits for requests of the kernel that
+/// hold the pages in question; those are answered by other threads.
+impl WriteObserver for Volume {
+    fn writing(&self, export_name: &OsStr, offset: u64, length: u64, may_wait: bool) -> Announced {
+        let Some(write) = self.elsewhere(export_name, offset, length) else { return Announced::Unheard };
+        let stale = self.pages(&write);
+        if stale.is_empty() {
+            return Announced::Unheard;
+        }
+        if !may_wait {
+            return Announced::NeedsThread;
+        }
+        self.coherence.begin_elsewhere(write, &stale);
+        Announced::Heard
+    }
+
+    fn withdrawn(&self, export_name: &OsStr, offset: u64, length: u64) {
+        if let Some(write) = self.elsewhere(export_name, offset, length) {
+            self.coherence.end_elsewhere(&write);
+        }
+    }
+
+    fn written(&self, export_name: &OsStr, offset: u64, length: u64) {
+        let Some(write) = self.elsewhere(export_name, offset, length) else { return };
+        self.coherence.end_elsewhere(&write);
+        for stale in self.changed(&write) {
             self.coherence.drop_pages(&stale);
         }
     }
@@ -350,5 +397,19 @@ impl Volume {
 /// A write that other files have to be told of.
 pub(crate) struct PendingWrite {
     write: Write,
+    /// Pages that are in its way.
+    stale: Vec<Stale>,
     ticket: crate::coherence::Ticket,
+}
+
+impl PendingWrite {
+    /// Whether pages are in its way, so that it has to go through [`Coherence::before`] first.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.ticket.blocked
+    }
+
+    /// Its pages and its number, for [`Coherence::before`].
+    pub(crate) fn take_blocking(&mut self) -> (u64, Vec<Stale>) {
+        (self.ticket.number(), std::mem::take(&mut self.stale))
+    }
 }

@@ -5,6 +5,7 @@ mod filesystem;
 mod life;
 mod loop_mount;
 mod overlay;
+mod shared_mapping;
 mod stats;
 mod system;
 mod tree;
