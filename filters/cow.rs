@@ -437,6 +437,8 @@ impl Overlaid {
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod file_tests;
 #[cfg(test)]
 mod tests;

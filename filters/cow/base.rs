@@ -17,7 +17,7 @@ use std::{
 
 use nbdkit_core::{Errno, Error, Extents, Flags, Next, Result, Session};
 
-use super::format::{Header, SLOT, number32, number64};
+use super::format::{Header, SLOT, is_newer, number32, number64};
 use crate::blocksize::{Limits, read_fitted, read_within_limits};
 
 /// Bytes of a sample.
@@ -245,7 +245,7 @@ impl Base {
         bytes
             .chunks_exact(SLOT)
             .filter_map(|slot| Self::decode(slot, header))
-            .max_by_key(|(sequence, _)| *sequence)
+            .reduce(|a, b| if is_newer(a.0, b.0) { a } else { b })
     }
 
     fn decode(bytes: &[u8], header: &Header) -> Option<(u64, Self)> {
@@ -315,6 +315,9 @@ mod tests {
             let slots = [newer.encode(&header, 6), base.encode(&header, 5)].concat();
             assert_eq!(Base::newest(&slots, &header), Some((6, newer)));
         }
+        let (old, new) = (Base::default(), Base { committing: true, ..Base::default() });
+        let slots = [new.encode(&header, 0), old.encode(&header, u64::MAX)].concat();
+        assert_eq!(Base::newest(&slots, &header), Some((0, new)), "the number wraps around");
         assert_eq!(Base::newest(&[0; 2 * SLOT], &header), None);
     }
 }

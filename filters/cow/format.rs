@@ -10,7 +10,8 @@
 //! Version 1 knows neither its base nor its export. It is read and written as it is, and never made anew.
 //!
 //! Numbers are little-endian. A slot that was torn by a crash fails its checksum, and then the other one, which was
-//! durable before, counts. A page that was never written is a hole and says that nothing has changed.
+//! durable before, counts. A page that was never written is a hole and says that nothing has changed. Sequence numbers
+//! may wrap around.
 
 use super::BLOCK_SIZES;
 
@@ -20,6 +21,10 @@ const MAGIC: [u8; 8] = *b"NBDKCOW\x1a";
 const VERSION: u32 = 2;
 /// The version that knows neither its base nor its export.
 const NAMELESS: u32 = 1;
+
+/// What to do about a damaged file.
+pub(super) const REMEDY: &str =
+    "Restore it from a copy, or give another file and lose the changes that it holds";
 
 /// Bytes of the header.
 pub(super) const HEADER: u64 = 4096;
@@ -39,6 +44,8 @@ const SLOT_CHECKSUM: usize = 24;
 /// Where the export's name lies in the header, after its length in bytes at [`NAME_LENGTH`].
 const NAME: usize = 64;
 const NAME_LENGTH: usize = 12;
+/// Where it says that the file has its full length. In the first sector, as all that may change.
+const FULL_LENGTH: usize = 52;
 /// The longest name of an export that a header has room for, in bytes.
 pub(super) const LONGEST_NAME: usize = HEADER as usize - NAME;
 
@@ -57,6 +64,8 @@ pub(super) struct Header {
     pub(super) data_start: u64,
     /// A random number, which the slots repeat.
     pub(super) id: u64,
+    /// The file is never shorter than up to the data, so that one that is was cut off. Older ones may be.
+    pub(super) full_length: bool,
 }
 
 impl Header {
@@ -67,11 +76,16 @@ impl Header {
     }
 
     fn lay_out(version: u32, export: Option<Vec<u8>>, size: u64, block_size: u64, id: u64) -> Option<Self> {
-        let mut header = Header { version, export, size, block_size, data_start: 0, id };
+        let mut header = Header { version, export, size, block_size, data_start: 0, id, full_length: false };
         let map = header.pages().checked_mul(2 * SLOT as u64)?;
         header.data_start = header.map_start().checked_add(map)?.checked_next_multiple_of(DATA_ALIGNMENT)?;
         let end = header.data_start.checked_add(size)?;
         (end <= i64::MAX as u64).then_some(header)
+    }
+
+    /// The same for a file that has its full length.
+    pub(super) fn with_full_length(self) -> Self {
+        Header { full_length: true, ..self }
     }
 
     /// One as the versions before 2 made it.
@@ -117,6 +131,7 @@ impl Header {
         for (at, number) in [(16, self.size), (24, self.block_size), (32, self.data_start), (40, self.id)] {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
+        bytes[FULL_LENGTH] = self.full_length.into();
         if let Some(name) = &self.export {
             bytes[NAME_LENGTH..NAME_LENGTH + 4].copy_from_slice(&(name.len() as u32).to_le_bytes());
             bytes[NAME..NAME + name.len()].copy_from_slice(name);
@@ -141,7 +156,7 @@ impl Header {
             ));
         }
         if number32(bytes, HEADER_CHECKSUM) != Self::checksum(version, bytes) {
-            return Err("has a damaged header: its checksum is wrong".into());
+            return Err(format!("has a damaged header: its checksum is wrong. {REMEDY}"));
         }
         let number = |at| number64(bytes, at);
         let (size, block_size) = (number(16), number(24));
@@ -156,9 +171,9 @@ impl Header {
                 if header.data_start == number(32)
                     && (version == NAMELESS || (version == VERSION && header.export.is_some())) =>
             {
-                Ok(header)
+                Ok(Header { full_length: version > NAMELESS && bytes[FULL_LENGTH] != 0, ..header })
             }
-            _ => Err("has a header that makes no sense".into()),
+            _ => Err(format!("has a header that makes no sense. {REMEDY}")),
         }
     }
 }
@@ -177,6 +192,13 @@ pub(super) struct Page {
 
 impl Page {
     pub(super) const EMPTY: Page = Page { changed: [0; WORDS], discarded: [0; WORDS] };
+
+    /// The last block whose data are in the file, counted from the first of the page.
+    pub(super) fn last_stored(&self) -> Option<u64> {
+        let words = self.changed.iter().zip(&self.discarded).map(|(changed, discarded)| changed & !discarded);
+        let (index, word) = (0..).zip(words).filter(|(_, word)| *word != 0).last()?;
+        Some(index * 64 + u64::from(word.ilog2()))
+    }
 
     pub(super) fn encode(&self, header: &Header, page: u64, sequence: u64) -> Vec<u8> {
         let mut bytes = vec![0; SLOT];
@@ -228,13 +250,21 @@ impl Slot {
         Slot::Valid(sequence, contents)
     }
 
+    /// Whether the newer slot may be one of a page's two that is damaged, by a crash or otherwise.
+    pub(super) fn has_damage(bytes: &[u8], header: &Header, page: u64) -> bool {
+        let slots = bytes.chunks_exact(SLOT).zip(0..);
+        slots
+            .map(|(slot, parity)| Slot::decode(slot, header, page, parity))
+            .any(|s| matches!(s, Slot::Damaged))
+    }
+
     /// The newer of a page's two slots, which lie in `bytes` one after the other. None: damaged beyond what a crash
     /// can do.
     pub(super) fn newest(bytes: &[u8], header: &Header, page: u64) -> Option<Self> {
         let (even, odd) = bytes.split_at_checked(SLOT)?;
         match (Slot::decode(even, header, page, 0), Slot::decode(odd, header, page, 1)) {
             (Slot::Valid(a, even), Slot::Valid(b, odd)) => {
-                Some(if a > b { Slot::Valid(a, even) } else { Slot::Valid(b, odd) })
+                Some(if is_newer(a, b) { Slot::Valid(a, even) } else { Slot::Valid(b, odd) })
             }
             (valid @ Slot::Valid(..), _) | (_, valid @ Slot::Valid(..)) => Some(valid),
             (Slot::Damaged, Slot::Damaged) => None,
@@ -242,6 +272,11 @@ impl Slot {
             _ => Some(Slot::Empty),
         }
     }
+}
+
+/// Whether a slot with sequence number `a` was written after one with `b`.
+pub(super) fn is_newer(a: u64, b: u64) -> bool {
+    a.wrapping_sub(b).cast_signed() > 0
 }
 
 pub(super) fn number32(bytes: &[u8], at: usize) -> u32 {
@@ -264,6 +299,9 @@ mod tests {
     fn headers_come_back_and_damage_is_seen() {
         let bytes = header().encode();
         assert_eq!(Header::decode(&bytes), Ok(header()));
+        let full = Header { full_length: true, ..header() };
+        assert_eq!(full.encode()[512..], bytes[512..], "only the first sector changes");
+        assert_eq!(Header::decode(&full.encode()), Ok(full));
         for at in 0..HEADER as usize {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x10;
@@ -313,6 +351,11 @@ mod tests {
             assert!((sequence, found) == (6, page(1)) || torn == new, "{sector}");
         }
         let zeroes = [0; SLOT];
+        let (old, last) =
+            (page(1).encode(&header(), 5, u64::MAX), page(2).encode(&header(), 5, u64::MAX - 1));
+        assert!(newest(&last, &old).unwrap() == (u64::MAX, page(1)));
+        let wrapped = page(3).encode(&header(), 5, 0);
+        assert!(newest(&wrapped, &old).unwrap() == (0, page(3)), "the number wraps around");
         assert!(newest(&zeroes, &new[..]).unwrap() == (7, page(2)));
         assert!(newest(&zeroes, &zeroes).unwrap() == (0, Page::EMPTY));
         let torn = [&new[..512], &zeroes[512..]].concat();

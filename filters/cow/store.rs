@@ -23,15 +23,17 @@ use nbdkit_common::Bitmap;
 use nbdkit_core::{Errno, Error, Result};
 use parking_lot::{Condvar, Mutex};
 use rustix::{
-    fs::{FlockOperation, SeekFrom, flock, seek},
+    fs::{FlockOperation, OFlags, SeekFrom, flock, seek},
     io::Errno as Os,
 };
 
 use super::{
     base::Base,
-    format::{HEADER, Header, LONGEST_NAME, Page, SLOT, Slot, base_slot_offset},
+    format::{HEADER, Header, LONGEST_NAME, PAGE_BLOCKS, Page, REMEDY, SLOT, Slot, base_slot_offset},
 };
 
+/// What a disk writes whole, in bytes.
+const SECTOR: usize = 512;
 /// Pages noted at a time: what a flush needs in memory.
 const BATCH: usize = 1024;
 
@@ -73,7 +75,10 @@ impl Claimed {
     /// The header of an overlay that others may have open.
     pub(super) fn peek(path: &Path) -> Option<Header> {
         let mut bytes = vec![0; HEADER as usize];
-        File::open(path).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+        // It may be anything, a pipe that nobody writes to for one.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+        file.read_exact_at(&mut bytes, 0).ok()?;
         Header::decode(&bytes).ok()
     }
 
@@ -95,6 +100,9 @@ impl Claimed {
             true => None,
             false => {
                 let header = Header::decode(&bytes).map_err(|why| anyhow!("{} {why}", path.display()))?;
+                if header.full_length && file.metadata()?.len() < header.data_start {
+                    bail!("{}", truncated(path));
+                }
                 Some(Box::new(header))
             }
         };
@@ -130,21 +138,26 @@ impl Claimed {
             refuse(format!("an overlay of {size} bytes has too many blocks: give a larger cow-block-size"))
         })?;
         if self.header.is_none() {
-            self.initialize(&header).map_err(|e| Error::from(e).context(shown))?;
+            let header = self.initialize(header).map_err(|e| Error::from(e).context(shown))?;
             self.header = Some(Box::new(header.clone()));
+            return Ok((header, dirty));
         }
         Ok((header, dirty))
     }
 
     /// Writes the header of a new overlay. It and its name are durable afterwards.
-    fn initialize(&mut self, header: &Header) -> io::Result<()> {
+    fn initialize(&mut self, header: Header) -> io::Result<Header> {
         self.file.write_all_at(&header.encode(), 0)?;
+        self.file.set_len(header.data_start)?;
         self.file.sync_all()?;
+        // Only now: a crash before would leave a file that seems to be cut off.
+        let header = header.with_full_length();
+        self.file.write_all_at(&header.encode()[..SECTOR], 0)?;
         if let Some(directory) = self.path.parent() {
             File::open(directory)?.sync_all()?;
         }
         (self.created, self.made) = (false, true);
-        Ok(())
+        Ok(header)
     }
 }
 
@@ -154,6 +167,11 @@ impl Drop for Claimed {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// The error for a file that has lost its end.
+fn truncated(path: &Path) -> String {
+    format!("{} is truncated: a part of what it held is missing. {REMEDY}", path.display())
 }
 
 /// Opens the file for reading and writing, and tells whether it was made.
@@ -280,7 +298,7 @@ impl Store {
         if !self.header.has_base() {
             return Ok(());
         }
-        let sequence = self.base_record()?.map_or(0, |(sequence, _)| sequence + 1);
+        let sequence = self.base_record()?.map_or(0, |(sequence, _)| sequence.wrapping_add(1));
         let slot = base.encode(&self.header, sequence);
         let written = self.file().write_all_at(&slot, base_slot_offset(sequence));
         written.and_then(|()| self.file().sync_data()).map_err(|e| self.failed("write", e))
@@ -296,7 +314,8 @@ impl Store {
     /// Those of the file; `EIO` when it is damaged.
     pub(super) fn load(&self, mut each: impl FnMut(u64, &Page)) -> Result<()> {
         let mut sequences = self.sequences.lock();
-        let mut bytes = [0; 2 * SLOT];
+        let (mut bytes, mut damaged) = ([0; 2 * SLOT], 0);
+        let length = self.file().metadata().map_err(|e| self.failed("read", e))?.len();
         let end = self.header.slot_offset(self.header.pages(), 0);
         let mut at = self.header.map_start();
         while let Some(page) = self.next_page(at, end)? {
@@ -305,6 +324,11 @@ impl Store {
             match Slot::newest(&bytes, &self.header, page) {
                 Some(Slot::Valid(sequence, contents)) => {
                     sequences.insert(page, sequence);
+                    let last = contents.last_stored().map_or(0, |last| page * PAGE_BLOCKS + last + 1);
+                    let data_end = last.saturating_mul(self.header.block_size).min(self.header.size);
+                    if last > 0 && length < self.header.data_start + data_end {
+                        return Err(Error::new(Errno::EIO, truncated(self.path())));
+                    }
                     each(page, &contents);
                 }
                 Some(_) => {}
@@ -312,10 +336,23 @@ impl Store {
                     let shown = self.path().display();
                     return Err(Error::new(
                         Errno::EIO,
-                        format!("{shown} is damaged: page {page} of its block map cannot be read"),
+                        format!(
+                            "{shown} is damaged: page {page} of its block map has no copy that can be read. {REMEDY}"
+                        ),
                     ));
                 }
             }
+            if Slot::has_damage(&bytes, &self.header, page) {
+                damaged += 1;
+            }
+        }
+        if damaged > 0 {
+            log::warn!(
+                "cow: {}: the newer of the two copies of {damaged} page(s) of the block map cannot be read, and the older \
+                 is used. That is as it should be after a crash in the middle of a flush; otherwise the file was damaged, \
+                 and changes may be missing",
+                self.path().display()
+            );
         }
         Ok(())
     }
@@ -349,7 +386,7 @@ impl Store {
 
     /// Notes that a block's state has changed.
     pub(super) fn touch(&self, block: u64) {
-        self.dirty.set(block / super::format::PAGE_BLOCKS);
+        self.dirty.set(block / PAGE_BLOCKS);
     }
 
     /// Whether there are states that only memory has.
@@ -402,7 +439,7 @@ impl Store {
                 break Err(Failure::lost(&e));
             }
             let result = noted.iter().try_for_each(|(page, contents)| {
-                let sequence = sequences.get(page).map_or(1, |last| last + 1);
+                let sequence = sequences.get(page).map_or(1, |last| last.wrapping_add(1));
                 let slot = contents.encode(&self.header, *page, sequence);
                 self.file().write_all_at(&slot, self.header.slot_offset(*page, sequence))
             });
@@ -418,7 +455,10 @@ impl Store {
         });
         for page in written {
             match result {
-                Ok(()) => *sequences.entry(page).or_insert(0) += 1,
+                Ok(()) => {
+                    let sequence = sequences.entry(page).or_insert(0);
+                    *sequence = sequence.wrapping_add(1);
+                }
                 Err(_) => {
                     self.dirty.set(page);
                 }

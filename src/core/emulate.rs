@@ -7,7 +7,12 @@ use crate::{BlockSize, Result};
 /// How much is written or read at a time. A multiple of every legal minimum block size.
 const PIECE: u64 = 1 << 20;
 
-static ZEROES: [u8; PIECE as usize] = [0; PIECE as usize];
+/// Zeroes to write from, which lie in memory as their target does in a file: a process that is killed while the kernel
+/// copies them, and has to fetch a page of theirs first, leaves whole sectors.
+#[repr(align(4096))]
+struct Zeroes([u8; PIECE as usize]);
+
+static ZEROES: Zeroes = Zeroes([0; PIECE as usize]);
 
 /// The largest piece that the layer takes.
 fn piece(block: BlockSize) -> u64 {
@@ -43,7 +48,7 @@ pub fn zero(
     block: BlockSize,
     mut write: impl FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<()> {
-    for_pieces(length, offset, block, |n, at| write(&ZEROES[..n], at))
+    for_pieces(length, offset, block, |n, at| write(&ZEROES.0[..n], at))
 }
 
 /// Caches a range by reading it and throwing the data away.
@@ -70,6 +75,7 @@ mod tests {
         zero(70 << 20, 7, BlockSize::default(), |buf, offset| {
             assert_eq!(offset, at);
             assert!(buf.iter().all(|b| *b == 0));
+            assert_eq!(buf.as_ptr() as usize % 4096, 0, "a page of them could end within a sector");
             at += buf.len() as u64;
             Ok(())
         })
