@@ -489,6 +489,8 @@ cb_pread (void *handle, void *data, uint32_t count, uint64_t offset, uint32_t fl
 {
   int answer;
 
+  /* It has held what others read and wrote, and a plugin need not fill it. */
+  memset (data, 0, count);
   enter_runtime ();
   answer = in_data ("pread", fn_pread, handle, data, count, offset, flags);
   leave_runtime ();

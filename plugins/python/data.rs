@@ -36,6 +36,8 @@ pub(crate) unsafe extern "C" fn pread(
             Style::First => pread.call1((handle, count, offset)),
             Style::Counted => pread.call1((handle, count, offset, flags)),
             Style::Filled => {
+                // It has held what others read and wrote, and a script need not fill it.
+                buffer.fill(0);
                 return lend::to_fill(py, buffer, |view| {
                     let answer = pread.call1((handle, view, offset, flags)).map_err(exception(py))?;
                     no_data(&answer)

@@ -17,7 +17,7 @@ use crate::{
     context::{Outcome, Scope, call},
     filter::Loaded,
     next_ops::Context,
-    pieces,
+    pieces::{self, Reads},
     plugin_handle::support,
     strings::text,
 };
@@ -31,6 +31,7 @@ pub(crate) struct FilterHandle {
     /// Whether the filter says that it has these emulated, once it was asked.
     emulates_zero: OnceLock<bool>,
     emulates_cache: OnceLock<bool>,
+    reads: Reads,
     loaded: Arc<Loaded>,
     context: Box<Context>,
 }
@@ -48,7 +49,7 @@ impl FilterHandle {
         context: Box<Context>,
     ) -> Self {
         let (emulates_zero, emulates_cache) = Default::default();
-        FilterHandle { handle, readonly, emulates_zero, emulates_cache, loaded, context }
+        FilterHandle { handle, readonly, emulates_zero, emulates_cache, reads: Reads::default(), loaded, context }
     }
 
     fn table(&self) -> &abi::FilterCallbacks {
@@ -208,14 +209,12 @@ impl Handle for FilterHandle {
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let Some(callback) = self.table().pread else { return self.context.next()?.next.pread(buf, offset) };
-        let base = buf.as_mut_ptr();
-        pieces::each(buf.len() as u64, 0, |count, done| {
-            // SAFETY: the pieces are within the buffer.
-            let to = unsafe { base.add(done as usize) }.cast();
+        self.reads.fill(buf, |to, count, done| {
+            let mut err = 0;
             // SAFETY: the library is loaded, the handle and the layer below are open, and `to` has room.
-            self.request("pread", |next, err| unsafe {
-                callback(next, self.handle, to, count, offset + done, 0, err)
-            })
+            let outcome = self
+                .call(|next| unsafe { callback(next, self.handle, to, count, offset + done, 0, &mut err) });
+            self.loaded.check("pread", outcome, err)
         })
     }
 

@@ -1,4 +1,10 @@
-//! Ranges of 64 bits in pieces of 32 bits: all that the C interface can count.
+//! Ranges of 64 bits in pieces of 32 bits: all that the C interface can count. And reads in such pieces, whose memory
+//! has held the data of other requests.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use nbdkit_core::Result;
 
@@ -23,6 +29,35 @@ pub(crate) fn each(
         offset += u64::from(count);
     }
     Ok(())
+}
+
+/// What is known of how a layer reads. 0 says that it has filled the buffer. One that returns anything else but -1 may
+/// have filled it, and C servers take it so; since it may as well not have, it is asked again with zeroes in the buffer,
+/// and gets zeroes from then on.
+#[derive(Default)]
+pub(crate) struct Reads {
+    unclear: AtomicBool,
+}
+
+impl Reads {
+    /// Fills `buf` by calls of `read(address, count, offset in the buffer)`.
+    pub(crate) fn fill(
+        &self,
+        buf: &mut [u8],
+        read: impl Fn(*mut c_void, u32, u64) -> Result<c_int>,
+    ) -> Result<()> {
+        each(buf.len() as u64, 0, |count, done| {
+            let piece = &mut buf[done as usize..][..count as usize];
+            if !self.unclear.load(Ordering::Relaxed) {
+                if read(piece.as_mut_ptr().cast(), count, done)? == 0 {
+                    return Ok(());
+                }
+                self.unclear.store(true, Ordering::Relaxed);
+            }
+            piece.fill(0);
+            read(piece.as_mut_ptr().cast(), count, done).map(drop)
+        })
+    }
 }
 
 #[cfg(test)]

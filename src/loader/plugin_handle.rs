@@ -16,7 +16,7 @@ use nbdkit_core::{BlockSize, Caps, Errno, Error, Extents, Flags, Handle, Result,
 
 use crate::{
     context::{Opened, Outcome, Scope, call},
-    pieces,
+    pieces::{self, Reads},
     plugin::Loaded,
     strings::text,
 };
@@ -28,6 +28,7 @@ pub(crate) struct PluginHandle {
     handle: *mut c_void,
     /// Opened so: questions about writing are not asked.
     readonly: bool,
+    reads: Reads,
     loaded: Arc<Loaded>,
     opened: Opened,
 }
@@ -49,7 +50,7 @@ pub(crate) fn support(what: &str, answer: c_int) -> Result<Support> {
 
 impl PluginHandle {
     pub(crate) fn new(handle: *mut c_void, readonly: bool, loaded: Arc<Loaded>, opened: Opened) -> Self {
-        PluginHandle { handle, readonly, loaded, opened }
+        PluginHandle { handle, readonly, reads: Reads::default(), loaded, opened }
     }
 
     fn table(&self) -> &abi::Plugin {
@@ -184,19 +185,17 @@ impl Handle for PluginHandle {
     }
 
     fn pread(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let base = buf.as_mut_ptr();
-        pieces::each(buf.len() as u64, 0, |count, done| {
-            // SAFETY: the pieces are within the buffer.
-            let to = unsafe { base.add(done as usize) }.cast();
+        self.reads.fill(buf, |to, count, done| {
             let at = offset + done;
             // SAFETY: the library is loaded, the handle is open and `to` has room for the piece.
-            self.request("pread", || unsafe {
+            let outcome = self.call(|| unsafe {
                 match (self.table().pread, self.table().pread_v1) {
                     (Some(pread), _) => pread(self.handle, to, count, at, 0),
                     (None, Some(pread)) => pread(self.handle, to, count, at),
                     (None, None) => -1,
                 }
-            })
+            });
+            self.loaded.check("pread", outcome, |r| r == -1)
         })
     }
 

@@ -5,4 +5,5 @@ mod headers;
 mod install;
 mod loading;
 mod rust;
+mod unfilled;
 mod unruly;

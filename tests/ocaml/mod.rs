@@ -243,6 +243,8 @@ def read(n):
     except nbd.Error as error:
         return error.errno
 print(' '.join(read(n) for n in range(14)))
+h.pread(512, 0)
+assert h.pread(512, 14 * 512) == bytes(512), 'what the buffer held before'
 ";
         fs::write(&script, python).expect("write a file");
         let out = sh(&format!(

@@ -386,3 +386,31 @@ def can_multi_conn(h): return True
         disk = disk.display(),
     ));
 }
+
+/// The buffer of a read has held what others wrote; a script that does not fill it shows nothing of that.
+#[test]
+fn what_a_script_does_not_fill_is_zeroes() {
+    bridge_or_return!();
+    let script = script(
+        "
+API_VERSION = 2
+def open(readonly): return 1
+def get_size(h): return 1 << 20
+def pread(h, buf, offset, flags):
+    if offset == 0: buf[:] = b'S' * len(buf)
+    if offset == 4096: buf[:1000] = b'p' * 1000
+",
+    );
+    nbdsh(
+        &script,
+        &[],
+        "
+h = connect()
+for _ in range(20):
+    assert h.pread(4096, 0) == b'S' * 4096
+    assert h.pread(4096, 4096) == b'p' * 1000 + bytes(3096)
+    assert h.pread(4096, 0) == b'S' * 4096
+    assert h.pread(4096, 8192) == bytes(4096)
+",
+    );
+}
