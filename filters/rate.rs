@@ -101,7 +101,8 @@ struct RateFile {
 impl RateFile {
     /// The rate, if the file has changed. One that cannot be read changes nothing.
     fn poll(&mut self) -> Option<u64> {
-        let metadata = fs::metadata(&self.path).ok()?;
+        // Of a pipe it would wait for somebody to write.
+        let metadata = fs::metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
         let version = (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
         if self.version.replace(version) == Some(version) {
             return None;

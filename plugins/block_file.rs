@@ -1,7 +1,7 @@
 //! A file or block device that holds data of a disk, addressed by range.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, IoSliceMut},
     num::NonZeroU64,
     os::{
@@ -14,11 +14,14 @@ use std::{
 
 use nbdkit_core::{Errno, Error, Extents, Flags, Result};
 use rustix::{
-    fs::Advice,
+    fs::{Advice, CWD, FileType},
     io::{Errno as Os, ReadWriteFlags},
 };
 
-use crate::holes;
+use crate::{
+    holes,
+    open_disk::{self, NoDisk, Reach},
+};
 
 /// Opened data, its length as it was then.
 pub(crate) struct BlockFile {
@@ -47,12 +50,14 @@ impl BlockFile {
     /// Those of the system, with the path; `EINVAL` for other kinds of files.
     pub(crate) fn open(path: &Path, readonly: bool) -> Result<Self> {
         let fail = |e: io::Error| Error::from(e).context(path.display());
-        let kind = Self::kind(path)?;
-        let (mut file, writable) = match OpenOptions::new().read(true).write(!readonly).open(path) {
-            Ok(file) => (file, !readonly),
-            Err(e) if !readonly && is_refusal(&e) => (File::open(path).map_err(fail)?, false),
+        Self::kind(path)?;
+        let open = |write| open_disk::open(CWD, path, write, Reach::Anywhere).map_err(NoDisk::into_io);
+        let ((mut file, found), writable) = match open(!readonly) {
+            Ok(opened) => (opened, !readonly),
+            Err(e) if !readonly && is_refusal(&e) => (open(false).map_err(fail)?, false),
             Err(e) => return Err(fail(e)),
         };
+        let kind = if found == FileType::BlockDevice { Kind::BlockDevice } else { Kind::File };
         // The length of a block device is where its end is.
         let length = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(fail)?;
         let name = path.display().to_string();

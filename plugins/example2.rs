@@ -9,6 +9,9 @@ use std::{
 
 use anyhow::Context as _;
 use nbdkit_core::{Caps, Error, Handle, Info, Open, Plugin, Result, ThreadModel};
+use rustix::fs::CWD;
+
+use crate::open_disk::{self, Reach};
 
 pub(crate) fn new() -> Box<dyn Plugin> {
     Box::<Example>::default()
@@ -55,7 +58,7 @@ impl Plugin for Example {
     fn open(&self, _: &Open) -> Result<Box<dyn Handle>> {
         let path = self.file.as_deref().unwrap_or(Path::new(""));
         let fail = |e| Error::from(e).context(path.display());
-        let file = File::open(path).map_err(fail)?;
+        let (file, _) = open_disk::open(CWD, path, false, Reach::Anywhere).map_err(|e| fail(e.into_io()))?;
         let size = file.metadata().map_err(fail)?.len();
         Ok(Box::new(Opened { file, size }))
     }

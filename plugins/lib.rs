@@ -55,6 +55,7 @@ mod noise;
 mod null;
 mod ondemand;
 mod ones;
+mod open_disk;
 mod partitioning;
 mod pattern;
 mod random;

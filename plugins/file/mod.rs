@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nbdkit_core::{Above, Errno, Exports, Handle, Info, Open, Plugin, Result, params};
 use rustix::fs::Advice;
 
@@ -20,6 +20,7 @@ use source::Source;
 use crate::{
     image::ImageGuard,
     lock::{Access, Lock},
+    open_disk::Reach,
 };
 
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub(crate) fn new() -> Box<dyn Plugin> {
 #[derive(Default)]
 struct FilePlugin {
     source: Option<Source>,
+    follow_links: Option<bool>,
     hints: Hints,
     files: Files,
     guard: ImageGuard,
@@ -114,6 +116,7 @@ impl Plugin for FilePlugin {
              dir=DIRECTORY           Serve each file in this directory as an export\n\
              fd=N                    Serve this open file descriptor\n\
              dirfd=N                 As dir=, for an open file descriptor\n\
+             follow-links=BOOL       Links in the directory may lead out of it (default false)\n\
              fadvise=LEVEL           How it will be read: normal, random or sequential\n\
              cache=MODE              Use of the page cache: default or none\n\
              lock=off|auto|on        Lock the file against other programs (default auto)\n\
@@ -133,7 +136,14 @@ impl Plugin for FilePlugin {
             "file" => self.set_source(Source::File(absolute(key, value)?))?,
             "dir" | "directory" => self.set_source(Source::dir(&absolute(key, value)?)?)?,
             "fd" => self.set_source(Source::Fd(crate::inherit::inherited(key, value)?))?,
-            "dirfd" => self.set_source(Source::Dir("dirfd", crate::inherit::inherited(key, value)?))?,
+            "dirfd" => {
+                self.set_source(Source::Dir(
+                    "dirfd",
+                    crate::inherit::inherited(key, value)?,
+                    Reach::Beneath,
+                ))?;
+            }
+            "follow-links" => self.follow_links = Some(params::boolean(value)?),
             "fadvise" => {
                 self.hints.advice = match params::text(value)? {
                     "normal" => None,
@@ -157,6 +167,10 @@ impl Plugin for FilePlugin {
     }
 
     fn config_complete(&mut self) -> anyhow::Result<()> {
+        if let (Some(source), Some(follow)) = (&mut self.source, self.follow_links) {
+            let reach = if follow { Reach::Anywhere } else { Reach::Beneath };
+            ensure!(source.set_reach(reach), "follow-links= is for the files of dir= and dirfd=: remove it");
+        }
         self.source()?.check()
     }
 

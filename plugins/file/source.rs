@@ -14,15 +14,18 @@ use std::{
 use anyhow::{Context as _, bail};
 use nbdkit_core::{Errno, Error, Exports, Result};
 use rustix::{
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fcntl_getfl, fstat, openat, statat},
+    fs::{CWD, Dir, FileType, Mode, OFlags, fcntl_getfl, fstat, openat},
     io::Errno as Sys,
 };
+
+use crate::open_disk::{self, NoDisk, Reach};
 
 /// See the module. Paths are absolute.
 pub(super) enum Source {
     File(PathBuf),
-    /// A directory and the parameter that names it. It stays open, for a mount may cover its path.
-    Dir(&'static str, OwnedFd),
+    /// A directory, the parameter that names it, and where links in it may lead. It stays open, for a mount may cover its
+    /// path.
+    Dir(&'static str, OwnedFd, Reach),
     Fd(OwnedFd),
 }
 
@@ -41,14 +44,25 @@ impl Source {
         let dir = open_dir(CWD, path).map_err(io::Error::from);
         let dir =
             dir.with_context(|| format!("dir={}: name a directory that can be read", path.display()))?;
-        Ok(Source::Dir("dir", dir))
+        Ok(Source::Dir("dir", dir, Reach::Beneath))
+    }
+
+    /// Says where the links in a directory may lead. False: it is no directory.
+    pub(super) fn set_reach(&mut self, reach: Reach) -> bool {
+        match self {
+            Source::Dir(.., own) => {
+                *own = reach;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The parameter that names it.
     pub(super) fn key(&self) -> &'static str {
         match self {
             Source::File(_) => "file",
-            Source::Dir(key, _) => key,
+            Source::Dir(key, ..) => key,
             Source::Fd(_) => "fd",
         }
     }
@@ -83,7 +97,7 @@ impl Source {
                 }
                 Ok(())
             }
-            Source::Dir(key, fd) => {
+            Source::Dir(key, fd, _) => {
                 open_dir(fd.as_fd(), Path::new("."))
                     .with_context(|| format!("{key}= is not a directory that can be read"))?;
                 Ok(())
@@ -94,22 +108,20 @@ impl Source {
     /// The exports: the default one, or the name of each file, in directory order.
     pub(super) fn list(&self) -> Result<Exports> {
         let mut exports = Exports::new();
-        let dir = match self {
+        let (dir, reach) = match self {
             Source::File(_) | Source::Fd(_) => {
                 exports.add("", None)?;
                 return Ok(exports);
             }
             // A new description, for the position in a directory is shared by all copies of a descriptor.
-            Source::Dir(_, fd) => open_dir(fd.as_fd(), Path::new(".")),
+            Source::Dir(_, fd, reach) => (open_dir(fd.as_fd(), Path::new(".")), *reach),
         };
         let dir = dir.map_err(io::Error::from)?;
         for entry in Dir::read_from(&dir).map_err(io::Error::from)? {
             let entry = entry.map_err(io::Error::from)?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             // The type in the entry is that of a symbolic link, not of the file it leads to.
-            let servable =
-                statat(&dir, name, AtFlags::empty()).is_ok_and(|stat| is_servable(file_type(&stat)));
-            if !servable {
+            if open_disk::look(dir.as_fd(), Path::new(name), reach).is_err() {
                 continue;
             }
             if exports.as_slice().len() == Exports::MAX {
@@ -125,8 +137,8 @@ impl Source {
     /// whether it can be written to.
     pub(super) fn open(&self, export: &OsStr, readonly: bool) -> Result<(File, bool)> {
         match self {
-            Source::File(path) => open_file(CWD, path, readonly),
-            Source::Dir(_, fd) => open_file(fd.as_fd(), entry_name(export)?, readonly),
+            Source::File(path) => open_file(CWD, path, readonly, Reach::Anywhere),
+            Source::Dir(_, fd, reach) => open_file(fd.as_fd(), entry_name(export)?, readonly, *reach),
             Source::Fd(fd) => {
                 let flags = fcntl_getfl(fd).map_err(io::Error::from)?;
                 let writable = flags & OFlags::ACCMODE == OFlags::RDWR;
@@ -152,44 +164,45 @@ fn open_dir(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Opens for reading and writing, or for reading alone where the file cannot be written to.
-fn open_file(at: BorrowedFd<'_>, path: &Path, readonly: bool) -> Result<(File, bool)> {
-    let fail = |e: Sys| Error::from(io::Error::from(e)).context(path.display());
-    let wrong_type = || Error::new(Errno::EINVAL, format!("{}: not a file or block device", path.display()));
-    // Before the open, since to open a pipe waits and to open a device can have effects.
-    if !is_servable(file_type(&statat(at, path, AtFlags::empty()).map_err(fail)?)) {
-        return Err(wrong_type());
-    }
-    let open = |access| openat(at, path, access | OFlags::CLOEXEC, Mode::empty());
-    let (fd, writable) = match if readonly { Err(Sys::ROFS) } else { open(OFlags::RDWR) } {
-        Ok(fd) => (fd, true),
-        Err(Sys::ACCESS | Sys::PERM | Sys::ROFS | Sys::TXTBSY) => {
-            (open(OFlags::RDONLY).map_err(fail)?, false)
+fn open_file(at: BorrowedFd<'_>, path: &Path, readonly: bool, reach: Reach) -> Result<(File, bool)> {
+    let open = |write| open_disk::open(at, path, write, reach).map(|(file, _)| file);
+    let opened = match if readonly { Err(Sys::ROFS.into()) } else { open(true) } {
+        Ok(file) => Ok((file, true)),
+        Err(NoDisk::System(Sys::ACCESS | Sys::PERM | Sys::ROFS | Sys::TXTBSY)) => {
+            open(false).map(|file| (file, false))
         }
-        Err(e) => return Err(fail(e)),
+        Err(e) => Err(e),
     };
-    if !is_servable(file_type(&fstat(&fd).map_err(fail)?)) {
-        return Err(wrong_type());
-    }
-    Ok((File::from(fd), writable))
+    opened.map_err(|e| match e {
+        NoDisk::System(Sys::XDEV) if reach == Reach::Beneath => Error::new(
+            Errno::EACCES,
+            format!(
+                "{}: the link leads out of the directory: allow that with follow-links=true",
+                path.display()
+            ),
+        ),
+        NoDisk::System(e) => Error::from(io::Error::from(e)).context(path.display()),
+        NoDisk::Type(_) => {
+            Error::new(Errno::EINVAL, format!("{}: not a file or block device", path.display()))
+        }
+    })
 }
 
 fn check_file(path: &Path) -> anyhow::Result<()> {
     let name = path.display();
-    let file_type = match statat(CWD, path, AtFlags::empty()) {
-        Ok(stat) => file_type(&stat),
-        Err(Sys::NOENT) => {
+    match open_disk::look(CWD, path, Reach::Anywhere) {
+        Ok(_) => {}
+        Err(NoDisk::System(Sys::NOENT)) => {
             bail!("file={name} does not exist: create it first, for example with truncate -s 1G {name}")
         }
-        Err(e) => return Err(io::Error::from(e)).with_context(|| format!("file={name}")),
-    };
-    if file_type == FileType::Directory {
-        bail!("file={name} is a directory: use dir={name} to serve the files in it");
+        Err(NoDisk::System(e)) => return Err(io::Error::from(e)).with_context(|| format!("file={name}")),
+        Err(NoDisk::Type(FileType::Directory)) => {
+            bail!("file={name} is a directory: use dir={name} to serve the files in it")
+        }
+        Err(NoDisk::Type(_)) => bail!("file={name} is neither a regular file nor a block device"),
     }
-    if !is_servable(file_type) {
-        bail!("file={name} is neither a regular file nor a block device");
-    }
-    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(io::Error::from)
+    open_disk::open(CWD, path, false, Reach::Anywhere)
+        .map_err(NoDisk::into_io)
         .with_context(|| format!("file={name} cannot be read: check its mode and that of its directories"))?;
     Ok(())
 }
