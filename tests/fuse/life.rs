@@ -1,6 +1,11 @@
 //! How a mount starts, lives and ends.
 
-use std::{fs, os::unix::fs::FileExt};
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::FileExt,
+    process::{Command, Stdio},
+};
 
 use rustix::process::Signal;
 
@@ -35,7 +40,7 @@ struct Unmount(std::path::PathBuf);
 
 impl Drop for Unmount {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("fusermount3").arg("-u").arg(&self.0).output();
+        let _ = Command::new("fusermount3").arg("-u").arg(&self.0).output();
     }
 }
 
@@ -335,4 +340,53 @@ fn the_kernel_reads_what_no_layer_watches() {
             log.contains("passthrough: off, the kernel") || log.contains("passthrough: off, only root");
         assert_eq!(log.contains("passthrough: on"), may && !cannot, "{filter}: {log}");
     }
+}
+
+/// Another mount namespace has the mount too: the server cannot end, and the one who unmounts hears why.
+#[test]
+fn an_unmount_does_not_wait_for_another_namespace_for_ever() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut mount = Mount::start(["memory", "1M"]);
+    let point = mount.path().to_str().expect("UTF-8").to_owned();
+    let mut other = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-c", "echo; exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    let mut ready = [0];
+    other.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("the other namespace");
+    let out = util::run(["timeout", "60", NBDKIT_MOUNT, "-u", &point]);
+    assert_eq!(out.code, 1, "{}", out.stderr);
+    let named = format!("cat (process {}) still has it in its mount namespace", other.id());
+    assert!(out.stderr.contains(&named) && out.stderr.contains("nsenter"), "{}", out.stderr);
+    drop(other.stdin.take());
+    other.wait().expect("wait");
+    assert_eq!(mount.wait(), 0);
+}
+
+/// A server that was killed may have left its number to somebody else.
+#[test]
+fn an_unmount_does_not_wait_for_a_stranger() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut mount = Mount::start(["memory", "1M"]);
+    let point = mount.path().to_str().expect("UTF-8").to_owned();
+    let own = format!("pid={}\0", mount.pid()).into_bytes();
+    let states = fs::read_dir("/run/nbdkit-mount").expect("states").flatten().map(|entry| entry.path());
+    let state = states.into_iter().find(|path| fs::read(path).is_ok_and(|text| text.starts_with(&own)));
+    let state = state.expect("the state of the mount");
+    mount.kill();
+    let mut stranger = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
+    let text = fs::read(&state).expect("read");
+    let text = [format!("pid={}\0", stranger.id()).as_bytes(), &text[own.len()..]].concat();
+    fs::write(&state, text).expect("write");
+    let out = util::run(["timeout", "60", NBDKIT_MOUNT, "-u", &point]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    assert!(!state.exists(), "nobody else takes it away");
+    stranger.kill().expect("kill");
+    stranger.wait().expect("wait");
 }

@@ -226,6 +226,12 @@ impl Mount {
         self.process.end(Some(signal))
     }
 
+    /// Waits until it ends by itself.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> i32 {
+        self.process.end(None)
+    }
+
     /// Kills the server and leaves the mount stale.
     #[track_caller]
     pub(crate) fn kill(&mut self) {

@@ -109,7 +109,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
             .at(Stage::Life)?;
     }
     unmounted?;
-    chain.cleanup();
+    nbdkit_cli::ending::clean_up(chain);
     Ok(captive.map_or(0, |captive| captive.status(None)))
 }
 
@@ -186,6 +186,7 @@ fn store(place: &Place, mount: &Mount, loop_mount: Option<&LoopMount>) -> Option
     let loop_mount = loop_mount.cloned().unwrap_or_default();
     let state = State {
         pid: std::process::id(),
+        started: crate::state::started(std::process::id()).unwrap_or_default(),
         mountpoint: nbdkit_fuse::resolve(&place.path).ok()?,
         loop_device: loop_mount.loop_device,
         inside: loop_mount.mount,

@@ -29,6 +29,39 @@ pub(crate) fn list(place: &Path, devices: &[PathBuf]) -> Vec<String> {
     users
 }
 
+/// A process.
+pub(crate) struct User {
+    pub(crate) pid: u32,
+    /// Its name and number, as words for a message.
+    pub(crate) name: String,
+}
+
+/// One process of each other mount namespace that has the file system with this device number, as far as they can be
+/// seen. The server's own does not count: it ends with the mount.
+pub(crate) fn elsewhere(device: &str) -> Vec<User> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut known = vec![namespace("self")];
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let own = Some(namespace(&pid.to_string())?);
+        if known.contains(&own) {
+            return None;
+        }
+        known.push(own);
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+        let has = mounts.lines().any(|line| line.split(' ').nth(2) == Some(device));
+        has.then(|| User { pid, name: name(pid) })
+    })
+    .collect()
+}
+
+/// A process as words for a message.
+fn name(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("{} (process {pid})", name.trim())
+}
+
 fn processes(place: &Path, devices: &[PathBuf]) -> Vec<String> {
     let own = std::process::id();
     let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
@@ -36,10 +69,7 @@ fn processes(place: &Path, devices: &[PathBuf]) -> Vec<String> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != own)
         .filter(|pid| uses(*pid, place, devices))
-        .map(|pid| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("{} (process {pid})", name.trim())
-        })
+        .map(name)
         .collect()
 }
 

@@ -15,6 +15,8 @@ use std::{
 pub(crate) struct State {
     /// The server.
     pub(crate) pid: u32,
+    /// When it was started, in ticks since the boot: others get its number later. 0: not known.
+    pub(crate) started: u64,
     /// Where the disk is mounted.
     pub(crate) mountpoint: PathBuf,
     /// The loop device that was attached.
@@ -37,6 +39,13 @@ fn directory() -> Option<PathBuf> {
             .unwrap_or_else(|| format!("/run/user/{}", uid.as_raw()).into())
     };
     run.is_dir().then(|| run.join("nbdkit-mount"))
+}
+
+/// When a process was started, in ticks since the boot; None: there is none.
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, blanks and parentheses too.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// A state that is in a file.
@@ -79,9 +88,7 @@ impl Stored {
 
     /// Keeps the file true.
     pub(crate) fn write(&self) -> io::Result<()> {
-        let temporary = self.path.with_added_extension(format!("{}.tmp", std::process::id()));
-        fs::write(&temporary, self.state.format())?;
-        fs::rename(temporary, &self.path)
+        nbdkit_cli::replace::write(&self.path, &self.state.format(), 0o600)
     }
 
     /// What the server left behind, read anew: None when it ended well.
@@ -103,6 +110,7 @@ impl State {
             text.extend([key.as_bytes(), b"=", value.as_bytes(), b"\0"].concat());
         };
         put("pid", OsStr::new(&self.pid.to_string()));
+        put("started", OsStr::new(&self.started.to_string()));
         put("mountpoint", self.mountpoint.as_os_str());
         if let Some(device) = &self.loop_device {
             put("loop", device.as_os_str());
@@ -123,6 +131,7 @@ impl State {
             let value = std::ffi::OsString::from_vec(field[at + 1..].to_vec());
             match &field[..at] {
                 b"pid" => state.pid = value.to_str()?.parse().ok()?,
+                b"started" => state.started = value.to_str()?.parse().ok()?,
                 b"mountpoint" => state.mountpoint = value.into(),
                 b"loop" => state.loop_device = Some(value.into()),
                 b"inside" => state.inside = Some(value.into()),
@@ -139,9 +148,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn processes_have_a_start() {
+        let own = started(std::process::id()).unwrap();
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        assert!(started(child.id()).unwrap() >= own);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(started(child.id()), None);
+    }
+
+    #[test]
     fn what_is_written_is_read() {
         let full = State {
             pid: 7,
+            started: 1 << 40,
             mountpoint: "/mnt/a=b\nc".into(),
             loop_device: Some("/dev/loop3".into()),
             inside: Some("/y".into()),

@@ -1,32 +1,40 @@
 //! `nbdkit-mount -u`: takes a mount down with everything that was set up on it, in the right order.
 
-use std::{path::Path, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use nbdkit_fuse::MountEntry;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::retry_on_intr,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use crate::{
     loop_mount::{self, LoopMount},
-    state::Stored,
+    mount_users,
+    state::{self, Stored},
 };
 
 /// How long a mount in use is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server that has been let go may take to end before it is asked what keeps it.
+const GLANCE: Duration = Duration::from_millis(500);
 
 /// Unmounts what is at `path`, which is the mountpoint, or where the file system inside is mounted. Returns when the
 /// server has ended.
 ///
 /// # Errors
-/// Nothing of ours is mounted there; it is in use; the last flush failed.
+/// Nothing of ours is mounted there; it is in use, here or in another mount namespace; the last flush failed.
 pub(crate) fn unmount(path: &Path) -> Result<()> {
     let path = nbdkit_fuse::resolve(path)?;
     let (mount, stored) = find(&path)?;
     // The disk must be found before the server is gone, and the server before it has ended.
-    let server = stored
-        .as_ref()
-        .and_then(|stored| Pid::from_raw(i32::try_from(stored.state.pid).ok()?))
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let server = stored.as_ref().and_then(|stored| server(&stored.state));
     let mut busy = |message: &str| log::warn!("{message}: waiting for up to {} s", PATIENCE.as_secs());
     let devices = match &stored {
         Some(Stored { state, .. }) => {
@@ -42,10 +50,11 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
     };
     loop_mount::unmount(&mount.target, &devices, PATIENCE, &mut busy)?;
     let Some(stored) = stored else { return Ok(()) };
-    if let Some(server) = server {
-        let mut fds = [rustix::event::PollFd::new(&server, rustix::event::PollFlags::IN)];
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))
-            .context("waiting for the server")?;
+    match server {
+        Some(server) => wait_for(&server, &stored.state, &mount)?,
+        // It was killed, and nobody else takes the file away.
+        None if stored.error().is_none() => stored.remove(),
+        None => {}
     }
     match stored.error() {
         None => Ok(()),
@@ -54,6 +63,54 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
             bail!("{error}")
         }
     }
+}
+
+/// The server, unless it has ended and its number is another's.
+fn server(state: &state::State) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(i32::try_from(state.pid).ok()?)?, PidfdFlags::empty()).ok()?;
+    // Afterwards: from here on the number stands for the one that the descriptor is for.
+    let started = state::started(state.pid)?;
+    (state.started == 0 || state.started == started).then_some(pidfd)
+}
+
+/// Waits until the server has ended: it writes what is left. That may take long, and then it is told; but it has no end
+/// while the mount is in another mount namespace too.
+fn wait_for(server: &OwnedFd, state: &state::State, mount: &MountEntry) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let ended = |timeout: Option<Duration>| -> Result<bool> {
+        let timeout = timeout.map(Timespec::try_from).transpose()?;
+        let mut fds = [PollFd::new(server, PollFlags::IN)];
+        Ok(retry_on_intr(|| poll(&mut fds, timeout.as_ref())).context("waiting for the server")? > 0)
+    };
+    let mut told = false;
+    while !ended(Some(GLANCE))? {
+        let elsewhere = mount_users::elsewhere(&mount.device);
+        match elsewhere.first() {
+            Some(user) if Instant::now() > deadline => bail!(
+                "{path} is unmounted here, but {} still has it in its mount namespace, so the server (process {}) goes \
+                 on: unmount it there too (nsenter -t {} -m umount {path}), or end that process",
+                user.name,
+                state.pid,
+                user.pid,
+                path = mount.target.display(),
+            ),
+            Some(user) if !told => {
+                log::warn!(
+                    "{} still has {} in its mount namespace: waiting for up to {} s",
+                    user.name,
+                    mount.target.display(),
+                    PATIENCE.as_secs()
+                );
+                told = true;
+            }
+            None if !told && Instant::now() > deadline => {
+                log::warn!("waiting for the server (process {}), which writes what is left", state.pid);
+                told = true;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The mount at a path, or the one in which what is mounted there is.

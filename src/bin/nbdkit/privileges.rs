@@ -1,16 +1,25 @@
 //! `-u` and `-g`: the rights that are given up once the sockets are there.
 
-use std::{ffi::OsStr, path::Path};
+use std::{
+    ffi::{CString, OsStr},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, anyhow};
-use nix::unistd::{Gid, Group, Uid, User, chown, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Group, Uid, User, chown, geteuid, getgrouplist, setgid, setgroups, setuid};
 
 /// Who the server will be; None: who it is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
     user: Option<Uid>,
     group: Option<Gid>,
+    /// The groups of a user that comes without a group: its own, the first one before all, instead of those that we have.
+    /// The C nbdkit would keep root's.
+    groups: Vec<Gid>,
 }
+
+/// The group of a user whose groups are not known.
+const NOBODY: Gid = Gid::from_raw(65534);
 
 impl Identity {
     /// Looks the user and the group up, by name or else by number.
@@ -34,7 +43,12 @@ impl Identity {
                 .or_else(|| text.parse().ok().map(Gid::from_raw))
                 .ok_or_else(|| anyhow!("-g option: {} is not a valid group name or gid", name.display()))
         });
-        Ok(Identity { user: user.transpose()?, group: group.transpose()? })
+        let (user, group) = (user.transpose()?, group.transpose()?);
+        let groups = match (user, group) {
+            (Some(user), None) => groups_of(user)?,
+            _ => Vec::new(),
+        };
+        Ok(Identity { user, group, groups })
     }
 
     /// Whether anything changes.
@@ -60,9 +74,30 @@ impl Identity {
             setgid(group).with_context(|| format!("-g: cannot become group {group}"))?;
             setgroups(&[group]).with_context(|| format!("-g: cannot leave the other groups for {group}"))?;
         }
+        if let Some(first) = self.groups.first() {
+            setgid(*first).with_context(|| format!("-u: cannot become group {first}"))?;
+            setgroups(&self.groups).context("-u: cannot take the user's groups")?;
+        }
         if let Some(user) = self.user {
             setuid(user).with_context(|| format!("-u: cannot become user {user}"))?;
         }
         Ok(())
     }
+}
+
+/// The groups of a user, the primary one first.
+fn groups_of(user: Uid) -> Result<Vec<Gid>> {
+    if user == geteuid() {
+        return Ok(Vec::new());
+    }
+    let known = User::from_uid(user).context("-u: cannot read the list of users")?;
+    let Some(known) = known else {
+        log::warn!("-u: no group is known for user {user}, so group {NOBODY} is taken: give one with -g");
+        return Ok(vec![NOBODY]);
+    };
+    let name = CString::new(known.name).context("-u")?;
+    let mut groups = getgrouplist(&name, known.gid).context("-u: cannot read the list of groups")?;
+    groups.retain(|group| *group != known.gid);
+    groups.insert(0, known.gid);
+    Ok(groups)
 }

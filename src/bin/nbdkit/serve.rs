@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nbdkit_cli::{
-    captive, daemon, descriptors, logger, metrics, parent, pidfile, readiness,
+    captive, daemon, descriptors, ending, logger, metrics, parent, pidfile, readiness,
     signals::{self, Events},
     stdio::Stdio,
 };
@@ -48,7 +48,8 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> R
             .context("--swap: cannot lock memory: raise the limit (ulimit -l) or run as root")?;
     }
     let places = std::mem::take(&mut plan.listen);
-    let mut bound = selinux::with_label(plan.selinux_label.as_deref(), || Bound::new(places, plan.identity))?;
+    let mut bound =
+        selinux::with_label(plan.selinux_label.as_deref(), || Bound::new(places, &plan.identity))?;
 
     let mut metrics = plan.metrics.as_deref().map(metrics::Endpoint::bind).transpose()?;
     let stop = chain.server().clone();
@@ -102,7 +103,7 @@ pub(crate) fn serve(mut chain: Chain, mut plan: Plan, taken: Option<Stdio>) -> R
         let listeners = std::mem::take(&mut bound.listeners);
         nbdkit_nbd::serve(chain.clone(), plan.config, listeners, stop, auxiliary)?;
     }
-    chain.cleanup();
+    ending::clean_up(chain);
     Ok(captive.map_or(0, |captive| captive.status(events.as_ref())))
 }
 
@@ -184,7 +185,7 @@ impl Drop for Bound {
 }
 
 impl Bound {
-    fn new(places: Vec<Where>, identity: Identity) -> Result<Self> {
+    fn new(places: Vec<Where>, identity: &Identity) -> Result<Self> {
         let mut bound = Bound::default();
         for place in places {
             bound.listen(place, identity)?;
@@ -195,7 +196,7 @@ impl Bound {
         Ok(bound)
     }
 
-    fn listen(&mut self, place: Where, identity: Identity) -> Result<()> {
+    fn listen(&mut self, place: Where, identity: &Identity) -> Result<()> {
         match place {
             Where::Stdio => {}
             Where::Inherited(fds) => self.listeners.extend(fds.into_iter().map(listen::from_fd)),
