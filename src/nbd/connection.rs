@@ -9,7 +9,7 @@ use nbdkit_core::{Chain, Client};
 use nbdkit_dispatch::Awake;
 
 use crate::{
-    Config,
+    Config, complaints,
     handshake::{self, Wire},
     oldstyle,
     stream::Stream,
@@ -61,7 +61,7 @@ fn begin(
 ) -> anyhow::Result<Option<crate::requests::Requests>> {
     probe::probe!(nbdkit, preconnect, client.number, u64::from(config.readonly));
     let connection = chain.connect(client.clone(), config.readonly).map_err(|e| {
-        log::error!("preconnect: {e}");
+        complaints::REFUSED.tell(format_args!("preconnect: {e}"));
         e
     })?;
     let connection = Arc::new(connection);

@@ -5,6 +5,7 @@
 //! clear can reach past the start of TLS, and the first requests stay in the stream.
 
 use std::{
+    collections::HashSet,
     ffi::{OsStr, OsString},
     io,
     os::unix::ffi::OsStrExt,
@@ -18,7 +19,7 @@ use nbdkit_core::{Caps, Connection, Errno, Error, Session, Support};
 use nbdkit_dispatch::buffer::grow;
 
 use crate::{
-    Config, Tls,
+    Config, Tls, complaints,
     proto::{
         BASE_ALLOCATION, Fields, INIT_PASSWD, MAX_STRING, OPTION_MAGIC, Replies, export_flag, handshake_flag,
         info, option, option_reply, rep,
@@ -278,6 +279,8 @@ impl Negotiation<'_> {
     }
 
     fn reply(&mut self, option: u32, kind: u32, data: &[&[u8]]) -> anyhow::Result<()> {
+        // An option may have many, and layers may take their time for each.
+        self.wire.check_time()?;
         option_reply(&mut self.out, option, kind, data);
         if self.out.len() >= FLUSH {
             self.wire.send(&self.out)?;
@@ -391,8 +394,9 @@ impl Negotiation<'_> {
                 self.most = self.config.handshake_options;
                 let mut ready = Vec::new();
                 option_reply(&mut ready, option::STARTTLS, rep::ACK, &[]);
+                let certificate = self.wire.encrypt(credentials, &ready);
                 let certificate =
-                    self.wire.encrypt(credentials, &ready).inspect_err(|e| log::error!("TLS: {e:#}"))?;
+                    certificate.inspect_err(|e| complaints::TLS.tell(format_args!("TLS: {e:#}")))?;
                 if let Some(certificate) = certificate {
                     log::debug!("TLS: the client is {}", certificate.subject);
                     // TLS starts once.
@@ -430,7 +434,7 @@ impl Negotiation<'_> {
         let exports = match self.connection.list_exports(self.wire.encrypted) {
             Ok(exports) => exports,
             Err(e) => {
-                log::error!("list_exports: {e}");
+                complaints::REFUSED.tell(format_args!("list_exports: {e}"));
                 let why = said(&e, "the exports cannot be listed");
                 return self.answer(option::LIST, rep::ERR_PLATFORM, &why);
             }
@@ -456,7 +460,7 @@ impl Negotiation<'_> {
         let session = match self.open(name) {
             Ok(session) => session,
             Err(e) => {
-                log::error!("open: {e}");
+                complaints::REFUSED.tell(format_args!("open: {e}"));
                 let why = said(&e, "the export cannot be opened");
                 return self.answer(option, rep::ERR_UNKNOWN, &why);
             }
@@ -465,7 +469,9 @@ impl Negotiation<'_> {
         let info_head = info::EXPORT.to_be_bytes();
         let size = session.size().to_be_bytes();
         self.reply(option, rep::INFO, &[&info_head, &size, &flags.to_be_bytes()])?;
-        for wanted in wanted {
+        // Each once, however often it was asked for: a layer may have to run a script for it.
+        let mut told = HashSet::new();
+        for wanted in wanted.into_iter().filter(|wanted| told.insert(*wanted)) {
             let head = wanted.to_be_bytes();
             match wanted {
                 info::NAME => self.reply(option, rep::INFO, &[&head, session.export_name().as_bytes()])?,
@@ -504,7 +510,8 @@ impl Negotiation<'_> {
         if let Err(e) = check_name(name) {
             return self.answer(option, rep::ERR_INVALID, &e.to_string());
         }
-        let others = self.connection.meta_contexts().inspect_err(|e| log::error!("meta_contexts: {e}"));
+        let others = self.connection.meta_contexts();
+        let others = others.inspect_err(|e| complaints::REFUSED.tell(format_args!("meta_contexts: {e}")));
         let mut contexts = vec![Context { id: 1, name: BASE_ALLOCATION.to_owned() }];
         contexts.extend((2..).zip(others.unwrap_or_default()).map(|(id, name)| Context { id, name }));
         contexts.retain(|context| context.matches(&queries, set));

@@ -19,6 +19,7 @@ mod buffer;
 mod cachestat;
 #[cfg(feature = "tls")]
 mod certificate;
+mod complaints;
 mod connection;
 #[cfg(feature = "tls")]
 mod encrypted;

@@ -19,7 +19,7 @@ use rustix::{
 use nbdkit_dispatch::Awake;
 
 use crate::{
-    AuxiliaryDescriptor, Config, Listener, connection, listen,
+    AuxiliaryDescriptor, Config, Listener, complaints, connection, listen,
     stream::{Pipes, Socket, Stream},
 };
 
@@ -27,6 +27,8 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(3);
 /// How long connections that were cut off may take to end.
 const CUT_OFF: Duration = Duration::from_secs(2);
+/// How often, while others stay, the memory of connections that have left is given back.
+const RECLAIM: Duration = Duration::from_secs(1);
 /// How long to wait before accepting again when that failed for want of something.
 const SHORTAGE: Duration = Duration::from_millis(100);
 
@@ -52,6 +54,8 @@ struct Connections {
     /// How many there have been.
     count: u64,
     live: HashMap<u64, Live>,
+    /// When the allocator was asked last to give back what it keeps of those that have left.
+    reclaimed: Option<Instant>,
     /// To be told when one leaves, if others wait for its place.
     left: Option<Arc<OwnedFd>>,
 }
@@ -119,7 +123,7 @@ impl Server {
             }
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
             Err(e) => {
-                log::error!("cannot accept a connection: {e}");
+                complaints::ACCEPT.tell(format_args!("cannot accept a connection: {e}"));
                 self.stop.wait_for(SHORTAGE);
             }
         }
@@ -171,7 +175,7 @@ impl Server {
             connection::run(chain, config, &client, &stream, &name, awake.clone());
         });
         if let Err(e) = thread {
-            log::error!("cannot start a thread for connection {number}: {e}");
+            complaints::ACCEPT.tell(format_args!("cannot start a thread for connection {number}: {e}"));
         }
     }
 
@@ -224,9 +228,18 @@ impl Drop for Ended {
             let _ = rustix::io::write(left, &1u64.to_ne_bytes());
         }
         self.registry.ended.notify_all();
+        let now = Instant::now();
+        let reclaims = connections.live.is_empty()
+            || connections.reclaimed.is_none_or(|then| now.duration_since(then) > RECLAIM);
+        if reclaims {
+            connections.reclaimed = Some(now);
+        }
         drop(connections);
         if let Some(live) = live {
             live.stream.close();
+        }
+        if reclaims {
+            nbdkit_dispatch::reclaim::all();
         }
     }
 }

@@ -658,3 +658,28 @@ fn it_is_installed() {
     let dump = run_ok([prefix.join("bin/nbdkit").to_str().expect("UTF-8"), "lua", "--dump-plugin"]);
     assert!(dump.contains(&format!("path={}\n", installed.display())), "{dump}");
 }
+
+/// A script that never comes back has its client and the interpreter, and the server ends all the same.
+#[test]
+fn a_callback_without_end_does_not_keep_the_server() {
+    let dir = temp();
+    let script = written(
+        dir.path(),
+        "function open() return 1 end function get_size() return 1 << 20 end
+         function cleanup() print('cleaned up') end
+         function pread(h, count, offset)
+           io.stderr:write('for ever\\n')
+           while true do end
+         end",
+    );
+    let mut server = Server::start([lua(), script]);
+    let mut raw = crate::util::raw::Raw::transmission(&server);
+    raw.request(0, 0, 0, 512);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !server.stderr().contains("for ever") {
+        assert!(std::time::Instant::now() < deadline, "it was not called: {}", server.stderr());
+        std::thread::yield_now();
+    }
+    assert_eq!(server.terminate(), 0);
+    assert!(server.stderr().contains("lua: the layers did not clean up in 5 s"), "{}", server.stderr());
+}

@@ -187,3 +187,47 @@ fn a_stalled_handshake_blocks_nobody() {
     serves(&server);
     stalled.ends();
 }
+
+/// A question that is asked thirty thousand times in one option is one question: a layer may run a script for it.
+#[test]
+fn an_option_that_repeats_itself_is_answered_once() {
+    let dir = util::temp();
+    let calls = dir.path().join("calls");
+    let server = Server::start([
+        "eval".to_owned(),
+        "get_size=echo 1M".into(),
+        "pread=head -c $3 /dev/zero".into(),
+        format!("export_description=echo call >> {}; echo text", calls.display()),
+    ]);
+    let mut raw = Raw::options(&server);
+    let kinds = [1_u16, 2, 3].map(u16::to_be_bytes).concat().repeat(10_000);
+    raw.option(7, &[&[0; 4][..], &30_000_u16.to_be_bytes(), &kinds].concat());
+    let mut told = Vec::new();
+    loop {
+        match raw.whole_reply() {
+            (3, data) => told.push(data[1]),
+            (kind, _) => break assert_eq!(kind, 1),
+        }
+    }
+    // The export itself, its name and its description.
+    assert_eq!(told, [0, 1, 2]);
+    assert_eq!(std::fs::read_to_string(calls).expect("calls"), "call\n");
+}
+
+/// Strangers may try what they like, as often as they like, and the log stays short.
+#[test]
+fn a_flood_of_refusals_does_not_flood_the_log() {
+    let dir = util::temp();
+    let server = Server::start(["file", &format!("dir={}", dir.path().display())]);
+    let mut clients: Vec<Raw> = (0..20).map(|_| Raw::options(&server)).collect();
+    let began = Instant::now();
+    for _ in 0..20 {
+        for raw in &mut clients {
+            raw.option(7, &crate::util::raw::go("secret"));
+            assert_eq!(raw.reply() >> 31, 1);
+        }
+    }
+    let lines = server.stderr().lines().filter(|line| line.contains("open: ")).count() as u64;
+    let most = 20 + began.elapsed().as_secs() + 1;
+    assert!((20..=most).contains(&lines), "{lines} lines: {}", server.stderr());
+}

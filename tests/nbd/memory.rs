@@ -93,3 +93,38 @@ fn replies_that_nobody_takes_are_bounded() {
     let grown = resident() - before;
     assert!(grown < 7 * u64::from(LARGE), "{} MiB for one client", grown >> 20);
 }
+
+/// Memory in kB that is nobody's file.
+fn anonymous(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("status");
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).expect("RssAnon");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Clients that ask for much and take nothing, and leave: the allocator keeps little of what they were served with.
+#[test]
+fn the_memory_of_clients_goes_with_them() {
+    let server = Server::start(["pattern", "256M"]);
+    let mut stays = Raw::transmission(&server);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for length in [1 << 20, 300_000] {
+        let mut clients: Vec<Raw> = (0..20).map(|_| Raw::transmission(&server)).collect();
+        for number in 0..100 {
+            for client in &mut clients {
+                client.request(0, 0, number * u64::from(length), length);
+            }
+        }
+        while anonymous(&server) < 100 << 10 {
+            assert!(Instant::now() < deadline, "the server serves nobody");
+            std::thread::yield_now();
+        }
+        drop(clients);
+        // One stays, and another one comes and goes.
+        while anonymous(&server) > 40 << 10 {
+            assert!(Instant::now() < deadline, "{} kB are left", anonymous(&server));
+            drop(Raw::transmission(&server));
+        }
+    }
+    stays.request(0, 0, 0, 512);
+    stays.read(16 + 512);
+}

@@ -235,3 +235,72 @@ print(out.stdout.decode(errors="replace"))
     assert!(out.contains("TLS_AES_128_GCM_SHA256"), "{out}");
     assert!(out.contains("Secure Renegotiation IS NOT supported"), "{out}");
 }
+
+/// What scanners of TLS servers look for: old versions, ciphers without encryption, without a certificate or with a broken
+/// algorithm, and a second handshake within a connection.
+#[test]
+fn broken_versions_and_ciphers_are_refused() {
+    let (server, _authority) = with_certificates("--tls=require", &[]);
+    let script = r#"
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+warnings.simplefilter("ignore")
+from client import *
+V = ssl.TLSVersion
+def talks(version, ciphers):
+    c = context()
+    try:
+        c.set_ciphers(ciphers + ":@SECLEVEL=0")
+        c.minimum_version = c.maximum_version = version
+    except (ssl.SSLError, ValueError):
+        return None
+    s = start(sys.argv[2])
+    try:
+        t = secure(s, c)
+        return t.version(), t.cipher()[0]
+    except (ssl.SSLError, OSError):
+        return False
+    finally:
+        s.close()
+assert talks(V.TLSv1_3, "ALL"), "this client works"
+good = talks(V.TLSv1_2, "ALL:COMPLEMENTOFALL")
+assert good[0] == "TLSv1.2" and good[1].startswith("ECDHE-"), good
+tried = 0
+for version in V.TLSv1, V.TLSv1_1:
+    answer = talks(version, "ALL:COMPLEMENTOFALL")
+    assert not answer, answer
+    tried += answer is False
+for ciphers in "NULL", "aNULL", "EXPORT", "LOW", "DES", "3DES", "RC4", "MD5", "kRSA", "CAMELLIA", "SEED", "IDEA", "ADH", "AECDH":
+    answer = talks(V.TLSv1_2, ciphers)
+    assert not answer, (ciphers, answer)
+    tried += answer is False
+assert tried >= 4, tried
+"#;
+    python(&server, script, &[]);
+
+    let script = r#"
+import sys, threading, subprocess
+sys.path.insert(0, sys.argv[1])
+from client import *
+s = start(sys.argv[2]); assert option(s, 5) == [1]
+listener = socket.create_server(("127.0.0.1", 0))
+def relay():
+    peer, _ = listener.accept()
+    def copy(a, b):
+        try:
+            while data := a.recv(65536): b.sendall(data)
+            b.shutdown(socket.SHUT_WR)
+        except OSError: pass
+    threading.Thread(target=copy, args=(peer, s), daemon=True).start()
+    copy(s, peer)
+threading.Thread(target=relay, daemon=True).start()
+out = subprocess.run(["openssl", "s_client", "-tls1_2", "-connect", "127.0.0.1:%d" % listener.getsockname()[1]],
+    input=b"R\n", capture_output=True, timeout=60)
+print((out.stdout + out.stderr).decode(errors="replace"))
+"#;
+    let out = python(&server, script, &[]);
+    assert!(out.contains("RENEGOTIATING"), "{out}");
+    assert!(out.contains("no renegotiation") || out.contains("handshake failure"), "{out}");
+    let line = server.stderr();
+    assert!(!line.contains("panicked"), "{line}");
+}
