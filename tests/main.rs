@@ -4,6 +4,7 @@ mod abi;
 mod bad_input;
 mod chain;
 mod command_lines;
+mod crash;
 mod docs;
 mod examples;
 mod filters;
