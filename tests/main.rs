@@ -17,6 +17,7 @@ mod ocaml;
 mod plugins;
 mod python;
 mod scripts;
+mod security;
 mod shells;
 mod thread_models;
 mod util;

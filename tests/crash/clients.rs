@@ -80,7 +80,7 @@ impl Nbd {
     pub(crate) fn write_until_killed(mut self, model: &mut Model, dice: &mut Dice, done: &AtomicUsize) {
         let mut under_way: HashMap<u64, UnderWay> = HashMap::new();
         for cookie in 1.. {
-            while under_way.len() as u64 >= 1 + dice.roll(DEPTH) {
+            while under_way.len() as u64 > dice.roll(DEPTH) {
                 let Some(cookie) = self.reply() else { return };
                 match under_way.remove(&cookie).expect("a request of ours") {
                     UnderWay::Change(change) => model.answered(&change),

@@ -359,7 +359,7 @@ fn an_unmount_does_not_wait_for_another_namespace_for_ever() {
     let mut ready = [0];
     other.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("the other namespace");
     let out = util::run(["timeout", "60", NBDKIT_MOUNT, "-u", &point]);
-    assert_eq!(out.code, 1, "{}", out.stderr);
+    assert_eq!(out.code, 7, "{}", out.stderr);
     let named = format!("cat (process {}) still has it in its mount namespace", other.id());
     assert!(out.stderr.contains(&named) && out.stderr.contains("nsenter"), "{}", out.stderr);
     drop(other.stdin.take());

@@ -26,6 +26,11 @@ fn pre_shared_keys_of_many_users() {
     let info = util::run_ok(["qemu-img", "info", "--object", &object, "--image-opts", &image]);
     assert!(info.contains("virtual size"), "{info}");
     assert!(server.stderr().contains("TLSv1.3 TLS_AES_128_GCM_SHA256"), "{}", server.stderr());
+    // The keys are in their file and nowhere else.
+    let command = fs::read_to_string(format!("/proc/{}/cmdline", server.pid())).expect("cmdline");
+    for key in fs::read_to_string(&keys).expect("read").lines().filter_map(|line| line.split_once(':')) {
+        assert!(key.1.len() > 30 && !server.stderr().contains(key.1) && !command.contains(key.1));
+    }
 }
 
 #[test]
