@@ -36,8 +36,8 @@ fn what_a_mount_makes_is_its_owners() {
     }
     let dir = temp();
     sh(&format!(
-        "umask 000; cd {}; mkdir mnt; {NBDKIT_MOUNT} -U socket memory 1M mnt --run '
-         stat -c %a socket mnt/nbd /run/nbdkit-mount /run/nbdkit-mount/* > modes'",
+        "umask 000; cd {}; mkdir mnt; {NBDKIT_MOUNT} -U socket --run '
+         stat -c %a socket mnt/nbd /run/nbdkit-mount /run/nbdkit-mount/* > modes' memory 1M mnt",
         dir.path().display()
     ));
     let modes = fs::read_to_string(dir.path().join("modes")).expect("modes");

@@ -33,8 +33,26 @@ pub fn give_back(data: &mut [u8]) {
     }
 }
 
-/// Gives back what the allocator keeps: each thread that ran at the same time as others has left it an arena. To be
-/// called when there is little left that is in use.
+/// At most so many parts of the allocator's memory, one for each thread that runs at the same time as others.
+#[cfg(target_env = "gnu")]
+const ARENAS: i32 = 4;
+/// What each of them may keep that is not in use, in bytes; larger pieces are mapped by themselves.
+#[cfg(target_env = "gnu")]
+const KEPT: i32 = 4 << 20;
+
+/// Bounds what the allocator keeps of memory that was freed. By itself it keeps twice the largest piece that there was, for
+/// each thread that ran beside others, and gives none of that back. To be called before there are threads.
+pub fn bound() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, ARENAS), (libc::M_MMAP_THRESHOLD, KEPT), (libc::M_TRIM_THRESHOLD, KEPT)]
+    {
+        // SAFETY: the parameters are the allocator's, and so are the values.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Gives back what the allocator keeps in between of what is in use.
 pub fn all() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes no memory that is in use.

@@ -68,6 +68,7 @@ struct Live {
 
 impl Server {
     pub(crate) fn new(chain: Arc<Chain>, config: Config, stop: Arc<ShutdownFlag>) -> Arc<Self> {
+        nbdkit_dispatch::reclaim::bound();
         Arc::new(Server { chain, config, stop, awake: Awake::default(), registry: Arc::default() })
     }
 

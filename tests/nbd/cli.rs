@@ -98,10 +98,10 @@ fn privileges_are_dropped() {
     }
     // Without a group they are the user's, not root's.
     for (user, groups) in [("nobody", "65534"), ("54321", "65534")] {
-        let script = "grep -E '^(Gid|Groups):' /proc/$PPID/status";
+        let script = "nbdinfo --size $uri && grep -E '^(Gid|Groups):' /proc/$PPID/status";
         let out = util::run_ok([NBDKIT, "-u", user, "memory", "1M", "--run", script]);
         let words = out.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words, format!("Gid: 65534 65534 65534 65534 Groups: {groups}"));
+        assert_eq!(words, format!("1048576 Gid: 65534 65534 65534 65534 Groups: {groups}"));
     }
     // The command is the caller's, and the private socket goes all the same, from a directory like /tmp.
     let dir = temp();
