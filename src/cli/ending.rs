@@ -8,13 +8,12 @@ use std::{
 use nbdkit_core::Chain;
 
 /// How long the layers may take to clean up while requests hang in them.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Has the layers clean up, after the last client was served. Where clients were left behind, since a request of theirs
 /// does not end, what it holds may be what the layers need (an interpreter's lock for one): then they get a limited time.
 pub fn clean_up(chain: Arc<Chain>) {
-    // A client drops the chain before it counts as gone.
-    if Arc::strong_count(&chain) == 1 {
+    if !chain.has_clients() {
         return chain.cleanup();
     }
     let (tell, told) = mpsc::channel();

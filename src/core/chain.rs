@@ -59,6 +59,8 @@ pub struct Chain {
     server: Arc<ShutdownFlag>,
     observers: RwLock<Vec<Weak<dyn WriteObserver>>>,
     pub(crate) observer_count: AtomicUsize,
+    /// Clients that are connected.
+    pub(crate) connections: AtomicUsize,
     stats: Option<Stats>,
 }
 
@@ -86,6 +88,7 @@ impl Chain {
             server: Arc::new(ShutdownFlag::new()),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
             stats: None,
         }
     }
@@ -214,6 +217,12 @@ impl Chain {
             self.filters[level - 1].after_fork(&self.below(level))?;
         }
         Ok(())
+    }
+
+    /// Whether a client is connected: after the end of a front end one that was left behind, since a request of its does
+    /// not end.
+    pub fn has_clients(&self) -> bool {
+        self.connections.load(Ordering::Acquire) > 0
     }
 
     /// The last step, after the last session ended: outermost first.

@@ -37,6 +37,12 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.chain.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Connection {
     pub(crate) fn new(
         chain: Arc<Chain>,
@@ -45,6 +51,7 @@ impl Connection {
         permit: ConnectionPermit,
     ) -> Self {
         let counted = chain.stats().map(Stats::connection);
+        chain.connections.fetch_add(1, Ordering::AcqRel);
         Connection {
             chain,
             client,

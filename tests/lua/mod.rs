@@ -681,5 +681,5 @@ fn a_callback_without_end_does_not_keep_the_server() {
         std::thread::yield_now();
     }
     assert_eq!(server.terminate(), 0);
-    assert!(server.stderr().contains("lua: the layers did not clean up in 5 s"), "{}", server.stderr());
+    assert!(server.stderr().contains("lua: the layers did not clean up in 20 s"), "{}", server.stderr());
 }
