@@ -49,7 +49,15 @@ impl FilterHandle {
         context: Box<Context>,
     ) -> Self {
         let (emulates_zero, emulates_cache) = Default::default();
-        FilterHandle { handle, readonly, emulates_zero, emulates_cache, reads: Reads::default(), loaded, context }
+        FilterHandle {
+            handle,
+            readonly,
+            emulates_zero,
+            emulates_cache,
+            reads: Reads::default(),
+            loaded,
+            context,
+        }
     }
 
     fn table(&self) -> &abi::FilterCallbacks {
