@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: build demo check bench bench-quick install uninstall man completions
+.PHONY: build demo check bench bench-quick install uninstall deb site man completions
 
 build:
 	cargo build --release --bins
@@ -32,6 +32,14 @@ man:
 
 completions:
 	scripts/completions target/completions
+
+# The documentation as a site, in target/site/html.
+site:
+	scripts/site target/site
+
+# Debian packages of what was built, in target/debian.
+deb: build
+	scripts/deb target/debian
 
 # DESTDIR is for packages: everything goes beneath it. Nothing is built here, so that root need not have a compiler.
 install:

@@ -94,3 +94,31 @@ fn every_option_is_in_its_page() {
         }
     }
 }
+
+/// The site has every page, and no link to one that it has not.
+#[test]
+fn the_site_is_whole() {
+    let dir = crate::util::temp();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/site");
+    let output = Command::new(script).arg(dir.path()).arg("--sources").output().expect("run scripts/site");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sources = dir.path().join("sources");
+    let summary = std::fs::read_to_string(sources.join("SUMMARY.md")).expect("the summary");
+    let links: BTreeSet<&str> =
+        summary.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    for link in &links {
+        let page = std::fs::read_to_string(sources.join(link)).unwrap_or_else(|e| panic!("{link}: {e}"));
+        assert!(page.len() > 300, "{link} is empty");
+        assert!(!page.contains("test: "), "{link} shows what is for the tests");
+        // References between manual pages lead somewhere.
+        for target in page.split("<a href=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            if let Some(target) = target.strip_suffix(".html") {
+                assert!(sources.join("man").join(format!("{target}.md")).exists(), "{link}: {target}");
+            }
+        }
+    }
+    for page in pages() {
+        let page = format!("man/{}", page.replace(".scd", ".md"));
+        assert!(links.contains(&*page), "{page} is not in the summary");
+    }
+}

@@ -14,6 +14,7 @@ mod lua;
 mod metrics;
 mod nbd;
 mod ocaml;
+mod packages;
 mod plugins;
 mod python;
 mod scripts;
