@@ -53,11 +53,17 @@ fn params(filter: &str, scratch: &str) -> Vec<(&'static str, String)> {
 }
 
 /// These need what the test disks are not.
-const OTHERS: [(&str, &str); 4] = [
+const OTHERS: &[(&str, &str)] = &[
     ("exitwhen", "needs an event"),
     ("map", "maps what is past the end of a small disk"),
     ("partition", "needs a partition table"),
     ("tls-fallback", "shows a small disk of its own to clients without TLS"),
+    ("bzip2", "needs a compressed disk"),
+    ("gzip", "needs a compressed disk"),
+    ("indexed-gzip", "needs a compressed disk"),
+    ("lzip", "needs a compressed disk"),
+    ("xz", "needs a compressed disk"),
+    ("zstd", "needs a compressed disk"),
 ];
 
 fn start(plugin: impl Plugin + 'static, filter: &str, params: &[(&str, String)]) -> Arc<Chain> {

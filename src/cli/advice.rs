@@ -318,7 +318,6 @@ mod tests {
             ("block-size", Some("blocksize")),
             ("retry_request", Some("retry-request")),
             ("curl", None),
-            ("gzip", None),
             ("qqqq", None),
             ("", None),
         ] {

@@ -161,7 +161,12 @@ impl Handle for FilterHandle {
 
     fn capabilities(&self) -> Result<Caps> {
         let table = self.table();
-        let mut caps = self.context.next()?.next.capabilities();
+        let mut caps = match self.context.next() {
+            Ok(layer) => layer.next.capabilities(),
+            // A filter that opens no layer below answers by itself.
+            Err(e) if table.get_size.is_none() => return Err(e),
+            Err(_) => Caps::of_size(0),
+        };
         if let Some(size) = self.get_size() {
             caps = caps.with_size(size?);
         }
