@@ -22,6 +22,18 @@ const ODD: u64 = (1 << 20) + 4097;
 
 const ROWS: &[Row] = &[
     Row {
+        plugin: "curl",
+        params: |dir| {
+            let image = image(dir, "disk", ODD).into_string().unwrap();
+            vec![("url", format!("file://{image}").into())]
+        },
+        export: "",
+        size: ODD,
+        caps: "multi_conn",
+        writes: Writes::Refused,
+        area: 0..ODD,
+    },
+    Row {
         plugin: "data",
         params: |_| vec![("raw", "hello".into()), ("size", ODD.to_string().into())],
         export: "",

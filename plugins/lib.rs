@@ -32,6 +32,7 @@ mod block_file;
 mod concat;
 #[cfg(test)]
 mod conformance;
+mod curl;
 mod data;
 mod eval;
 mod example1;
@@ -59,12 +60,14 @@ mod open_disk;
 mod partitioning;
 mod pattern;
 mod random;
+mod secret;
 mod sh;
 mod sparse_random;
 mod split;
 #[cfg(test)]
 mod testkit;
 mod tmpdisk;
+mod waiter;
 mod zero;
 
 macro_rules! registry {
@@ -78,6 +81,7 @@ macro_rules! registry {
 }
 
 registry! {
+    curl
     data
     eval
     example1
@@ -115,7 +119,8 @@ pub fn load(name: &str) -> Option<Box<dyn Plugin>> {
     REGISTRY.iter().find(|(n, _)| *n == name).map(|(_, new)| new())
 }
 
-/// The bundled plugin whose parameter `uri=` takes that URI.
-pub fn for_uri(uri: &str) -> Option<&'static str> {
-    nbd::is_uri(uri).then_some("nbd")
+/// The bundled plugin that takes that URI, and the parameter that it is for.
+pub fn for_uri(uri: &str) -> Option<(&'static str, &'static str)> {
+    let curl = || curl::is_uri(uri).then_some(("curl", "url"));
+    nbd::is_uri(uri).then_some(("nbd", "uri")).or_else(curl)
 }

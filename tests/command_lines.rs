@@ -204,7 +204,6 @@ const MOUNT: &[Row] = &[
     ("memory 1M notes.txt/x", 4, "cannot use {dir}/notes.txt/x as the mountpoint: Not a directory"),
     ("disk.img mnt", 1, "'disk.img' is a file and not a plugin: to serve it, file disk.img"),
     ("images mnt", 1, "'images' is a directory and not a plugin: to serve the files in it, file dir=images"),
-    ("https://a/b mnt", 1, "'https://a/b' is a URL, which the plugin curl takes: curl 'https://a/b'"),
     (
         "file nbd://h mnt",
         1,

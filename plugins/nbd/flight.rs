@@ -4,7 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use nbdkit_core::{Error, Memory, Payload, Pending, Result, Status, Wake};
 use nbdkit_proto::{Request, cmd, cmd_flag};
-use parking_lot::{Condvar, Mutex};
+
+use crate::waiter::Promise;
 
 /// Ranges of a reply that are apart from each other, at most: an honest server sends them in order, or nearly.
 const SCATTERED: usize = 1024;
@@ -15,7 +16,7 @@ pub(super) enum Who {
     /// A front end.
     Pending(Pending),
     /// A thread.
-    Thread(Arc<Waiter>),
+    Thread(Promise<Answer>),
     /// Nobody any more.
     Nobody,
 }
@@ -72,8 +73,8 @@ impl Flight {
                 };
                 Some(pending.complete(result.map(payload)))
             }
-            Who::Thread(waiter) => {
-                waiter.answer(result);
+            Who::Thread(promise) => {
+                promise.answer(result);
                 None
             }
             Who::Nobody => None,
@@ -136,31 +137,6 @@ impl Received {
     /// Whether all of `length` bytes came.
     pub(super) fn is_complete(&self, length: u64) -> bool {
         self.start == length
-    }
-}
-
-/// A thread that waits for the answer to its request.
-#[derive(Debug, Default)]
-pub(super) struct Waiter {
-    answer: Mutex<Option<Result<Answer>>>,
-    answered: Condvar,
-}
-
-impl Waiter {
-    fn answer(&self, answer: Result<Answer>) {
-        *self.answer.lock() = Some(answer);
-        self.answered.notify_one();
-    }
-
-    /// Waits for the answer.
-    pub(super) fn wait(&self) -> Result<Answer> {
-        let mut answer = self.answer.lock();
-        loop {
-            match answer.take() {
-                Some(answer) => return answer,
-                None => self.answered.wait(&mut answer),
-            }
-        }
     }
 }
 

@@ -20,7 +20,7 @@ use nbdkit_core::{Buffers, Errno, Error, Memory, Pending, Result, ShutdownFlag, 
 use nbdkit_proto::{MAX_PAYLOAD, Replies, Request, cmd, export_flag};
 
 use super::{
-    flight::{Answer, Flight, Received, Waiter, Who},
+    flight::{Answer, Flight, Received, Who},
     handshake::{Agreed, Negotiation},
     lane::{Lane, MOST, again, outgoing},
     reactor::{Reactor, Reactors},
@@ -29,6 +29,7 @@ use super::{
     tls::Encryption,
     wire::Wire,
 };
+use crate::waiter::waiter;
 
 /// Between two tries to connect.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -278,8 +279,8 @@ impl Remote {
     /// The server's; `EIO` when there is no connection.
     pub(super) fn call(&self, request: Request, owner: u64, payload: &[u8]) -> Result<Answer> {
         let ready = self.prepare(&request, payload)?;
-        let waiter = Arc::<Waiter>::default();
-        self.submit(self.lane(), request, owner, Who::Thread(waiter.clone()), ready);
+        let (waiter, promise) = waiter();
+        self.submit(self.lane(), request, owner, Who::Thread(promise), ready);
         waiter.wait()
     }
 

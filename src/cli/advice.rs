@@ -317,7 +317,7 @@ mod tests {
             ("coww", Some("cow")),
             ("block-size", Some("blocksize")),
             ("retry_request", Some("retry-request")),
-            ("curl", None),
+            ("torrent", None),
             ("qqqq", None),
             ("", None),
         ] {

@@ -1,5 +1,6 @@
 //! What the bundled plugins show, beside the distribution's nbdkit where it has them.
 
+mod curl;
 mod data;
 mod examples;
 mod made;

@@ -16,6 +16,7 @@ pub(crate) const COMMON: [&str; 8] =
     override_usage = "nbdkit-mount [OPTIONS] PLUGIN [[KEY=]VALUE ...] MOUNTPOINT\n       \
                       nbdkit-mount [OPTIONS] --run COMMAND PLUGIN [[KEY=]VALUE ...]\n       \
                       nbdkit-mount [OPTIONS] 'PLUGIN [[KEY=]VALUE ...]' MOUNTPOINT\n       \
+                      nbdkit-mount [OPTIONS] URI|[ COMMAND ... ] [KEY=VALUE ...] MOUNTPOINT\n       \
                       nbdkit-mount -u MOUNTPOINT\n       \
                       nbdkit-mount --stats MOUNTPOINT\n       \
                       nbdkit-mount --commit OVERLAY PLUGIN [[KEY=]VALUE ...]",
@@ -31,6 +32,7 @@ pub(crate) const COMMON: [&str; 8] =
                   and its first file system is at /mnt/y\n  \
                   nbdkit-mount -u /mnt/x                 the end of all that\n  \
                   nbdkit-mount file dir=/images /mnt/x   each image is a file\n  \
+                  nbdkit-mount nbd://host/name /mnt/x    what an NBD server has\n  \
                   nbdkit-mount --run 'mkfs.ext4 -q \"$file\"' file disk.img\n  \
                   mount -t fuse.nbdkit-mount 'file file=/disk.img' /mnt/x"
 )]

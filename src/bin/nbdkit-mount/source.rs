@@ -46,8 +46,8 @@ pub(crate) fn long_form(words: &[OsString]) -> Result<Option<Vec<OsString>>> {
         let words = shlex::split(inner)
             .with_context(|| format!("'{text}' has a quotation mark that is not closed"))?;
         server(&words.into_iter().map(OsString::from).collect::<Vec<_>>())?
-    } else if let Some(plugin) = nbdkit_plugins::for_uri(text) {
-        vec![plugin.into(), format!("uri={text}").into()]
+    } else if let Some((plugin, key)) = nbdkit_plugins::for_uri(text) {
+        vec![plugin.into(), format!("{key}={text}").into()]
     } else {
         return Ok(None);
     };
