@@ -159,8 +159,10 @@ fn functions() -> &'static Functions {
 
 /// The versions of the library and of what it is made with.
 pub(super) fn version() -> String {
+    // SAFETY: the library was opened.
+    let text = unsafe { (functions().version)() };
     // SAFETY: a static string.
-    unsafe { CStr::from_ptr((functions().version)()) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 /// What takes the answer of a transfer.
@@ -185,9 +187,11 @@ unsafe impl<S: Send> Send for Easy<S> {}
 
 extern "C" fn on_body<S: Sink>(data: *const u8, size: usize, count: usize, sink: *mut S) -> usize {
     let length = size.saturating_mul(count);
-    // SAFETY: libcurl hands over so many bytes, and the sink that it was given, which lives as long as the transfer and is
-    // not used otherwise while libcurl runs.
-    let (bytes, sink) = unsafe { (std::slice::from_raw_parts(data, length), &mut *sink) };
+    // SAFETY: libcurl hands over so many bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(data, length) };
+    // SAFETY: this is the sink that libcurl was given, which lives as long as the transfer and is not used otherwise while
+    // libcurl runs.
+    let sink = unsafe { &mut *sink };
     let taken = catch_unwind(AssertUnwindSafe(|| sink.body(bytes))).unwrap_or(false);
     if taken { length } else { length.wrapping_add(1) }
 }
@@ -195,7 +199,9 @@ extern "C" fn on_body<S: Sink>(data: *const u8, size: usize, count: usize, sink:
 extern "C" fn on_header<S: Sink>(data: *const u8, size: usize, count: usize, sink: *mut S) -> usize {
     let length = size.saturating_mul(count);
     // SAFETY: as in `on_body`.
-    let (bytes, sink) = unsafe { (std::slice::from_raw_parts(data, length), &mut *sink) };
+    let bytes = unsafe { std::slice::from_raw_parts(data, length) };
+    // SAFETY: as in `on_body`.
+    let sink = unsafe { &mut *sink };
     let taken = catch_unwind(AssertUnwindSafe(|| sink.header(bytes))).unwrap_or(false);
     if taken { length } else { length.wrapping_add(1) }
 }
@@ -317,8 +323,10 @@ impl<S: Sink> Easy<S> {
 }
 
 fn reason(result: c_int) -> String {
-    // SAFETY: a static string for any number.
-    unsafe { CStr::from_ptr((functions().easy_strerror)(result)) }.to_string_lossy().into_owned()
+    // SAFETY: any number will do.
+    let text = unsafe { (functions().easy_strerror)(result) };
+    // SAFETY: a static string.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 impl<S> Drop for Easy<S> {
@@ -440,8 +448,10 @@ impl<S: Sink> Multi<S> {
     fn message(&mut self) -> Option<(*mut c_void, c_int)> {
         let mut left = 0;
         loop {
-            // SAFETY: this thread has the handle, and the message lives until the next call.
-            let message = unsafe { (functions().multi_info_read)(self.handle.0, &raw mut left).as_ref() }?;
+            // SAFETY: this thread has the handle.
+            let message = unsafe { (functions().multi_info_read)(self.handle.0, &raw mut left) };
+            // SAFETY: it is null or lives until the next call.
+            let message = unsafe { message.as_ref() }?;
             if message.kind == MSG_DONE {
                 // SAFETY: a message of this kind has a result.
                 return Some((message.easy, unsafe { message.result.result }));
