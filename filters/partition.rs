@@ -6,28 +6,43 @@
 use std::ffi::OsStr;
 
 use anyhow::bail;
+use log::warn;
 use nbdkit_common::{Scheme, Table, TableError, read_table};
 use nbdkit_core::{
     Below, Errno, Error, Filter, Handle, Info, NextConfig, NextConfigComplete, Open, Result, params,
+    sync::Mutex,
 };
 
 use crate::{blocksize::read_within_limits, subrange::Subrange};
 
 const HELP: &str = "\
 partition=<NUMBER>                        (required) The partition to show, from 1.
-partition-sectorsize=auto|512|4096        Bytes in a sector (default auto).";
+partition-sectorsize=auto|512|1024|2048|4096
+                                          Bytes in a sector (default auto).";
 
 /// The most numbers of partitions that an error lists.
 const LISTED: usize = 16;
 
 pub(crate) fn new() -> Box<dyn Filter> {
-    Box::new(Choice { number: None, sector_size: None })
+    Box::new(Choice { number: None, sector_size: None, told: Mutex::default() })
 }
 
 struct Choice {
     number: Option<u32>,
     /// None: find out.
     sector_size: Option<u64>,
+    /// What was wrong with the table that was last read: the same is not told to each client.
+    told: Mutex<Vec<String>>,
+}
+
+impl Choice {
+    fn warn(&self, table: &Table) {
+        let mut told = self.told.lock();
+        if *told != table.warnings {
+            table.warnings.iter().for_each(|warning| warn!("partition: {warning}"));
+            told.clone_from(&table.warnings);
+        }
+    }
 }
 
 impl Filter for Choice {
@@ -48,8 +63,12 @@ impl Filter for Choice {
                 self.sector_size = match params::text(value)? {
                     "auto" => None,
                     "512" => Some(512),
+                    "1k" | "1K" | "1024" => Some(1024),
+                    "2k" | "2K" | "2048" => Some(2048),
                     "4k" | "4K" | "4096" => Some(4096),
-                    other => bail!("unknown partition-sectorsize '{other}': use auto, 512 or 4096"),
+                    other => {
+                        bail!("unknown partition-sectorsize '{other}': use auto, 512, 1024, 2048 or 4096")
+                    }
                 }
             }
             _ => return next(key, value),
@@ -71,6 +90,7 @@ impl Filter for Choice {
             read_within_limits(&next, buf, offset)
         })
         .map_err(|e| explain(e, next.caps().size))?;
+        self.warn(&table);
         let Some(found) = table.partitions.iter().find(|partition| partition.number == number) else {
             return Err(not_found(&table, number));
         };
@@ -93,7 +113,10 @@ fn explain(e: TableError<Error>, size: u64) -> Error {
     let message = match e {
         TableError::Read(e) => return e.context("could not read the partition table"),
         TableError::TooSmall => format!("the disk of {size} bytes is too small to be a partitioned disk"),
-        TableError::NoTable => "the disk does not contain an MBR or GPT partition table signature".into(),
+        TableError::NoTable => {
+            "the disk does not contain an MBR or GPT partition table signature, nor an Apple, BSD, Sun or Amiga one"
+                .into()
+        }
         TableError::Damaged(how) => format!("the partition table is damaged: {how}"),
     };
     Error::new(Errno::EINVAL, message)
@@ -201,8 +224,15 @@ mod tests {
     fn disks_without_a_sound_table_do_not_open() {
         assert!(open_error(&Spec::sized(0).disk(), "1").contains("too small"));
         assert!(open_error(&Spec::sized(10_000).disk(), "1").contains("does not contain an MBR or GPT"));
-        let mut damaged = spec(&gpt(1));
-        damaged.data[1024] ^= 1;
+        let damaged = || {
+            let mut damaged = spec(&gpt(1));
+            damaged.data[1024] ^= 1;
+            damaged
+        };
+        let session = session(&damaged().disk(), "partition", &[("partition", "1")]);
+        assert_eq!(session.size(), 3072, "by the backup");
+        let mut damaged = damaged();
+        *damaged.data.last_chunk_mut::<512>().unwrap() = [0; 512];
         assert!(open_error(&damaged.disk(), "1").contains("damaged"));
         let mut cut = spec(&mbr(2));
         cut.data.truncate(cut.data.len() - 1);
@@ -291,7 +321,7 @@ mod tests {
         assert!(config_error("partition", &[("partition", "0")]).contains("count from 1"));
         assert!(config_error("partition", &[("partition", "-1")]).contains("partition"));
         assert!(config_error("partition", &[("partition", "x")]).contains("'x'"));
-        let error = config_error("partition", &[("partition", "1"), ("partition-sectorsize", "1k")]);
-        assert!(error.contains("use auto, 512 or 4096"), "{error}");
+        let error = config_error("partition", &[("partition", "1"), ("partition-sectorsize", "8k")]);
+        assert!(error.contains("use auto, 512, 1024, 2048 or 4096"), "{error}");
     }
 }

@@ -58,6 +58,8 @@ pub struct Config {
     pub filename: OsString,
     /// Show the partitions of each export as files beside it.
     pub partitions: bool,
+    /// Bytes in a sector of their tables. None: found out.
+    pub sector_size: Option<u64>,
     /// What the kernel keeps.
     pub cache: Cache,
     /// A request that takes longer fails with `EIO`.
@@ -77,6 +79,7 @@ impl Default for Config {
             export: None,
             filename: "nbd".into(),
             partitions: false,
+            sector_size: None,
             cache: Cache::Auto,
             timeout: None,
             options: Vec::new(),

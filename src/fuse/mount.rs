@@ -26,6 +26,7 @@ use crate::{
     mountpoint,
     observer::Observer,
     options::Options,
+    partitions,
     receivers::Receivers,
     request_timeout::RequestTimeout,
     requests::Requests,
@@ -134,6 +135,7 @@ impl Mount {
             owner: Owner::new(&options, config.cache == crate::Cache::Writeback),
             writable: !readonly,
             partitions: config.partitions,
+            sector_size: config.sector_size,
             passthrough: config.passthrough,
         };
         let volume = Arc::new_cyclic(|this| {
@@ -249,7 +251,21 @@ impl Mount {
     /// # Errors
     /// Those of the chain: the export is opened if it is not.
     pub fn partitions(&self) -> anyhow::Result<Vec<u32>> {
-        self.first(|file| crate::partitions::read(&file.session).0.iter().map(|place| place.number).collect())
+        Ok(self.table()?.places.iter().map(|place| place.number).collect())
+    }
+
+    /// Bytes in a sector of the first export's partition table. None: it has none.
+    ///
+    /// # Errors
+    /// Those of the chain: the export is opened if it is not.
+    pub fn sector_size(&self) -> anyhow::Result<Option<u64>> {
+        Ok(self.table()?.sector_size)
+    }
+
+    fn table(&self) -> anyhow::Result<partitions::Reading> {
+        let serving = self.serving.as_ref().context("the mount has ended")?;
+        let file = serving.volume.open(0)?;
+        Ok(partitions::read(&file.session, serving.volume.style.sector_size))
     }
 
     fn first<T>(&self, tell: impl FnOnce(&ExportFile) -> T) -> anyhow::Result<T> {

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use nbdkit_common::{TableError, read_table};
+use nbdkit_common::{Table as Labels, TableError, read_aligned, read_table};
 use nbdkit_core::{Error, Session};
 
 use crate::export_file::ExportFile;
@@ -29,6 +29,20 @@ pub(crate) struct Table {
     /// What the table was read from. A write to it makes the table stale.
     areas: Vec<Range<u64>>,
     fresh: bool,
+    /// What was wrong with it the last time.
+    warnings: Vec<String>,
+}
+
+/// What was read of a disk's table.
+pub(crate) struct Reading {
+    /// The partitions, cut off at the end of the disk.
+    pub(crate) places: Vec<Place>,
+    /// The ranges that tell of them.
+    areas: Vec<Range<u64>>,
+    /// What is wrong with them.
+    warnings: Vec<String>,
+    /// Bytes in a sector of the table. None: there is no table.
+    pub(crate) sector_size: Option<u64>,
 }
 
 impl Table {
@@ -48,10 +62,16 @@ impl Table {
     /// table is read, so that no write is missed.
     pub(crate) fn update(
         &mut self,
+        name: &str,
         size: u64,
-        (places, areas): (Vec<Place>, Vec<Range<u64>>),
+        reading: Reading,
         open: impl Fn(Place) -> Arc<ExportFile>,
     ) -> Vec<Arc<ExportFile>> {
+        let Reading { places, areas, warnings, .. } = reading;
+        if warnings != self.warnings {
+            warnings.iter().for_each(|warning| log::warn!("{name}: {warning}"));
+            self.warnings = warnings;
+        }
         // The usual places, where a table may appear that is not there yet: the first 34 sectors and the last 33, of
         // 4096 bytes at most.
         self.areas = vec![0..34 * 4096, size.saturating_sub(33 * 4096)..size];
@@ -70,37 +90,42 @@ impl Table {
     }
 }
 
-/// Reads the table of a disk: its partitions, cut off at the end of the disk, and the ranges that tell of them.
-/// A disk without a table has none; nor has one whose table is damaged.
-pub(crate) fn read(session: &Session) -> (Vec<Place>, Vec<Range<u64>>) {
+/// Reads the table of a disk, in sectors of `sector_size` bytes or of what is found. A disk without a table has no
+/// partitions; nor has one whose table is damaged.
+pub(crate) fn read(session: &Session, sector_size: Option<u64>) -> Reading {
     let size = session.size();
+    let block = session.caps().block_size.minimum;
     let mut areas: Vec<Range<u64>> = Vec::new();
-    let sector = match session.caps().block_size.minimum {
-        4096 => Some(4096),
-        _ => None,
-    };
-    let table = read_table(size, sector, |buffer: &mut [u8], offset| {
+    let table = read_table(size, sector_size, |buffer: &mut [u8], offset| {
         let end = offset + buffer.len() as u64;
         match areas.last_mut() {
             Some(last) if last.end == offset => last.end = end,
             _ => areas.push(offset..end),
         }
-        session.pread(buffer, offset)
+        read_aligned(buffer, offset, (size, block), |buffer, offset| session.pread(buffer, offset))
     });
-    let places = match table {
-        Ok(table) => table.partitions,
+    let (found, mut warnings) = match table {
+        Ok(Labels { partitions, warnings, sector_size, .. }) => (Some((partitions, sector_size)), warnings),
         Err(e) => {
+            let warnings = match &e {
+                TableError::Damaged(how) => vec![format!("no partitions are shown: {how}")],
+                _ => Vec::new(),
+            };
             log::debug!("no partitions: {}", describe(&e));
-            Vec::new()
+            (None, warnings)
         }
     };
-    let places = places
-        .into_iter()
-        .filter(|p| p.start < size)
-        .map(|p| Place { number: p.number, start: p.start, length: p.length.min(size - p.start) })
-        .take(MAX)
+    let sector_size = found.as_ref().map(|(_, size)| *size);
+    let places = found.into_iter().flat_map(|(partitions, _)| partitions);
+    let mut places: Vec<_> = places
+        .map(|p| Place { number: p.number, start: p.start, length: p.length_within(size) })
+        .filter(|place| place.length > 0)
         .collect();
-    (places, areas)
+    if places.len() > MAX {
+        warnings.push(format!("of {} partitions the first {MAX} are shown", places.len()));
+        places.truncate(MAX);
+    }
+    Reading { places, areas, warnings, sector_size }
 }
 
 fn describe(e: &TableError<Error>) -> String {
@@ -129,7 +154,8 @@ mod tests {
             ((5 << 20) + 512..6 << 20, false),
         ] {
             let areas = std::iter::once(5 << 20..(5 << 20) + 512).collect();
-            table.update(size, (Vec::new(), areas), |_| unreachable!("no partitions"));
+            let reading = Reading { places: Vec::new(), areas, warnings: Vec::new(), sector_size: None };
+            table.update("nbd", size, reading, |_| unreachable!("no partitions"));
             table.written(&range);
             assert_eq!(table.is_stale(), stale, "{range:?}");
         }

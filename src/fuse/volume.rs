@@ -53,6 +53,8 @@ pub(crate) struct Style {
     pub(crate) writable: bool,
     /// Show the partitions too.
     pub(crate) partitions: bool,
+    /// What their tables count in, in bytes. None: found out.
+    pub(crate) sector_size: Option<u64>,
     /// Let the kernel have files that nobody has to look at.
     pub(crate) passthrough: bool,
 }
@@ -253,8 +255,10 @@ impl Volume {
         let mut table = opened.table.lock();
         if table.is_stale() {
             let whole = &opened.whole;
-            let read = partitions::read(&whole.session);
-            let gone = table.update(whole.size(), read, |place| self.partition(whole, place));
+            let read = partitions::read(&whole.session, self.style.sector_size);
+            let name =
+                self.tree.names().get(whole.disk).map(|name| name.to_string_lossy()).unwrap_or_default();
+            let gone = table.update(&name, whole.size(), read, |place| self.partition(whole, place));
             let mut partitions = self.partitions.write();
             gone.iter().for_each(|file| drop(partitions.remove(&file.ino)));
             partitions.extend(table.files.iter().map(|(_, file)| (file.ino, file.clone())));

@@ -8,5 +8,6 @@ mod overlay;
 mod shared_mapping;
 mod stats;
 mod system;
+mod tables;
 mod tree;
 mod two_front_ends;

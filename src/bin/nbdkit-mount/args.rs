@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// Show partitions as files too: nbd1, nbd2 ...
     #[arg(long, help_heading = "Mount")]
     pub(crate) partitions: bool,
+    /// Bytes in a sector of partition tables: 512, 1024, 2048 or 4096 (default: found out)
+    #[arg(long, value_name = "N", help_heading = "Mount")]
+    pub(crate) sector_size: Option<OsString>,
     /// What the kernel keeps: auto (reads), none, or writeback (writes too, until fsync)
     #[arg(long, value_name = "MODE", default_value = "auto", help_heading = "Mount")]
     pub(crate) cache: String,

@@ -121,6 +121,7 @@ fn config(plan: &Plan, place: &Place) -> Config {
         export: plan.export.clone(),
         filename: plan.filename.clone(),
         partitions: plan.partitions || plan.loop_mount.partition.is_some(),
+        sector_size: plan.sector_size,
         cache: plan.cache,
         timeout: plan.timeout,
         options: plan.options.clone(),
@@ -128,24 +129,21 @@ fn config(plan: &Plan, place: &Place) -> Config {
     }
 }
 
-/// The sectors of a loop device. What is on the disk may count in 512 bytes, although the disk below likes larger
-/// requests, as many drives do.
-fn sector_size(file: &Path, block_size: u32) -> u32 {
-    const GPT: &[u8] = b"EFI PART";
-    let mut head = [0; 4096 + GPT.len()];
-    let read = File::open(file).and_then(|file| file.read_exact_at(&mut head, 0));
-    let counts_in_512 = head[512..].starts_with(GPT)
-        || (head[510..512] == [0x55, 0xaa] && !head.ends_with(GPT))
-        || (head.starts_with(b"XFSB") && head[102..104] == [2, 0]);
-    if read.is_ok() && counts_in_512 { 512 } else { block_size }
+/// The sectors of a loop device: what is on the disk may count in 512 bytes, although the disk below likes larger requests,
+/// as many drives do; a partition table counts in its own.
+fn sector_size(mount: &Mount) -> Result<u32> {
+    if let Some(size) = mount.sector_size()?.and_then(|size| u32::try_from(size).ok()) {
+        return Ok(size);
+    }
+    let mut head = [0; 104];
+    let read = File::open(mount.file()).and_then(|file| file.read_exact_at(&mut head, 0));
+    let xfs = read.is_ok() && head.starts_with(b"XFSB") && head[102..104] == [2, 0];
+    Ok(if xfs { 512 } else { mount.block_size()?.clamp(512, 4096) })
 }
 
 /// Sets up what is wanted on the disk, and prints the name of the loop device.
 fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<LoopMount> {
-    let shape = || {
-        let block_size = sector_size(mount.file(), mount.block_size()?.clamp(512, 4096));
-        Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size })
-    };
+    let shape = || Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size: sector_size(mount)? });
     let loop_mount = LoopMount::set_up(&plan.loop_mount, mount.file(), shape).map_err(|e| {
         // What is often forgotten.
         match mount.partitions() {

@@ -4,6 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nbdkit_cli::chain;
+use nbdkit_common::SECTOR_SIZES;
 use nbdkit_core::params;
 use nbdkit_fuse::Cache;
 
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) options: Vec<String>,
     pub(crate) passthrough: bool,
     pub(crate) partitions: bool,
+    /// What partition tables count in. None: found out.
+    pub(crate) sector_size: Option<u64>,
     pub(crate) cache: Cache,
     pub(crate) timeout: Option<Duration>,
     /// Mount on a file that is not empty.
@@ -117,6 +120,7 @@ impl Plan {
             options,
             passthrough: !args.no_passthrough,
             partitions: args.partitions,
+            sector_size: sector_size(args)?,
             cache,
             timeout,
             cover_file: args.cover_file,
@@ -144,6 +148,15 @@ fn socket(args: &Args) -> Result<Option<PathBuf>> {
     let private = args.unix.as_deref().is_some_and(|path| path.as_os_str() == "-");
     ensure!(!private, "-U - would make a socket that nobody knows of: name one, as in -U /run/disk.sock");
     absolute(args.unix.as_deref())
+}
+
+/// The value of `--sector-size`.
+pub(crate) fn sector_size(args: &Args) -> Result<Option<u64>> {
+    let Some(text) = &args.sector_size else { return Ok(None) };
+    let size = params::size(text).ok().filter(|size| SECTOR_SIZES.contains(size));
+    let size =
+        size.with_context(|| format!("--sector-size {}: use 512, 1024, 2048 or 4096", text.display()))?;
+    Ok(Some(size))
 }
 
 fn cache(mode: &str) -> Result<Cache> {
@@ -263,6 +276,7 @@ mod tests {
             "--partition 1",
             "--timeout 0",
             "--timeout x",
+            "--sector-size 8k",
             "--ready-fd x",
             "--mount /no/such/directory",
         ] {

@@ -3,6 +3,15 @@ use std::convert::Infallible;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    Layout, LayoutError, NewPartition,
+    disk::{u32_at, u64_at},
+    guid,
+    layout::put,
+};
+
+mod foreign;
+mod hostile;
 
 /// A sparse disk: some bytes at some offsets, zeroes elsewhere.
 struct Sparse {
@@ -105,10 +114,14 @@ fn the_second_copy_of_a_gpt_is_as_good_as_the_first() {
     assert_eq!(u64::from(u32_at(&layout.tables[0].1, 446 + 12)), layout.size / 512 - 1);
     assert_eq!(u64_at(header, 32), 1);
     assert_eq!(u64_at(header, 72), start / 512);
-    // Put where the first copy was, it leads to the same partitions.
+    // Put where the first copy was, it is in the wrong place; where it belongs, it leads to the same partitions.
+    let good = disk(&layout).table(None).unwrap();
+    assert_eq!(good.warnings, [""; 0]);
     let mut moved = disk(&layout);
     moved.parts[0].1[512..1024].copy_from_slice(header);
-    assert_eq!(moved.table(None), disk(&layout).table(None));
+    let table = moved.table(None).unwrap();
+    assert_eq!(table.partitions, good.partitions);
+    assert!(table.warnings[0].contains("belongs to another place"), "{:?}", table.warnings);
 }
 
 #[test]
@@ -125,8 +138,8 @@ fn a_gpt_with_large_sectors_is_found() {
         assert_eq!((table.scheme, table.sector_size), (Scheme::Gpt, 4096));
         assert_eq!(table.partitions[0].start, 2048 * 4096);
     }
-    // With small sectors there is only the protective MBR.
-    assert_eq!(disk.table(Some(512)).unwrap().scheme, Scheme::Mbr);
+    // With small sectors there is only the protective MBR, the partition of which is none.
+    assert!(matches!(disk.table(Some(512)), Err(TableError::Damaged(_))));
 }
 
 #[test]
@@ -167,15 +180,23 @@ fn a_damaged_gpt_is_refused() {
         if sealed {
             seal(&mut parts[0].1, 512);
         }
-        Sparse { size: good.size, parts }.table(None)
+        let with_backup = Sparse { size: good.size, parts }.table(None);
+        let mut parts = good.parts.clone();
+        put(&mut parts[0].1, at, field);
+        if sealed {
+            seal(&mut parts[0].1, 512);
+        }
+        parts.truncate(1);
+        (with_backup, Sparse { size: good.size, parts }.table(None))
     };
-    assert!(damage(0, &[], true).is_ok());
+    let sound = good.table(None).unwrap();
+    assert!(damage(0, &[], true).1.is_ok());
     // The checksums of most are right, so that the rule itself is what refuses them.
     for (at, field, sealed, why) in [
-        (512 + 56, &[1][..], false, "checksum of the GPT header"),
-        (1024 + 32, &[1], false, "checksum of the GPT entries"),
-        (512 + 12, &[91], true, "size of the GPT header"),
-        (512 + 12, &[1, 2], true, "size of the GPT header"),
+        (512 + 56, &[1][..], false, "checksum of the header"),
+        (1024 + 32, &[1], false, "checksum of the entries"),
+        (512 + 12, &[91], true, "size of the header"),
+        (512 + 12, &[1, 2], true, "size of the header"),
         (512 + 72, &[0xff; 8], true, "past the end"),
         (512 + 72, &[1, 0, 0, 0, 0, 0, 0, 0], true, "where they can be"),
         (512 + 80, &[0, 0, 1, 0], true, "too many"),
@@ -183,16 +204,108 @@ fn a_damaged_gpt_is_refused() {
         (512 + 84, &[129, 0, 0, 0], true, "wrongly sized"),
         (512 + 84, &[0xff; 4], true, "wrongly sized"),
     ] {
-        match damage(at, field, sealed) {
+        let (with_backup, without) = damage(at, field, sealed);
+        match without {
             Err(TableError::Damaged(found)) => assert!(found.contains(why), "{at} {field:?}: {found}"),
             other => panic!("{at} {field:?}: {other:?}"),
         }
+        let table = with_backup.unwrap();
+        assert_eq!(table.partitions, sound.partitions);
+        let [warning] = &table.warnings[..] else { panic!("{:?}", table.warnings) };
+        assert!(
+            warning.contains(why) && warning.contains("the backup at the end of the disk is used"),
+            "{warning}"
+        );
     }
 }
 
 #[test]
 fn errors_of_the_disk_are_passed_on() {
     assert_eq!(read_table(1 << 20, None, |_, _| Err("broken")), Err(TableError::Read("broken")));
+}
+
+#[test]
+fn copies_that_disagree_are_told_of() {
+    let layout = Layout::gpt(&[NewPartition::new(5000)], Guid::NIL).unwrap();
+    let backup = layout.size - 512;
+    let warning = |change: &dyn Fn(&mut Sparse)| {
+        let mut changed = disk(&layout);
+        change(&mut changed);
+        let table = changed.table(None).unwrap();
+        assert_eq!(numbers(&table), [1]);
+        table.warnings.join("; ")
+    };
+    assert_eq!(warning(&|_| ()), "");
+    let gone = warning(&|disk| disk.parts.truncate(1));
+    assert_eq!(gone, "there is no backup of the GPT where it should be");
+    let broken = warning(&|disk| disk.parts[1].1[0] ^= 1);
+    assert!(broken.contains("the checksum of the entries is wrong"), "{broken}");
+    let other = warning(&|disk| {
+        let other = Layout::gpt(&[NewPartition::new(5000)], guid::LINUX).unwrap();
+        disk.parts[1] = (backup - 32 * 512, other.tables[1].1.clone());
+    });
+    assert!(other.contains("say different things"), "{other}");
+    let short = warning(&|disk| disk.size -= 512);
+    assert!(short.contains(&format!("has {} bytes, but {} when", layout.size - 512, layout.size)), "{short}");
+    // A disk that has grown has its backup where it was.
+    assert_eq!(warning(&|disk| disk.size += 1 << 20), "");
+}
+
+#[test]
+fn what_passes_the_end_is_there_with_a_warning() {
+    let partitions = [NewPartition::new(1 << 20), NewPartition::new(1 << 20), NewPartition::new(1 << 20)];
+    let mut cut = disk(&Layout::mbr(&partitions).unwrap());
+    cut.size = (2 << 20) + 512;
+    let table = cut.table(None).unwrap();
+    assert_eq!(numbers(&table), [1, 2, 3]);
+    let within: Vec<_> = table.partitions.iter().map(|p| p.length_within(cut.size)).collect();
+    assert_eq!(within, [1 << 20, 512, 0]);
+    assert_eq!(
+        table.warnings,
+        [
+            "partition 2 has 1048576 bytes in the table, but the disk ends after 512 of them",
+            "partition 3 starts at byte 3145728, past the end of the disk of 2097664 bytes",
+        ]
+    );
+}
+
+#[test]
+fn a_gpt_entry_that_makes_no_sense_is_told_of() {
+    let mut odd = disk(&Layout::gpt(&[NewPartition::new(512), NewPartition::new(512)], Guid::NIL).unwrap());
+    put(&mut odd.parts[0].1, 1024 + 40, &7u64.to_le_bytes());
+    seal(&mut odd.parts[0].1, 512);
+    let table = odd.table(None).unwrap();
+    assert_eq!(numbers(&table), [2]);
+    assert_eq!(table.warnings[0], "the entry of partition 1 makes no sense and is ignored");
+    assert!(table.warnings[1].contains("say different things"), "{:?}", table.warnings);
+}
+
+#[test]
+fn the_sectors_of_an_mbr_are_those_that_lead_somewhere() {
+    let mut first = vec![0; 512];
+    put(&mut first, 510, &[0x55, 0xaa]);
+    put(&mut first, 446 + 4, &[0x83]);
+    put(&mut first, 446 + 8, &64u32.to_le_bytes());
+    put(&mut first, 446 + 12, &1024u32.to_le_bytes());
+    let mut squashfs = vec![0; 512];
+    put(&mut squashfs, 0, b"hsqs");
+    put(&mut squashfs, 28, &[4]);
+    for sector_size in SECTOR_SIZES {
+        let parts = vec![(0, first.clone()), (64 * sector_size, squashfs.clone())];
+        let disk = Sparse { size: 64 << 20, parts };
+        assert_eq!(disk.table(None).unwrap().sector_size, sector_size);
+    }
+    let nothing = Sparse { size: 64 << 20, parts: vec![(0, first)] };
+    assert_eq!(nothing.table(None).unwrap().sector_size, 512);
+    assert_eq!(nothing.table(Some(2048)).unwrap().partitions[0].start, 64 * 2048);
+}
+
+#[test]
+fn a_boot_sector_is_no_mbr() {
+    let mut boot = vec![0; 512];
+    put(&mut boot, 510, &[0x55, 0xaa]);
+    put(&mut boot, 446, b"Remove disks or other media.");
+    assert_eq!(Sparse { size: 1 << 20, parts: vec![(0, boot)] }.table(None), Err(TableError::NoTable));
 }
 
 fn new_partitions(max: usize) -> impl Strategy<Value = Vec<NewPartition>> {
@@ -233,9 +346,9 @@ fn check_round_trip(
         prop_assert_eq!(found.length, made.length.next_multiple_of(512));
         let kind = match scheme {
             Scheme::Mbr => Kind::Mbr(made.mbr_type),
-            Scheme::Gpt => Kind::Gpt(made.gpt_type),
+            _ => Kind::Gpt(made.gpt_type),
         };
-        prop_assert_eq!(found.kind, kind);
+        prop_assert_eq!(&found.kind, &kind);
     }
     Ok(())
 }
@@ -251,61 +364,5 @@ proptest! {
     #[test]
     fn what_a_gpt_says_is_read_back(partitions in new_partitions(140)) {
         check_round_trip(&partitions, &Layout::gpt(&partitions, Guid::NIL).unwrap(), Scheme::Gpt)?;
-    }
-
-    /// A chain of EBRs whose every sector is hostile: no panic, no read past the end, an end.
-    #[test]
-    fn hostile_mbrs_do_no_harm(
-        size in 512u64..200_000,
-        entries in prop::collection::vec(
-            (prop::sample::select(vec![0u8, 5, 0x0f, 0x83, 0x85]),
-             prop_oneof![0u32..400, any::<u32>()], prop_oneof![0u32..400, any::<u32>()]), 1..200),
-    ) {
-        // Each sector of the disk takes its 4 entries from the list, in turn.
-        let mut bytes = vec![0; size as usize];
-        for (i, sector) in bytes.chunks_exact_mut(512).enumerate() {
-            for slot in 0..4 {
-                let (kind, start, sectors) = entries[(i * 4 + slot) % entries.len()];
-                put(sector, 446 + 16 * slot + 4, &[kind]);
-                put(sector, 446 + 16 * slot + 8, &start.to_le_bytes());
-                put(sector, 446 + 16 * slot + 12, &sectors.to_le_bytes());
-            }
-            put(sector, 510, &[0x55, 0xaa]);
-        }
-        let table = Sparse { size, parts: vec![(0, bytes)] }.table(None).unwrap();
-        prop_assert_eq!(table.scheme, Scheme::Mbr);
-        prop_assert!(table.partitions.windows(2).all(|pair| pair[0].number < pair[1].number));
-    }
-
-    /// A GPT with correct checksums over hostile numbers.
-    #[test]
-    fn hostile_gpts_do_no_harm(
-        fields in prop::collection::vec((12usize..92, any::<u8>()), 0..6),
-        array in prop::option::of(prop_oneof![0u64..40, any::<u64>()]),
-        count in prop::option::of(prop_oneof![0u32..300, any::<u32>()]),
-        entry in any::<[u8; 48]>(),
-        sealed: bool,
-    ) {
-        let mut disk = disk(&Layout::gpt(&[NewPartition::new(512)], Guid::NIL).unwrap());
-        let table = &mut disk.parts[0].1;
-        put(table, 1024 + 128, &entry);
-        for (at, byte) in fields {
-            table[512 + at] = byte;
-        }
-        if let Some(array) = array {
-            put(table, 512 + 72, &array.to_le_bytes());
-        }
-        if let Some(count) = count {
-            put(table, 512 + 80, &count.to_le_bytes());
-        }
-        if sealed {
-            seal(table, 512);
-        }
-        if let Ok(table) = disk.table(None) {
-            for partition in table.partitions {
-                prop_assert!(partition.length > 0);
-                prop_assert!(partition.start.checked_add(partition.length).is_some());
-            }
-        }
     }
 }
