@@ -27,6 +27,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "nbdkit-rs",
             &[
                 "nbdkit-cli",
+                "nbdkit-common",
                 "nbdkit-core",
                 "nbdkit-nbd",
                 "nbdkit-fuse",

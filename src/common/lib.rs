@@ -11,8 +11,9 @@ mod disk;
 mod format;
 mod guid;
 mod layout;
-mod lvm;
+pub mod lvm;
 mod regions;
+mod survey;
 mod table;
 
 pub use bitmap::Bitmap;
@@ -22,4 +23,5 @@ pub use format::{HEAD, ImageFormat, TAIL};
 pub use guid::{Guid, LINUX};
 pub use layout::{Layout, LayoutError, NewPartition};
 pub use regions::{Piece, Region, Regions};
+pub use survey::Survey;
 pub use table::{Kind, Partition, SECTOR, SECTOR_SIZES, Scheme, Table, TableError, read_table};

@@ -15,6 +15,7 @@ mod apm;
 mod bsd;
 pub(crate) mod gpt;
 pub(crate) mod mbr;
+mod names;
 mod rdb;
 mod sun;
 

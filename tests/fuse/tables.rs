@@ -36,7 +36,7 @@ fn tables_of_all_kinds() {
     ] {
         let dir = temp();
         let disk = made(dir.path(), &format!("parted -s -a none $d mklabel {label} {parts}"));
-        let mut mount = Mount::start(["--partitions", "file", &disk]);
+        let mut mount = Mount::start(["--partitions", "file", &disk, "lock=off"]);
         let place = mount.path().display();
         for number in numbers {
             // Where parted says that it is, the file's bytes are; the partition filter shows the same.
@@ -45,7 +45,7 @@ fn tables_of_all_kinds() {
                  set -- $(parted -sm {disk} unit B print | grep ^{number}: | tr -d B | tr : ' '); \
                  test $(stat -c %s {place}/nbd{number}) = $4; \
                  dd if={disk} bs=1 skip=$2 count=6 status=none | grep -q text-{number}; \
-                 {NBDKIT} -r --filter=partition file {disk} partition={number} \
+                 {NBDKIT} -r --filter=partition file {disk} lock=off partition={number} \
                  --run 'nbdcopy \"$uri\" - | cmp - {place}/nbd{number}'"
             ));
         }
@@ -78,11 +78,19 @@ fn a_damaged_gpt_is_shown_by_its_backup() {
     assert!(out.stderr.contains("the backup at the end of the disk is used"), "{}", out.stderr);
     // Without any copy, nothing is taken from the MBR that protects it.
     sh(&format!("dd if=/dev/zero of={disk} bs=512 seek=$((40 * 2048 - 1)) count=1 conv=notrunc status=none"));
-    let mount = Mount::start(["--partitions", "file", &disk]);
+    let mount = Mount::start(["--partitions", "-r", "file", &disk]);
     assert_eq!(partitions(&mount), []);
     assert!(mount.stderr().contains("no partitions are shown"), "{}", mount.stderr());
-    let out =
-        run([NBDKIT, "--filter=partition", "file", &disk, "partition=1", "--run", "nbdinfo --size \"$uri\""]);
+    let out = run([
+        NBDKIT,
+        "-r",
+        "--filter=partition",
+        "file",
+        &disk,
+        "partition=1",
+        "--run",
+        "nbdinfo --size \"$uri\"",
+    ]);
     assert!(out.stderr.contains("and so is its backup"), "{}", out.stderr);
 }
 
@@ -115,7 +123,7 @@ fn loop_devices_have_the_sectors_of_the_table() {
         let found = run_ok(["blockdev", "--getss", device.trim()]);
         run_ok([NBDKIT_MOUNT, "-u", mnt]);
         assert_eq!(found.trim(), size);
-        let mount = Mount::start(["--partitions", "file", &disk]);
+        let mount = Mount::start(["--partitions", "-r", "file", &disk]);
         assert_eq!(partitions(&mount), [("nbd1".into(), 8 * MIB)]);
         // The other size finds nothing.
         let other = if size == "512" { "4096" } else { "512" };
