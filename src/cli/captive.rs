@@ -94,13 +94,13 @@ impl Shared {
 ///
 /// # Errors
 /// If there is no shell.
-pub fn run(command: &OsStr, variables: &[(&str, OsString)], stdio: &Stdio) -> Result<Captive> {
+pub fn run(command: &OsStr, variables: &[(impl AsRef<str>, OsString)], stdio: &Stdio) -> Result<Captive> {
     let mut script = OsString::new();
     if let Some(limit) = descriptors::former_limit() {
         script.push(format!("ulimit -Sn {limit}\n"));
     }
     for (name, value) in variables {
-        script.push(format!("{name}="));
+        script.push(format!("{}=", name.as_ref()));
         script.push(quote(value));
         script.push("\n");
     }

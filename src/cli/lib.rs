@@ -11,6 +11,7 @@ pub mod chain;
 pub mod completion;
 pub mod daemon;
 pub mod descriptors;
+pub mod dump;
 pub mod ending;
 pub mod layers;
 pub mod logger;

@@ -105,14 +105,14 @@ impl<E> Probe<'_, '_, E> {
 }
 
 type Found<E> = Result<Option<Content>, E>;
+type Prober<E> = fn(&mut Probe<'_, '_, E>) -> Found<E>;
 
 /// Looks for all that is known. Members of arrays come first: a mirror looks like the file system in it.
 pub(crate) fn probe<E>(disk: &mut Disk<'_, E>) -> Found<E> {
     let mut head = vec![0; HEAD.min(disk.size) as usize];
     disk.fill(&mut head, 0)?;
     let mut probe = Probe { disk, head };
-    let probers: [fn(&mut Probe<'_, '_, E>) -> Found<E>; 5] =
-        [members::probe, dos::probe, native::probe, optical::probe, other::probe];
+    let probers: [Prober<E>; 5] = [members::probe, dos::probe, native::probe, optical::probe, other::probe];
     for prober in probers {
         if let Some(content) = prober(&mut probe)? {
             return Ok(Some(content));

@@ -5,9 +5,11 @@
 
 use crate::disk::{Disk, Read, bytes, u32_at, u64_at};
 
+mod assemble;
 mod group;
 mod text;
 
+pub use assemble::{Assembly, assemble};
 pub use group::{Group, Member, Segment, Volume};
 
 const SECTOR: u64 = 512;

@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 
-use crate::{Content, Partition, Table, TableError, detect_content, read_table, table::SECTOR};
+use crate::{Content, Partition, Table, TableError, Usage, detect_content, read_table, table::SECTOR};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +49,8 @@ impl Survey {
             let content = survey.look(&name, partition.length_within(size), partition.start, &mut read);
             survey.contents.push(content);
         }
-        // What is at the end of the last partition is at the end of the disk.
-        if survey.whole.as_ref().is_some_and(|whole| survey.is_in_partition(whole)) {
+        // What is at the end of the last partition is at the end of the disk too.
+        if survey.whole.as_ref().is_some_and(|whole| survey.is_of_last_partition(whole)) {
             survey.whole = None;
         }
         survey
@@ -77,10 +77,9 @@ impl Survey {
         }
     }
 
-    fn is_in_partition(&self, whole: &Content) -> bool {
-        whole.uuid.is_some()
-            && self.contents.iter().flatten().any(|content| content.uuid == whole.uuid)
-            && !self.table.iter().flat_map(|table| &table.partitions).any(|partition| partition.start == 0)
+    fn is_of_last_partition(&self, whole: &Content) -> bool {
+        let members = self.contents.iter().flatten().filter(|content| content.usage == Usage::Member);
+        members.into_iter().any(|content| content.kind == whole.kind && content.uuid == whole.uuid)
     }
 
     /// The partitions with what they hold.

@@ -8,7 +8,7 @@ use std::{
 use fuser::{FileAttr, FileType, INodeNo};
 use nbdkit_core::{Session, sync::Mutex};
 
-use crate::{export_file::first_extent, options::Options};
+use crate::{export_file::first_extent, options::Options, tree::BY_NAME};
 
 /// How long the kernel may keep attributes and names: the size never changes, and the kernel itself asks again after
 /// it has written.
@@ -51,6 +51,16 @@ impl Owner {
     pub(crate) fn directory(&self, writable: bool) -> FileAttr {
         let perm = !self.umask & if writable { 0o777 } else { 0o555 };
         self.attr(INodeNo::ROOT, FileType::Directory, perm, self.mounted, (0, 0))
+    }
+
+    /// Attributes of the directory of links.
+    pub(crate) fn links(&self) -> FileAttr {
+        self.attr(BY_NAME, FileType::Directory, !self.umask & 0o555, self.mounted, (0, 0))
+    }
+
+    /// Attributes of a link with a target of that many bytes.
+    pub(crate) fn link(&self, ino: INodeNo, length: usize) -> FileAttr {
+        self.attr(ino, FileType::Symlink, 0o777, self.mounted, (length as u64, 0))
     }
 
     fn attr(

@@ -2,8 +2,9 @@
 //! answered.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
+    os::unix::ffi::OsStrExt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -28,7 +29,7 @@ use crate::{
     requests::Requests,
     stats,
     transfer::Write,
-    tree::{NAME_MAX, Node, PARTITIONS},
+    tree::{BY_NAME, BY_NAME_DIR, LINKS, NAME_MAX, Node, PARTITIONS},
     volume::{PendingWrite, Volume},
 };
 
@@ -85,12 +86,43 @@ impl Fs {
             Err(_) if ino == INodeNo::ROOT => {
                 return reply.attr(&TTL, &self.volume.style.owner.directory(self.volume.style.writable));
             }
+            Err(_) if ino == BY_NAME => return reply.attr(&TTL, &self.volume.style.owner.links()),
+            Err(_) if ino.0 >= LINKS => return self.reply_link(ino, reply),
             Err(e) => return reply.error(e),
         };
         let ttl = ttl(&file);
         let ask = move |may_wait| file.attr(may_wait);
         self.requests.ask("getattr", reply, ask, move |answer, attr| {
             answer.give(Ok(attr), |reply, attr| reply.attr(&ttl, &attr));
+        });
+    }
+
+    /// The attributes of a link of the table as it is now.
+    fn reply_link(&self, ino: INodeNo, reply: ReplyAttr) {
+        let volume = self.volume.clone();
+        let ask = move |_| Some(volume.link(ino).map(|link| volume.style.owner.link(ino, link.target.len())));
+        self.requests.ask_on_thread("getattr", reply, ask, |answer, attr| {
+            answer.give(attr, |reply, attr| reply.attr(&Duration::ZERO, &attr));
+        });
+    }
+
+    /// Looks for the directory of links, or for a link in it.
+    fn look_up_link(&self, parent: Node, name: OsString, reply: ReplyEntry) {
+        let volume = self.volume.clone();
+        let ask = move |_| {
+            let names = volume.names();
+            let owner = volume.style.owner;
+            let found = match parent {
+                Node::ByName => names
+                    .into_iter()
+                    .find(|link| link.name == name)
+                    .map(|link| owner.link(link.ino(), link.target.len())),
+                _ => (!names.is_empty()).then(|| owner.links()),
+            };
+            Some(found.ok_or(Errno::ENOENT))
+        };
+        self.requests.ask_on_thread("lookup", reply, ask, |answer, found| {
+            answer.give(found, |reply, attr| reply.entry(&Duration::ZERO, &attr, Generation(0)));
         });
     }
 
@@ -118,6 +150,15 @@ impl Fs {
     }
 }
 
+/// What an entry of a directory is.
+fn kind(ino: INodeNo) -> FileType {
+    match ino {
+        BY_NAME => FileType::Directory,
+        INodeNo(LINKS..) => FileType::Symlink,
+        _ => FileType::RegularFile,
+    }
+}
+
 /// How long the kernel may keep what it knows of a file: partitions may come and go, and what is written takes space.
 fn ttl(file: &ExportFile) -> Duration {
     if file.ino.0 >= PARTITIONS || file.may_be_kept() { Duration::ZERO } else { TTL }
@@ -142,8 +183,13 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if self.volume.tree.node(parent) != Some(Node::Directory) {
-            return reply.error(Errno::ENOTDIR);
+        match self.volume.tree.node(parent) {
+            Some(Node::Directory) if name == BY_NAME_DIR && self.volume.shows_names() => {
+                return self.look_up_link(Node::Directory, name.to_owned(), reply);
+            }
+            Some(Node::Directory) => {}
+            Some(Node::ByName) => return self.look_up_link(Node::ByName, name.to_owned(), reply),
+            _ => return reply.error(Errno::ENOTDIR),
         }
         let at_hand = self.volume.is_at_hand(name);
         if !at_hand && self.volume.is_opening() && self.is_own(req) {
@@ -203,6 +249,14 @@ impl Filesystem for Fs {
         }
         // Times are taken without complaint and not kept: copying tools set them and would report a failure.
         self.reply_attr(ino, reply);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let volume = self.volume.clone();
+        let ask = move |_| Some(volume.link(ino).map(|link| link.target));
+        self.requests.ask_on_thread("readlink", reply, ask, |answer, target| {
+            answer.give(target, |reply, target| reply.data(target.as_bytes()));
+        });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -391,18 +445,23 @@ impl Filesystem for Fs {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        if self.volume.tree.node(ino) != Some(Node::Directory) {
+        let node = self.volume.tree.node(ino);
+        if !matches!(node, Some(Node::Directory | Node::ByName)) {
             return reply.error(Errno::ENOTDIR);
         }
+        let links = node == Some(Node::ByName);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let volume = self.volume.clone();
         // Those of partitions have to be read from the disk.
         let waits = volume.style.partitions;
-        let ask = move |may_wait| (may_wait || !waits).then(|| volume.entries());
+        let ask = move |may_wait| {
+            (may_wait || !waits).then(|| if links { volume.link_entries() } else { volume.entries() })
+        };
         self.requests.ask("readdir", reply, ask, move |answer, files| {
             answer.give(Ok(files), |mut reply, files| {
-                let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, OsStr::new(name)));
-                let files = files.iter().map(|file| (file.ino, FileType::RegularFile, file.name.as_os_str()));
+                let dots = [(".", ino), ("..", INodeNo::ROOT)];
+                let dots = dots.map(|(name, ino)| (ino, FileType::Directory, OsStr::new(name)));
+                let files = files.iter().map(|file| (file.ino, kind(file.ino), file.name.as_os_str()));
                 for (i, (ino, kind, name)) in dots.into_iter().chain(files).enumerate().skip(from) {
                     if reply.add(ino, i as u64 + 1, kind, name) {
                         break;

@@ -105,7 +105,7 @@ fn ask_helper(target: &Path, options: &Options, source: &str) -> anyhow::Result<
         .with_context(|| format!("not allowed to mount without {HELPER}: install the package fuse3"))?;
     let mut words: Vec<String> = options.flag_words().into_iter().map(String::from).collect();
     words.extend(options.kernel_words());
-    words.push(format!("fsname={source}"));
+    words.push(format!("fsname={}", source.replace('\\', "\\\\").replace(',', "\\,")));
     words.push(format!("subtype={}", options.subtype));
     // The helper's end must live through exec, ours must not.
     let (ours, theirs) =
@@ -185,6 +185,24 @@ pub fn unmount(target: &Path, how: UnmountMode) -> io::Result<()> {
         Err(Errno::PERM) => unmount_by_helper(target, how),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Changes the flags of a mount to what mount options say (`ro`, `rw`, `noexec` …).
+///
+/// # Errors
+/// An option that is not known; not allowed; others.
+pub fn remount(target: &Path, words: &[String]) -> anyhow::Result<()> {
+    let options = Options::parse(words.iter().map(String::as_str))?;
+    let mut flags = options.flags;
+    flags.set(rustix::mount::MountFlags::RDONLY, options.readonly);
+    rustix::mount::mount_remount(target, flags, c"").map_err(|e| {
+        let hint = match e {
+            Errno::BUSY => "something on it is open for writing: close that first",
+            _ => "run as root, or unmount it and mount it again with the options",
+        };
+        anyhow::Error::from(io::Error::from(e))
+            .context(format!("cannot remount {}: {hint}", target.display()))
+    })
 }
 
 fn unmount_by_helper(target: &Path, how: UnmountMode) -> io::Result<()> {

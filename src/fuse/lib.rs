@@ -10,7 +10,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 mod attr;
 mod buffer;
+mod by_name;
 mod coherence;
+mod contents;
 mod export_file;
 mod fs;
 mod kernel_mount;
@@ -33,13 +35,14 @@ mod volume;
 #[cfg(test)]
 mod tests;
 
+pub use contents::{Contents, PartContent};
 pub use fs::Cache;
-pub use kernel_mount::{UnmountMode, unmount};
+pub use kernel_mount::{UnmountMode, remount, unmount};
 pub use mount::Mount;
 pub use mountinfo::{MountEntry, mounts};
 pub use mountpoint::{check_mountpoint, is_stale, resolve};
 pub use options::check_options;
-pub use tree::{partition_name, split_partition_name};
+pub use tree::{file_names, partition_name, split_partition_name};
 
 /// What is mounted where, and how.
 #[derive(Clone, Debug)]
@@ -64,6 +67,8 @@ pub struct Config {
     pub cache: Cache,
     /// A request that takes longer fails with `EIO`.
     pub timeout: Option<Duration>,
+    /// What the mount table calls the source, unless an option says so. None: the plugin's name.
+    pub source: Option<String>,
     /// Mount options, each as after `-o`.
     pub options: Vec<String>,
     /// Let the kernel read the underlying file by itself where that changes nothing.
@@ -82,6 +87,7 @@ impl Default for Config {
             sector_size: None,
             cache: Cache::Auto,
             timeout: None,
+            source: None,
             options: Vec::new(),
             passthrough: true,
         }

@@ -161,7 +161,11 @@ impl Mount {
         settings.n_threads = Some(receivers);
         settings.clone_fd = true; // each thread then waits for requests of its own
 
-        let source = options.fsname.clone().unwrap_or_else(|| format!("nbdkit:{}", chain.plugin_name()));
+        let source = options
+            .fsname
+            .clone()
+            .or(config.source)
+            .unwrap_or_else(|| format!("nbdkit:{}", chain.plugin_name()));
         let (fd, kernel_mount) = kernel_mount::attach(&mountpoint, &options, &source)?;
         let served = fd
             .try_clone()
@@ -246,26 +250,18 @@ impl Mount {
         self.first(|file| file.session.caps().block_size.minimum.max(1))
     }
 
-    /// The numbers of the partitions of the first export, shown or not.
-    ///
-    /// # Errors
-    /// Those of the chain: the export is opened if it is not.
-    pub fn partitions(&self) -> anyhow::Result<Vec<u32>> {
-        Ok(self.table()?.places.iter().map(|place| place.number).collect())
-    }
-
     /// Bytes in a sector of the first export's partition table. None: it has none.
     ///
     /// # Errors
     /// Those of the chain: the export is opened if it is not.
     pub fn sector_size(&self) -> anyhow::Result<Option<u64>> {
-        Ok(self.table()?.sector_size)
+        let volume = self.volume().context("the mount has ended")?;
+        Ok(partitions::read(&volume.open(0)?.session, volume.style.sector_size).sector_size)
     }
 
-    fn table(&self) -> anyhow::Result<partitions::Reading> {
-        let serving = self.serving.as_ref().context("the mount has ended")?;
-        let file = serving.volume.open(0)?;
-        Ok(partitions::read(&file.session, serving.volume.style.sector_size))
+    /// The files, while it is mounted.
+    pub(crate) fn volume(&self) -> Option<&Volume> {
+        self.serving.as_ref().map(|serving| &*serving.volume)
     }
 
     fn first<T>(&self, tell: impl FnOnce(&ExportFile) -> T) -> anyhow::Result<T> {

@@ -76,10 +76,8 @@ impl Options {
             ("allow_root", None) => self.acl = SessionACL::RootAndOwner,
             // The kernel always checks permissions here: an open that reached us was allowed.
             ("default_permissions", None) => {}
-            ("dev", None) => self.flags.remove(MountFlags::NODEV),
-            ("nodev", None) => self.flags.insert(MountFlags::NODEV),
-            ("suid", None) => self.flags.remove(MountFlags::NOSUID),
-            ("nosuid", None) => self.flags.insert(MountFlags::NOSUID),
+            // mount.fuse(8) adds them unasked; no file of ours is a device or a program.
+            ("dev" | "nodev" | "suid" | "nosuid", None) => {}
             ("exec", None) => self.flags.remove(MountFlags::NOEXEC),
             ("noexec", None) => self.flags.insert(MountFlags::NOEXEC),
             ("atime", None) => self.flags.remove(MountFlags::NOATIME),

@@ -26,6 +26,8 @@ pub(crate) struct Place {
 pub(crate) struct Table {
     /// The partitions as files, by ascending number.
     pub(crate) files: Vec<(Place, Arc<ExportFile>)>,
+    /// The names that the table has for partitions, and their numbers.
+    pub(crate) names: Vec<(String, u32)>,
     /// What the table was read from. A write to it makes the table stale.
     areas: Vec<Range<u64>>,
     fresh: bool,
@@ -37,6 +39,8 @@ pub(crate) struct Table {
 pub(crate) struct Reading {
     /// The partitions, cut off at the end of the disk.
     pub(crate) places: Vec<Place>,
+    /// The names that the table has for them, and their numbers.
+    names: Vec<(String, u32)>,
     /// The ranges that tell of them.
     areas: Vec<Range<u64>>,
     /// What is wrong with them.
@@ -67,7 +71,8 @@ impl Table {
         reading: Reading,
         open: impl Fn(Place) -> Arc<ExportFile>,
     ) -> Vec<Arc<ExportFile>> {
-        let Reading { places, areas, warnings, .. } = reading;
+        let Reading { places, names, areas, warnings, .. } = reading;
+        self.names = names;
         if warnings != self.warnings {
             warnings.iter().for_each(|warning| log::warn!("{name}: {warning}"));
             self.warnings = warnings;
@@ -96,14 +101,15 @@ pub(crate) fn read(session: &Session, sector_size: Option<u64>) -> Reading {
     let size = session.size();
     let block = session.caps().block_size.minimum;
     let mut areas: Vec<Range<u64>> = Vec::new();
-    let table = read_table(size, sector_size, |buffer: &mut [u8], offset| {
+    let mut pread = |buffer: &mut [u8], offset: u64| {
         let end = offset + buffer.len() as u64;
         match areas.last_mut() {
             Some(last) if last.end == offset => last.end = end,
             _ => areas.push(offset..end),
         }
         read_aligned(buffer, offset, (size, block), |buffer, offset| session.pread(buffer, offset))
-    });
+    };
+    let table = read_table(size, sector_size, &mut pread);
     let (found, mut warnings) = match table {
         Ok(Labels { partitions, warnings, sector_size, .. }) => (Some((partitions, sector_size)), warnings),
         Err(e) => {
@@ -116,8 +122,9 @@ pub(crate) fn read(session: &Session, sector_size: Option<u64>) -> Reading {
         }
     };
     let sector_size = found.as_ref().map(|(_, size)| *size);
-    let places = found.into_iter().flat_map(|(partitions, _)| partitions);
-    let mut places: Vec<_> = places
+    let partitions = found.map(|(partitions, _)| partitions).unwrap_or_default();
+    let mut places: Vec<_> = partitions
+        .iter()
         .map(|p| Place { number: p.number, start: p.start, length: p.length_within(size) })
         .filter(|place| place.length > 0)
         .collect();
@@ -125,7 +132,9 @@ pub(crate) fn read(session: &Session, sector_size: Option<u64>) -> Reading {
         warnings.push(format!("of {} partitions the first {MAX} are shown", places.len()));
         places.truncate(MAX);
     }
-    Reading { places, areas, warnings, sector_size }
+    let named = partitions.into_iter().filter(|p| !p.name.is_empty() && p.start < size);
+    let names = named.map(|p| (p.name, p.number)).collect();
+    Reading { places, names, areas, warnings, sector_size }
 }
 
 fn describe(e: &TableError<Error>) -> String {
@@ -154,7 +163,13 @@ mod tests {
             ((5 << 20) + 512..6 << 20, false),
         ] {
             let areas = std::iter::once(5 << 20..(5 << 20) + 512).collect();
-            let reading = Reading { places: Vec::new(), areas, warnings: Vec::new(), sector_size: None };
+            let reading = Reading {
+                places: Vec::new(),
+                names: Vec::new(),
+                areas,
+                warnings: Vec::new(),
+                sector_size: None,
+            };
             table.update("nbd", size, reading, |_| unreachable!("no partitions"));
             table.written(&range);
             assert_eq!(table.is_stale(), stale, "{range:?}");

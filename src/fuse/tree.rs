@@ -18,8 +18,12 @@ pub(crate) enum Node {
     Directory,
     /// The export of this index.
     Export(usize),
-    /// A partition, if there still is one with this inode number.
+    /// A partition or a logical volume, if there still is one with this inode number.
     Partition,
+    /// The directory with the names of partitions.
+    ByName,
+    /// A link in that, if there still is one with this inode number.
+    Link,
 }
 
 /// The exports and their names.
@@ -38,6 +42,12 @@ pub(crate) const NAME_MAX: u32 = 255;
 const FIRST: u64 = 2;
 /// From here on inode numbers are those of partitions.
 pub(crate) const PARTITIONS: u64 = 1 << 20;
+/// The directory with links to them.
+pub(crate) const BY_NAME: INodeNo = INodeNo(PARTITIONS - 1);
+/// Its name.
+pub(crate) const BY_NAME_DIR: &str = "by-name";
+/// From here on inode numbers are those of links, each as far from here as what it leads to is from 0.
+pub(crate) const LINKS: u64 = 1 << 48;
 
 impl Tree {
     /// The one export alone.
@@ -62,7 +72,9 @@ impl Tree {
         match ino.0 {
             1 if self.bare => Some(Node::Export(0)),
             1 => Some(Node::Directory),
+            n if n >= LINKS => Some(Node::Link),
             n if n >= PARTITIONS => Some(Node::Partition),
+            n if n == BY_NAME.0 => Some(Node::ByName),
             n => {
                 let index = usize::try_from(n.checked_sub(FIRST)?).ok()?;
                 (!self.bare && index < self.names.len()).then_some(Node::Export(index))
@@ -103,7 +115,7 @@ pub(crate) fn check_name(name: &OsStr) -> anyhow::Result<()> {
 /// The files of several exports, as pairs of an export's name and its file's: `default`, if there is one, under
 /// `filename`, and the others under their own names, escaped where those are no file names. What is too long even so is
 /// left out.
-pub(crate) fn file_names<'a>(
+pub fn file_names<'a>(
     default: Option<&OsStr>,
     exports: impl IntoIterator<Item = &'a OsStr>,
     filename: &OsStr,
@@ -129,7 +141,7 @@ pub(crate) fn file_names<'a>(
 
 /// An export's name as a file name: `/`, `%` and control characters become `%` and two hexadecimal digits, and so
 /// does the first dot of `.` and `..`.
-fn escape(name: &OsStr) -> OsString {
+pub(crate) fn escape(name: &OsStr) -> OsString {
     if name == "." || name == ".." {
         return escape_first(name);
     }
@@ -191,6 +203,8 @@ mod tests {
         assert_eq!(tree.node(tree.inode(1)), Some(Node::Export(1)));
         assert_eq!(tree.node(INodeNo(4)), None);
         assert_eq!(tree.node(INodeNo(0)), None);
+        assert_eq!(tree.node(BY_NAME), Some(Node::ByName));
+        assert_eq!(tree.node(INodeNo(LINKS + PARTITIONS)), Some(Node::Link));
         assert_eq!(tree.node(INodeNo(PARTITIONS + 7)), Some(Node::Partition));
         assert_eq!(tree.export(OsStr::new("b")), Some(1));
         assert_eq!(tree.export(OsStr::new("c")), None);

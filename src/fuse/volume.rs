@@ -33,7 +33,7 @@ struct Disk {
     opened: OnceLock<Opened>,
 }
 
-struct Opened {
+pub(crate) struct Opened {
     whole: Arc<ExportFile>,
     table: Mutex<Table>,
 }
@@ -146,7 +146,8 @@ impl Volume {
     pub(crate) fn file(&self, ino: INodeNo) -> Result<FileRef<'_>, Errno> {
         match self.tree.node(ino) {
             Some(Node::Export(index)) => self.whole(index).map(FileRef::Whole).ok_or(Errno::ENOENT),
-            Some(Node::Directory) => Err(Errno::EISDIR),
+            Some(Node::Directory | Node::ByName) => Err(Errno::EISDIR),
+            Some(Node::Link) => Err(Errno::ELOOP),
             // The table says something else by now.
             Some(Node::Partition) => {
                 self.partitions.read().get(&ino).cloned().map(FileRef::Partition).ok_or(Errno::ESTALE)
@@ -237,6 +238,11 @@ impl Volume {
         e.downcast_ref::<nbdkit_core::Error>().map_or(Errno::EIO, export_file::errno)
     }
 
+    /// An export, opened if need be; None if it cannot be, which was logged.
+    pub(crate) fn opened_disk(&self, index: usize) -> Option<&Opened> {
+        self.open_disk(index).map_err(|e| self.refused(index, &e)).ok()
+    }
+
     /// Whether the chain is opening an export.
     pub(crate) fn is_opening(&self) -> bool {
         self.opening.load(Ordering::Acquire) > 0
@@ -251,7 +257,7 @@ impl Volume {
     }
 
     /// The table of a disk as it is now.
-    fn table<'a>(&self, opened: &'a Opened) -> parking_lot::MutexGuard<'a, Table> {
+    pub(crate) fn table<'a>(&self, opened: &'a Opened) -> parking_lot::MutexGuard<'a, Table> {
         let mut table = opened.table.lock();
         if table.is_stale() {
             let whole = &opened.whole;
@@ -288,6 +294,9 @@ impl Volume {
                     entries.push(Entry { ino: file.ino, name });
                 }
             }
+        }
+        if self.shows_names() && !self.names().is_empty() {
+            entries.push(Entry { ino: tree::BY_NAME, name: tree::BY_NAME_DIR.into() });
         }
         entries
     }

@@ -2,7 +2,10 @@
 
 mod file;
 mod filesystem;
+mod inside;
 mod life;
+mod list;
+mod logical_volumes;
 mod loop_mount;
 mod overlay;
 mod shared_mapping;

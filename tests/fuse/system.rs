@@ -49,6 +49,38 @@ fn a_line_of_fstab() {
     assert_eq!(out.stdout, "2097152\n", "{}", out.stderr);
 }
 
+/// Any options may stand in front, `mount -a` leaves alone what is mounted, and a remount changes what it can.
+#[test]
+fn a_line_of_fstab_is_mounted_once() {
+    let dir = temp();
+    let path = dir.path().display().to_string();
+    let disk = image(dir.path(), "disk.img", 32 << 20).display().to_string();
+    for name in ["mnt", "inside"] {
+        fs::create_dir(dir.path().join(name)).expect("mkdir");
+    }
+    sh(&format!("mkfs.ext4 -q {disk}"));
+    for kind in ["fuse.nbdkit-mount", "nbdkit"] {
+        let source = format!("-t\\0404\\040--mount\\040{path}/inside\\040--filter=delay\\040file\\040{disk}");
+        let fstab = dir.path().join("fstab");
+        fs::write(&fstab, format!("{source} {path}/mnt {kind} nofail 0 0\n")).expect("write");
+        let out = installed(&format!(
+            "fstab={}; mount -T $fstab -a; mount -T $fstab -a; grep -c {path}/mnt /proc/mounts; \
+             findmnt -no SOURCE,OPTIONS {path}/mnt; findmnt -no FSTYPE {path}/inside; \
+             umount {path}/inside; mount -o remount,ro {path}/mnt; findmnt -no OPTIONS {path}/mnt | cut -c1-2; \
+             mount -o remount,rw {path}/mnt; findmnt -no OPTIONS {path}/mnt | cut -c1-2; \
+             umount {path}/mnt",
+            fstab.display()
+        ));
+        let lines: Vec<_> = out.stdout.lines().collect();
+        assert_eq!(lines.len(), 5, "{kind}: {} {}", out.stdout, out.stderr);
+        assert_eq!(lines[0], "1", "mounted once");
+        let source = format!("-t 4 --mount {path}/inside --filter=delay file {disk}");
+        assert!(lines[1].starts_with(&source), "{kind}: {}", lines[1]);
+        assert!(lines[1].contains("nosuid,nodev"), "{kind}: {}", lines[1]);
+        assert_eq!(&lines[2..], ["ext4", "ro", "rw"], "{kind}: {}", out.stderr);
+    }
+}
+
 #[test]
 fn options_may_stand_in_the_source() {
     let dir = temp();

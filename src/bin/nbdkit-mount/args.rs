@@ -17,7 +17,9 @@ pub(crate) const COMMON: [&str; 8] =
                       nbdkit-mount [OPTIONS] --run COMMAND PLUGIN [[KEY=]VALUE ...]\n       \
                       nbdkit-mount [OPTIONS] 'PLUGIN [[KEY=]VALUE ...]' MOUNTPOINT\n       \
                       nbdkit-mount [OPTIONS] URI|[ COMMAND ... ] [KEY=VALUE ...] MOUNTPOINT\n       \
-                      nbdkit-mount -u MOUNTPOINT\n       \
+                      nbdkit-mount -u [--lazy|--wait=TIME] MOUNTPOINT\n       \
+                      nbdkit-mount --list-mounts [--json]\n       \
+                      nbdkit-mount --list [--json] PLUGIN [[KEY=]VALUE ...]\n       \
                       nbdkit-mount --stats MOUNTPOINT\n       \
                       nbdkit-mount --commit OVERLAY PLUGIN [[KEY=]VALUE ...]",
     disable_help_flag = true,
@@ -31,6 +33,7 @@ pub(crate) const COMMON: [&str; 8] =
                   nbdkit-mount --mount /mnt/y --partition 1 file disk.img /mnt/x\n                                         \
                   and its first file system is at /mnt/y\n  \
                   nbdkit-mount -u /mnt/x                 the end of all that\n  \
+                  nbdkit-mount --list file disk.img      partitions and what is in them\n  \
                   nbdkit-mount file dir=/images /mnt/x   each image is a file\n  \
                   nbdkit-mount nbd://host/name /mnt/x    what an NBD server has\n  \
                   nbdkit-mount --run 'mkfs.ext4 -q \"$file\"' file disk.img\n  \
@@ -103,8 +106,14 @@ pub(crate) struct Args {
     /// Type of that file system (default: found out)
     #[arg(long, value_name = "TYPE", help_heading = "Loop device")]
     pub(crate) fstype: Option<String>,
-    /// The partition for --loop and --mount (default: the whole disk)
-    #[arg(long, value_name = "N", help_heading = "Loop device")]
+    /// Options for that mount, separated by commas
+    #[arg(long, value_name = "OPTIONS", action = ArgAction::Append, help_heading = "Loop device")]
+    pub(crate) mount_options: Vec<String>,
+    /// Put a temporary overlay over the disk, in which that file system is recovered
+    #[arg(long, help_heading = "Loop device")]
+    pub(crate) recovered: bool,
+    /// The partition for --loop and --mount: a number, a name, LABEL=, UUID=, PARTLABEL=, PARTUUID=, or root
+    #[arg(long, value_name = "PARTITION", help_heading = "Loop device")]
     pub(crate) partition: Option<OsString>,
 
     /// Stay in the foreground
@@ -126,8 +135,20 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Life")]
     pub(crate) auto_unmount: bool,
     /// Unmount MOUNTPOINT, with everything that was set up on it
-    #[arg(short = 'u', long, value_name = "MOUNTPOINT", help_heading = "Life")]
-    pub(crate) unmount: Option<PathBuf>,
+    #[arg(short = 'u', long, value_name = "MOUNTPOINT", num_args = 0..=1, help_heading = "Life")]
+    pub(crate) unmount: Option<Option<PathBuf>>,
+    /// With -u: take it out of sight at once, even if it is in use
+    #[arg(long, help_heading = "Life")]
+    pub(crate) lazy: bool,
+    /// With -u: how long to try while it is in use (default 10 s)
+    #[arg(long, value_name = "TIME", help_heading = "Life")]
+    pub(crate) wait: Option<OsString>,
+    /// Start messages with 'nbdkit-mount[NAME]'
+    #[arg(long, value_name = "NAME", help_heading = "Life")]
+    pub(crate) name: Option<String>,
+    /// Set a debug flag of a plugin or filter, or of the program (NAME nbdkit)
+    #[arg(short = 'D', value_name = "NAME.FLAG=N", action = ArgAction::Append, help_heading = "Life")]
+    pub(crate) debug_flags: Vec<String>,
     /// Print the kernel's requests, and debug messages; implies -f
     #[arg(short, long, help_heading = "Life")]
     pub(crate) debug: bool,
@@ -148,6 +169,9 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Life")]
     pub(crate) progress: bool,
 
+    /// List the mounts of this program
+    #[arg(long, help_heading = "Instead of mounting")]
+    pub(crate) list_mounts: bool,
     /// Show what goes through a mount, or a server with --metrics: live on a terminal, else once
     #[arg(long, value_name = "MOUNTPOINT|ADDRESS", help_heading = "Instead of mounting")]
     pub(crate) stats: Option<PathBuf>,
@@ -167,13 +191,24 @@ pub(crate) struct Args {
     /// Print help that fits on a screen
     #[arg(short = 'h', help_heading = "Information")]
     pub(crate) short_help: bool,
-    /// Print the plugins and filters there are, with --json also their parameters
+    /// List the partitions, volumes and file systems of the disk PLUGIN [[KEY=]VALUE ...]; alone, the plugins and filters
+    /// there are, with --json also their parameters
     #[arg(long, help_heading = "Information")]
     pub(crate) list: bool,
     /// Print the version, with a PLUGIN of that and its filters
     #[arg(short = 'V', long, help_heading = "Information")]
     pub(crate) version: bool,
+    /// Print how the program was built
+    #[arg(long, help_heading = "Information")]
+    pub(crate) dump_config: bool,
+    /// Print what a PLUGIN can do
+    #[arg(long, help_heading = "Information")]
+    pub(crate) dump_plugin: bool,
     /// Print the completion script for a shell: bash, zsh or fish
     #[arg(long, value_name = "SHELL", help_heading = "Information")]
     pub(crate) completions: Option<String>,
+
+    /// The plugin and its parameters as one word, where mount(8) gave them so.
+    #[arg(skip)]
+    pub(crate) source: Option<String>,
 }

@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nbdkit_common::Content;
 use nbdkit_fuse::UnmountMode;
 
-use crate::{loopdev, mount_users};
+use crate::{loopdev, mount_users, selector::Selector, unprivileged};
 
 /// What is wanted.
 #[derive(Clone, Debug, Default)]
@@ -21,8 +22,23 @@ pub(crate) struct LoopMountOptions {
     pub(crate) mount: Option<PathBuf>,
     /// Its type; None: as mount(8) finds out.
     pub(crate) fstype: Option<String>,
-    /// The partition it is in; None: the whole disk.
-    pub(crate) partition: Option<u32>,
+    /// Further options for that mount, each as after `-o`.
+    pub(crate) options: Vec<String>,
+    /// It must not be written to.
+    pub(crate) readonly: bool,
+    /// What has to be recovered may be, since there is an overlay over the disk.
+    pub(crate) recovered: bool,
+    /// Where it is; None: in the whole disk, or the only one there is.
+    pub(crate) partition: Option<Selector>,
+}
+
+/// What all that stands on.
+#[derive(Clone, Debug)]
+pub(crate) struct Base {
+    /// The file of the disk, or of a part of it.
+    pub(crate) file: PathBuf,
+    /// What is in it.
+    pub(crate) content: Option<Content>,
 }
 
 /// What there is. Dropping it does nothing.
@@ -30,40 +46,54 @@ pub(crate) struct LoopMountOptions {
 pub(crate) struct LoopMount {
     pub(crate) loop_device: Option<PathBuf>,
     pub(crate) mount: Option<PathBuf>,
+    /// The mount of the disk, with links resolved.
+    pub(crate) place: PathBuf,
 }
 
 /// Between two attempts: nothing tells when a mount gets idle.
 const RETRY: Duration = Duration::from_millis(50);
 
 impl LoopMount {
-    /// Sets up what is wanted on `file`. Only if that is anything, it asks what the disk is like.
+    /// Sets up what is wanted on the disk that is mounted at `place`. Only if that is anything, it asks what to do it on, and
+    /// what the disk is like.
     ///
     /// # Errors
     /// One line that names the step; nothing is left behind.
     pub(crate) fn set_up(
         options: &LoopMountOptions,
-        file: &Path,
+        place: &Path,
+        base: impl FnOnce() -> Result<Base>,
         shape: impl FnOnce() -> Result<loopdev::Shape>,
     ) -> Result<LoopMount> {
-        let mut loop_mount = LoopMount::default();
         if !options.loop_device && options.mount.is_none() {
+            return Ok(LoopMount::default());
+        }
+        let mut loop_mount = LoopMount { place: nbdkit_fuse::resolve(place)?, ..LoopMount::default() };
+        let (base, shape) = (base()?, shape()?);
+        if let Some(target) = options.mount.as_deref().filter(|_| !rustix::process::geteuid().is_root())
+            && unprivileged::mount(options, &base, target)?
+        {
+            loop_mount.mount = options.mount.clone();
             return Ok(loop_mount);
         }
-        let shape = shape()?;
-        let device = match options.partition {
-            None => loopdev::attach(file, shape)?,
-            // Not left to the kernel, which may know fewer tables.
-            Some(number) => loopdev::attach(&partition(file, number)?, shape)?,
-        };
+        // One that has a file system mounted goes when that does, whoever unmounts it.
+        let shape = loopdev::Shape { autoclear: options.mount.is_some(), ..shape };
+        let (device, held) = loopdev::attach(&base.file, shape)?;
         loop_mount.loop_device = Some(device.clone());
         if let Some(target) = &options.mount
-            && let Err(e) = mount(options, &device, target, shape.readonly)
+            && let Err(e) = mount(options, &base, &device, target)
         {
+            drop(held);
             loop_mount.take_down(Duration::ZERO, |_| {})?;
             return Err(e);
         }
         loop_mount.mount = options.mount.clone();
         Ok(loop_mount)
+    }
+
+    /// The loop device, unless it shows something else meanwhile.
+    fn own_device(&self) -> Option<&Path> {
+        self.loop_device.as_deref().filter(|device| loopdev::shows(device, &self.place))
     }
 
     /// Takes everything down, the uppermost first, for at most `patience`. `busy` is told once who is in the way.
@@ -76,17 +106,19 @@ impl LoopMount {
         {
             unmount(target, &[], patience, &mut busy)?;
         }
-        match &self.loop_device {
-            Some(device) if loopdev::backing_file(device).is_some() => {
+        match self.own_device() {
+            Some(device) => {
                 loopdev::detach(device).with_context(|| format!("cannot detach {}", device.display()))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
     /// Detaches everything lazily, even what is in use. What was written so far is written back first.
     pub(crate) fn abandon(&self) {
-        if let Some(target) = &self.mount {
+        let mounts = nbdkit_fuse::mounts().unwrap_or_default();
+        if let Some(target) = self.mount.as_ref().filter(|target| mounts.iter().any(|m| m.target == **target))
+        {
             let synced = std::fs::File::open(target).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
             for (what, result) in
                 [("write back", synced), ("unmount", nbdkit_fuse::unmount(target, UnmountMode::Lazy))]
@@ -96,7 +128,7 @@ impl LoopMount {
                 }
             }
         }
-        if let Some(device) = &self.loop_device
+        if let Some(device) = self.own_device()
             && let Err(e) = loopdev::detach(device)
         {
             log::warn!("cannot detach {}: {e}", device.display());
@@ -139,35 +171,12 @@ pub(crate) fn unmount(
     }
 }
 
-/// The file of a partition of the disk that is `file`.
-fn partition(file: &Path, number: u32) -> Result<PathBuf> {
-    let directory = file.parent().context("no directory")?;
-    let disk = file.file_name().context("no name")?;
-    let path = directory.join(nbdkit_fuse::partition_name(disk, number));
-    if !path.exists() {
-        let found: Vec<_> = std::fs::read_dir(directory)?
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                nbdkit_fuse::split_partition_name(&name)
-                    .filter(|(of, _)| *of == disk)
-                    .map(|(_, n)| n.to_string())
-            })
-            .collect();
-        if found.is_empty() {
-            bail!("partition {number} not found: the disk has no partition table: leave --partition out");
-        }
-        bail!("partition {number} not found: the disk has {}", found.join(" "));
-    }
-    Ok(path)
-}
-
 /// Mounts the file system by mount(8), which finds out its type. Devices and setuid programs in it do not count: it
 /// comes from a disk image.
-fn mount(options: &LoopMountOptions, device: &Path, target: &Path, readonly: bool) -> Result<()> {
+fn mount(options: &LoopMountOptions, base: &Base, device: &Path, target: &Path) -> Result<()> {
     let program = find("mount").context("--mount needs mount(8): install util-linux")?;
     let mut command = Command::new(program);
-    command.arg("-o").arg(if readonly { "nosuid,nodev,ro" } else { "nosuid,nodev" });
+    command.arg("-o").arg(words(options, base).join(","));
     if let Some(fstype) = &options.fstype {
         command.arg("-t").arg(fstype);
     }
@@ -180,8 +189,40 @@ fn mount(options: &LoopMountOptions, device: &Path, target: &Path, readonly: boo
     Err(io::Error::other(said)).with_context(|| format!("cannot mount {}", device.display()))
 }
 
+/// The options of that mount: nothing on a read-only disk may have to be written first.
+fn words(options: &LoopMountOptions, base: &Base) -> Vec<String> {
+    let mut words = vec!["nosuid".to_owned(), "nodev".to_owned()];
+    let kind = options.fstype.as_deref().or(base.content.as_ref().map(|content| content.kind));
+    let kind = kind.unwrap_or_default();
+    if kind == "xfs" {
+        // A copy of an image is no reason to refuse it.
+        words.push("nouuid".into());
+    }
+    if options.readonly {
+        words.push("ro".into());
+    }
+    if options.readonly && !options.recovered {
+        let needs_recovery = base.content.as_ref().is_some_and(|content| content.needs_recovery);
+        let without = match kind {
+            "ext3" | "ext4" if needs_recovery => Some("noload"),
+            "btrfs" if needs_recovery => Some("rescue=nologreplay"),
+            "xfs" | "nilfs2" | "f2fs" => Some("norecovery"),
+            _ => None,
+        };
+        words.extend(without.map(String::from));
+        if needs_recovery {
+            log::warn!(
+                "the file system was not unmounted: its last changes are not seen, since they have to be recovered \
+                 first (--recovered does that in a temporary overlay)"
+            );
+        }
+    }
+    words.extend(options.options.iter().cloned());
+    words
+}
+
 /// Where a system program is, even with an empty PATH.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/bin".into(), "/bin".into(), "/usr/sbin".into(), "/sbin".into()])

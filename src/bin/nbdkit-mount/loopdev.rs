@@ -44,6 +44,7 @@ struct Config {
 }
 
 const READ_ONLY: u32 = 1;
+const AUTOCLEAR: u32 = 4;
 const PARTSCAN: u32 = 8;
 const DIRECT_IO: u32 = 16;
 
@@ -57,13 +58,16 @@ pub(crate) struct Shape {
     pub(crate) readonly: bool,
     /// Bytes in a block: a power of 2 from 512 to 4096.
     pub(crate) block_size: u32,
+    /// It is detached when nobody has it open any more.
+    pub(crate) autoclear: bool,
 }
 
-/// Attaches a loop device to `file`, with direct I/O, so that data is not cached twice, and with its partitions.
+/// Attaches a loop device to `file`, with direct I/O, so that data is not cached twice, and with its partitions. Returns its
+/// name, and the device open.
 ///
 /// # Errors
 /// When there are no loop devices or none is free, or when they are not for this user.
-pub(crate) fn attach(file: &Path, shape: Shape) -> Result<PathBuf> {
+pub(crate) fn attach(file: &Path, shape: Shape) -> Result<(PathBuf, File)> {
     let control = File::options().read(true).write(true).open("/dev/loop-control").context(
         "cannot use loop devices (/dev/loop-control): run as root, after modprobe loop if it is missing",
     )?;
@@ -82,7 +86,7 @@ pub(crate) fn attach(file: &Path, shape: Shape) -> Result<PathBuf> {
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
         match configure(&device, &backing, shape) {
-            Ok(()) => return Ok(path),
+            Ok(()) => return Ok((path, device)),
             Err(Errno::EBUSY) => {}
             Err(e) => bail!("cannot attach {} to {}: {}", path.display(), file.display(), io::Error::from(e)),
         }
@@ -94,6 +98,9 @@ fn configure(device: &File, backing: &File, shape: Shape) -> Result<(), Errno> {
     let mut flags = DIRECT_IO | PARTSCAN;
     if shape.readonly {
         flags |= READ_ONLY;
+    }
+    if shape.autoclear {
+        flags |= AUTOCLEAR;
     }
     loop {
         let info = Info {

@@ -1,6 +1,7 @@
 //! The life of a mount, from a configured chain to the end.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::Write as _,
     os::unix::fs::FileExt as _,
@@ -15,15 +16,16 @@ use nbdkit_cli::{
     captive, daemon, descriptors, metrics, parent, pidfile, progress::Throughput, signals, stdio::Stdio,
 };
 use nbdkit_core::{Chain, ShutdownFlag};
-use nbdkit_fuse::{Config, Mount};
+use nbdkit_fuse::{Cache, Config, Mount};
 use nbdkit_nbd::listen::{self, Listener};
 
 use crate::{
     failure::{At as _, Failure, Stage},
-    loop_mount::LoopMount,
+    loop_mount::{Base, LoopMount},
     loop_writeback, loopdev,
     plan::Plan,
     ready::{self, ReadyFd},
+    selector,
     state::{State, Stored},
     stats,
     watcher::Watcher,
@@ -75,7 +77,7 @@ pub(crate) fn mount(mut chain: Chain, plan: Plan, ready_fd: Option<ReadyFd>) -> 
         watcher.watch(device, &place.path);
     }
 
-    let loop_mount = set_up(&plan, &mount, &stdio).at(Stage::Mount);
+    let loop_mount = set_up(&plan, &place, &mount, &stdio).at(Stage::Mount);
     let mut stored = store(&place, &mount, loop_mount.as_ref().ok());
     let served = loop_mount.map(|loop_mount| {
         let server =
@@ -120,13 +122,19 @@ fn config(plan: &Plan, place: &Place) -> Config {
         threads: plan.threads,
         export: plan.export.clone(),
         filename: plan.filename.clone(),
-        partitions: plan.partitions || plan.loop_mount.partition.is_some(),
+        partitions: plan.partitions || plan.loop_mount.partition.is_some() || looks_inside(plan, place),
         sector_size: plan.sector_size,
         cache: plan.cache,
         timeout: plan.timeout,
+        source: plan.source.clone(),
         options: plan.options.clone(),
         passthrough: plan.passthrough,
     }
+}
+
+/// Whether the file system to be mounted may be in a partition, although none was named.
+fn looks_inside(plan: &Plan, place: &Place) -> bool {
+    plan.loop_mount.mount.is_some() && plan.cache != Cache::Writeback && place.path.is_dir()
 }
 
 /// The sectors of a loop device: what is on the disk may count in 512 bytes, although the disk below likes larger requests,
@@ -142,22 +150,22 @@ fn sector_size(mount: &Mount) -> Result<u32> {
 }
 
 /// Sets up what is wanted on the disk, and prints the name of the loop device.
-fn set_up(plan: &Plan, mount: &Mount, stdio: &Stdio) -> Result<LoopMount> {
-    let shape = || Ok(loopdev::Shape { readonly: mount.is_readonly()?, block_size: sector_size(mount)? });
-    let loop_mount = LoopMount::set_up(&plan.loop_mount, mount.file(), shape).map_err(|e| {
-        // What is often forgotten.
-        match mount.partitions() {
-            Ok(numbers)
-                if plan.loop_mount.mount.is_some()
-                    && plan.loop_mount.partition.is_none()
-                    && !numbers.is_empty() =>
-            {
-                let each = numbers.iter().fold(String::new(), |all, n| all + &format!(" --partition={n}"));
-                e.context(format!("the disk has partitions: say which, by one of{each}"))
-            }
-            _ => e,
-        }
-    })?;
+fn set_up(plan: &Plan, place: &Place, mount: &Mount, stdio: &Stdio) -> Result<LoopMount> {
+    let shape = || {
+        let (readonly, block_size) = (mount.is_readonly()?, sector_size(mount)?);
+        Ok(loopdev::Shape { readonly, block_size, autoclear: false })
+    };
+    let base = || {
+        let options = &plan.loop_mount;
+        let contents = mount.contents()?;
+        let chosen = selector::choose(options.partition.as_ref(), options.mount.is_some(), &contents)?;
+        let directory = mount.file().parent().context("the mount has no directory")?;
+        Ok(match chosen {
+            Some(part) => Base { file: directory.join(&part.file), content: part.content.clone() },
+            None => Base { file: mount.file().to_owned(), content: contents.whole.clone() },
+        })
+    };
+    let loop_mount = LoopMount::set_up(&plan.loop_mount, &place.path, base, shape)?;
     if let Some(device) = loop_mount.loop_device.as_deref().filter(|_| plan.loop_mount.loop_device) {
         let mut stdout = File::from(stdio.output.try_clone()?);
         writeln!(stdout, "{}", device.display()).context("cannot print the name of the loop device")?;
@@ -218,11 +226,7 @@ fn serve(
     if let Some(path) = &plan.pidfile {
         pidfile::write(path)?;
     }
-    let captive = plan.run.as_deref().map(|command| {
-        let file = mount.file();
-        let directory = file.parent().unwrap_or(file);
-        captive::run(command, &[("file", file.into()), ("mnt", directory.into())], stdio)
-    });
+    let captive = plan.run.as_deref().map(|command| captive::run(command, &variables(plan, mount)?, stdio));
     let captive = captive.transpose()?;
     ready.tell(plan.verbose)?;
     if let Some(fd) = ready_fd {
@@ -230,6 +234,20 @@ fn serve(
     }
     ready::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
     Ok((captive, server))
+}
+
+/// What the command of `--run` finds its files by.
+fn variables(plan: &Plan, mount: &Mount) -> Result<Vec<(String, OsString)>> {
+    let file = mount.file();
+    let directory = file.parent().unwrap_or(file);
+    let mut variables = vec![("file".to_owned(), file.into()), ("mnt".to_owned(), directory.into())];
+    if plan.partitions {
+        let parts = mount.contents()?.parts;
+        let files =
+            parts.iter().map(|part| (format!("part{}", part.number), directory.join(&part.file).into()));
+        variables.extend(files);
+    }
+    Ok(variables)
 }
 
 /// Serves the same chain over NBD.

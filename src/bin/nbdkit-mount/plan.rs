@@ -12,6 +12,7 @@ use crate::{
     args::Args,
     failure::{At as _, Failure, Stage},
     loop_mount::LoopMountOptions,
+    selector::Selector,
 };
 
 /// What a mount does.
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) export: Option<OsString>,
     pub(crate) filename: OsString,
     pub(crate) options: Vec<String>,
+    /// The words of the command line as one, where mount(8) gave them so.
+    pub(crate) source: Option<String>,
     pub(crate) passthrough: bool,
     pub(crate) partitions: bool,
     /// What partition tables count in. None: found out.
@@ -101,6 +104,11 @@ impl Plan {
         options.retain(|o| o != "auto_unmount");
         let auto_unmount = args.auto_unmount || options.len() < before;
         nbdkit_fuse::check_options(&options)?;
+        let readonly = args.readonly || options.iter().any(|o| o == "ro");
+        if args.recovered {
+            // What is read-only is the image.
+            options.retain(|o| o != "ro");
+        }
         let cache = cache(&args.cache)?;
         conflicts(args, cache)?;
         let timeout = args.timeout.as_deref().map(|t| params::delay(t).context("--timeout")).transpose()?;
@@ -110,14 +118,15 @@ impl Plan {
         Ok(Plan {
             plugin,
             parameters,
-            filters: args.filter.clone(),
+            filters: filters(args),
             mountpoint,
             run: args.run.clone(),
-            readonly: args.readonly || options.iter().any(|o| o == "ro"),
+            readonly: readonly && !args.recovered,
             threads,
             export: args.export.clone(),
             filename: args.filename.clone(),
             options,
+            source: args.source.clone(),
             passthrough: !args.no_passthrough,
             partitions: args.partitions,
             sector_size: sector_size(args)?,
@@ -126,7 +135,7 @@ impl Plan {
             cover_file: args.cover_file,
             clear_stale: args.clear_stale || args.force,
             force: args.force,
-            loop_mount: loop_mount(args)?,
+            loop_mount: loop_mount(args, readonly)?,
             socket: socket(args)?,
             foreground: args.foreground || args.run.is_some() || args.exit_with_parent || args.debug,
             pidfile: absolute(args.pidfile.as_deref())?,
@@ -168,6 +177,12 @@ fn cache(mode: &str) -> Result<Cache> {
     })
 }
 
+/// The filters, the outermost first: for `--recovered`, an overlay over all of them.
+fn filters(args: &Args) -> Vec<OsString> {
+    let overlay = args.recovered && !args.filter.iter().any(|filter| filter == "cow");
+    overlay.then(|| "cow".into()).into_iter().chain(args.filter.iter().cloned()).collect()
+}
+
 /// The options that exclude each other, or need each other.
 fn conflicts(args: &Args, cache: Cache) -> Result<()> {
     let loop_mount = args.loop_device || args.mount.is_some();
@@ -179,7 +194,14 @@ fn conflicts(args: &Args, cache: Cache) -> Result<()> {
             "--cache=writeback and --partitions cannot be used together: leave one out"
         );
     }
-    ensure!(args.mount.is_some() || args.fstype.is_none(), "--fstype is for --mount: add that");
+    for (option, given) in
+        [("--fstype", args.fstype.is_some()), ("--mount-options", !args.mount_options.is_empty())]
+    {
+        ensure!(args.mount.is_some() || !given, "{option} is for --mount: add that");
+    }
+    for (option, given) in [("--lazy", args.lazy), ("--wait", args.wait.is_some())] {
+        ensure!(!given, "{option} is for -u: add that");
+    }
     ensure!(
         loop_mount || args.partition.is_none(),
         "--partition is for --mount and --loop: add one, or use --partitions"
@@ -192,7 +214,7 @@ fn conflicts(args: &Args, cache: Cache) -> Result<()> {
 }
 
 /// What is to be set up on the disk.
-fn loop_mount(args: &Args) -> Result<LoopMountOptions> {
+fn loop_mount(args: &Args, readonly: bool) -> Result<LoopMountOptions> {
     let mount = match &args.mount {
         Some(dir) => {
             let full = dir.canonicalize().with_context(|| format!("--mount {}", dir.display()))?;
@@ -201,8 +223,16 @@ fn loop_mount(args: &Args) -> Result<LoopMountOptions> {
         }
         None => None,
     };
-    let partition = args.partition.as_deref().map(|n| params::integer("--partition", n)).transpose()?;
-    Ok(LoopMountOptions { loop_device: args.loop_device, mount, fstype: args.fstype.clone(), partition })
+    let partition = args.partition.as_deref().map(Selector::parse).transpose()?;
+    Ok(LoopMountOptions {
+        loop_device: args.loop_device,
+        mount,
+        fstype: args.fstype.clone(),
+        options: args.mount_options.clone(),
+        readonly,
+        recovered: args.recovered,
+        partition,
+    })
 }
 
 /// Takes the last word as the mountpoint.
@@ -274,6 +304,9 @@ mod tests {
             "--cache=writeback --partitions",
             "--fstype ext4",
             "--partition 1",
+            "--mount-options ro",
+            "--lazy",
+            "--wait 3",
             "--timeout 0",
             "--timeout x",
             "--sector-size 8k",

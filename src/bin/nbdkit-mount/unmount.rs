@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nbdkit_core::params;
 use nbdkit_fuse::MountEntry;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -15,9 +16,10 @@ use rustix::{
 };
 
 use crate::{
+    args::Args,
     loop_mount::{self, LoopMount},
     mount_users,
-    state::{self, Stored},
+    state::{self, State, Stored},
 };
 
 /// How long a mount in use is tried.
@@ -25,30 +27,59 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a server that has been let go may take to end before it is asked what keeps it.
 const GLANCE: Duration = Duration::from_millis(500);
 
+/// What becomes of a mount that is in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum How {
+    /// It is tried for this long.
+    Within(Duration),
+    /// It goes out of sight at once, and ends when nobody uses it any more.
+    Lazily,
+}
+
+impl How {
+    /// What the options say.
+    ///
+    /// # Errors
+    /// Both, or a time that is none.
+    pub(crate) fn new(args: &Args) -> Result<How> {
+        Ok(match (args.lazy, &args.wait) {
+            (true, Some(_)) => bail!("--lazy and --wait cannot be used together: leave one out"),
+            (true, None) => How::Lazily,
+            (false, Some(time)) => How::Within(params::delay(time).context("--wait")?),
+            (false, None) => How::Within(PATIENCE),
+        })
+    }
+}
+
 /// Unmounts what is at `path`, which is the mountpoint, or where the file system inside is mounted. Returns when the
 /// server has ended.
 ///
 /// # Errors
 /// Nothing of ours is mounted there; it is in use, here or in another mount namespace; the last flush failed.
-pub(crate) fn unmount(path: &Path) -> Result<()> {
+pub(crate) fn unmount(path: &Path, how: How) -> Result<()> {
     let path = nbdkit_fuse::resolve(path)?;
     let (mount, stored) = find(&path)?;
+    let patience = match how {
+        How::Lazily => return unmount_lazily(&mount, stored.as_ref()),
+        How::Within(patience) => patience,
+    };
     // The disk must be found before the server is gone, and the server before it has ended.
     let server = stored.as_ref().and_then(|stored| server(&stored.state));
-    let mut busy = |message: &str| log::warn!("{message}: waiting for up to {} s", PATIENCE.as_secs());
+    let mut busy = |message: &str| log::warn!("{message}: waiting for up to {} s", patience.as_secs_f32());
     let devices = match &stored {
         Some(Stored { state, .. }) => {
             let loop_mount = LoopMount {
                 // Meanwhile it may have been detached, and attached to something else.
                 loop_device: state.loop_device.clone().filter(|d| crate::loopdev::shows(d, &mount.target)),
                 mount: state.inside.clone(),
+                place: mount.target.clone(),
             };
-            loop_mount.take_down(PATIENCE, &mut busy)?;
+            loop_mount.take_down(patience, &mut busy)?;
             loop_mount.loop_device.into_iter().collect()
         }
         None => Vec::new(),
     };
-    loop_mount::unmount(&mount.target, &devices, PATIENCE, &mut busy)?;
+    loop_mount::unmount(&mount.target, &devices, patience, &mut busy)?;
     let Some(stored) = stored else { return Ok(()) };
     match server {
         Some(server) => wait_for(&server, &stored.state, &mount)?,
@@ -113,8 +144,18 @@ fn wait_for(server: &OwnedFd, state: &state::State, mount: &MountEntry) -> Resul
     Ok(())
 }
 
+/// Takes it out of sight. What was written is written back first; the server ends by itself.
+fn unmount_lazily(mount: &MountEntry, stored: Option<&Stored>) -> Result<()> {
+    if let Some(Stored { state, .. }) = stored {
+        let (loop_device, inside) = (state.loop_device.clone(), state.inside.clone());
+        LoopMount { loop_device, mount: inside, place: mount.target.clone() }.abandon();
+    }
+    nbdkit_fuse::unmount(&mount.target, nbdkit_fuse::UnmountMode::Lazy)
+        .with_context(|| format!("cannot unmount {}", mount.target.display()))
+}
+
 /// The mount at a path, or the one in which what is mounted there is.
-fn find(path: &Path) -> Result<(MountEntry, Option<Stored>)> {
+pub(crate) fn find(path: &Path) -> Result<(MountEntry, Option<Stored>)> {
     let mounts = nbdkit_fuse::mounts().context("cannot read the mount table")?;
     let top = mounts.iter().rev().find(|mount| mount.target == path);
     if let Some(mount) = top.filter(|mount| mount.is_ours()) {
@@ -143,9 +184,8 @@ pub(crate) fn clear_stale(path: &Path) -> Result<()> {
     }
     let path = nbdkit_fuse::resolve(path)?;
     if let Ok((_, Some(stored))) = find(&path) {
-        let shown = |device: &std::path::PathBuf| crate::loopdev::shows(device, &path);
-        let loop_device = stored.state.loop_device.clone().filter(shown);
-        LoopMount { loop_device, mount: stored.state.inside.clone() }.abandon();
+        let State { loop_device, inside, .. } = stored.state.clone();
+        LoopMount { loop_device, mount: inside, place: path.clone() }.abandon();
         stored.remove();
     }
     nbdkit_fuse::unmount(&path, nbdkit_fuse::UnmountMode::Lazy)

@@ -4,7 +4,6 @@
 
 mod activation;
 mod args;
-mod dump;
 mod plan;
 mod privileges;
 mod selinux;
@@ -19,7 +18,7 @@ use std::{io::Write, process::ExitCode};
 use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser};
 use nbdkit_cli::{
-    chain, completion, layers,
+    chain, completion, dump, layers,
     logger::{self, Sink},
     std_fds,
     stdio::Stdio,
@@ -127,7 +126,7 @@ fn information(args: &Args, debug: &DebugFlags) -> Result<Option<String>> {
     } else if args.long_options {
         dump::long_options(&Args::command())
     } else if args.dump_config {
-        dump::config()
+        dump::config("nbdkit", cfg!(feature = "tls"))
     } else if args.dump_plugin {
         plan::conflicts(args, false)?;
         let Some(mut chain) = loaded()? else { bail!("--dump-plugin needs the name of a plugin") };

@@ -36,7 +36,9 @@ pub(super) fn probe<E>(probe: &mut Probe<'_, '_, E>) -> Found<E> {
     }
     let Some(block) = probe.array::<1024>(65536)? else { return Ok(None) };
     if &block[64..72] == b"_BHRfS_M" {
-        let content = Content::file_system("btrfs").uuid(uuid(bytes(&block, 32)));
+        let mut content = Content::file_system("btrfs").uuid(uuid(bytes(&block, 32)));
+        // Where its log is, if it has one.
+        content.needs_recovery = block[96..104] != [0; 8];
         return Ok(Some(content.label(text_at(&block, 299, 256))));
     }
     if [&b"ReIsErFs"[..], b"ReIsEr2Fs", b"ReIsEr3Fs"].iter().any(|magic| block[52..].starts_with(magic)) {
@@ -79,6 +81,9 @@ fn at_the_start(block: &[u8; 512]) -> Option<Content> {
     if block.starts_with(b"-rom1fs-") {
         return Some(Content::file_system("romfs").label(text_at(block, 16, 16)));
     }
+    if block.starts_with(&[0xce, 0xfa, 0xad, 0x1b]) {
+        return Some(Content::file_system("bfs"));
+    }
     if block.starts_with(&[0x45, 0x3d, 0xcd, 0x28]) {
         return Some(Content::file_system("cramfs").label(text_at(block, 48, 16)));
     }
@@ -113,12 +118,13 @@ fn ext(block: &[u8; 1024]) -> Option<Content> {
     const RECOVER: u32 = 0x4;
     const JOURNAL_DEVICE: u32 = 0x8;
     let (compatible, incompatible, read_only) = (u32_at(block, 92), u32_at(block, 96), u32_at(block, 100));
-    if u32_at(block, 0) == 0 || u32_at(block, 24) > 6 {
+    let is_journal = incompatible & JOURNAL_DEVICE != 0;
+    if (u32_at(block, 0) == 0 && !is_journal) || u32_at(block, 24) > 6 {
         return None;
     }
     // What ext3 knows: file types, recovery, meta block groups; sparse superblocks, large files, trees.
     let old = incompatible & !0x16 == 0 && read_only & !0x7 == 0;
-    let mut content = match (incompatible & JOURNAL_DEVICE != 0, compatible & JOURNAL != 0) {
+    let mut content = match (is_journal, compatible & JOURNAL != 0) {
         (true, _) => Content::new("jbd", Usage::Other),
         (_, true) if old => Content::file_system("ext3"),
         (_, false) if old && incompatible & RECOVER == 0 => Content::file_system("ext2"),

@@ -40,6 +40,8 @@ pub struct Volume {
     pub id: String,
     /// Its size in bytes.
     pub size: u64,
+    /// The metadata allow that it is written to.
+    pub writable: bool,
     /// Where its bytes are, in ascending order and without gaps; or why it cannot be shown.
     pub segments: Result<Vec<Segment>, String>,
 }
@@ -112,15 +114,18 @@ impl Group {
             });
         }
         for (name, volume) in section.get("logical_volumes").map(Node::entries).unwrap_or_default() {
-            let status = volume.list("status");
+            let has = |node: &Node, word: &str| {
+                node.list("status").iter().any(|n| matches!(n, Node::Text(t) if t == word))
+            };
+            let writable = has(section, "WRITE") && has(volume, "WRITE");
             // Parts of other volumes are not for users.
-            if !status.iter().any(|word| matches!(word, Node::Text(word) if word == "VISIBLE")) {
+            if !has(volume, "VISIBLE") {
                 continue;
             }
             let id = volume.text("id").unwrap_or_default().to_owned();
             let segments = group.segments(volume, extent);
             let size = section_size(volume, extent);
-            group.volumes.push(Volume { name: name.clone(), id, size, segments });
+            group.volumes.push(Volume { name: name.clone(), id, size, writable, segments });
         }
         // What a snapshot was made of needs the snapshot to be written to.
         let snapshots = section.get("logical_volumes").map(Node::entries).unwrap_or_default();

@@ -52,6 +52,7 @@ fn a_group_is_read() {
     let expected =
         [("vg0-lin", 4), ("vg0-with--hyphen", 4), ("vg0-thin", 4), ("vg0-gap", 4), ("vg0-snap", 4)];
     assert_eq!(names, expected.map(|(name, extents)| (name.to_owned(), extents)));
+    assert!(group.volumes[0].writable && !group.volumes[3].writable);
     let why = |index: usize| group.volumes[index].segments.as_ref().unwrap_err().as_str();
     assert_eq!(why(2), "volumes of type thin are not understood");
     assert_eq!((why(3), why(4)), ("it is the origin of a snapshot", "it is a snapshot"));

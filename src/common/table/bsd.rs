@@ -111,7 +111,7 @@ pub(super) fn parse_slices<E>(disk: &mut Disk<'_, E>, table: &mut Table) -> Resu
                     number += 1;
                 }
                 // What is outside of the slice is not the label's to give, but for the whole disk by custom.
-                _ if index >= WHOLE && index <= WHOLE + 1 => {}
+                _ if index == WHOLE || index == WHOLE + 1 => {}
                 _ => table.warn(format!(
                     "partition {} of the BSD disklabel in partition {} is not within that and is ignored",
                     char::from(b'a' + index as u8),

@@ -72,7 +72,7 @@ pub(super) fn announces_gpt(sector: &[u8]) -> bool {
 /// The partitions that the first sector of a disk leads to.
 pub(super) fn parse<E>(disk: &mut Disk<'_, E>, first: &[u8], sizes: &[u64]) -> Result<Table, TableError<E>> {
     let mut table = Table::new(Scheme::Mbr, sector_size(disk, first, sizes)?);
-    table.uuid = Some(format!("{:08x}", u32_at(first, 440)));
+    table.uuid = Some(u32_at(first, 440)).filter(|id| *id != 0).map(|id| format!("{id:08x}"));
     let mut extended = None;
     for (number, entry) in (1..).zip(entries(first)) {
         if entry.is_data() {

@@ -8,15 +8,16 @@ use std::{
 };
 
 use clap::{Arg, Command};
-use nbdkit_cli::version;
 use nbdkit_core::{Chain, Info};
 use nbdkit_loader::lookup::Kind;
+
+use crate::version;
 
 /// Where the configuration of the machine is.
 const SYSCONFDIR: &str = "/etc";
 
-/// How the server was built.
-pub(crate) fn config() -> String {
+/// How the program `name` was built, with TLS or without.
+pub fn config(name: &str, tls: bool) -> String {
     let version = version::COMPATIBLE;
     let mut parts = version.split('.');
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -36,7 +37,7 @@ pub(crate) fn config() -> String {
         ("libdir", show(libdir)),
         ("mandir", show(&prefix.join("share/man"))),
         ("max_api_version", "2".into()),
-        ("name", "nbdkit".into()),
+        ("name", name.into()),
         ("plugindir", show(&plugindir)),
         ("root_tls_certificates_dir", format!("{SYSCONFDIR}/pki/nbdkit")),
         ("run_default_socket", "unix".into()),
@@ -45,7 +46,7 @@ pub(crate) fn config() -> String {
         ("soext", "so".into()),
         ("sysconfdir", SYSCONFDIR.into()),
         ("timeout_option", "yes".into()),
-        ("tls", if cfg!(feature = "tls") { "yes" } else { "no" }.into()),
+        ("tls", if tls { "yes" } else { "no" }.into()),
         ("version", version.into()),
         ("version_commit", version::COMMIT.into()),
         ("version_major", major.into()),
@@ -67,12 +68,12 @@ fn layers(kind: Kind) -> PathBuf {
 }
 
 /// The options with one letter, one on a line, for completion scripts.
-pub(crate) fn short_options(command: &Command) -> String {
+pub fn short_options(command: &Command) -> String {
     sorted(command.get_arguments().filter_map(Arg::get_short).map(|letter| format!("-{letter}")))
 }
 
 /// The options with a name, and their other names.
-pub(crate) fn long_options(command: &Command) -> String {
+pub fn long_options(command: &Command) -> String {
     let names = |arg: &Arg| {
         let others = arg.get_all_aliases().unwrap_or_default();
         arg.get_long().into_iter().chain(others).map(|name| format!("--{name}")).collect::<Vec<_>>()
@@ -89,7 +90,7 @@ fn sorted(options: impl Iterator<Item = String>) -> String {
 ///
 /// # Errors
 /// Those of standard output.
-pub(crate) fn plugin(chain: &Chain) -> std::io::Result<String> {
+pub fn plugin(chain: &Chain) -> std::io::Result<String> {
     let plugin = chain.plugin();
     let (info, interface) = (plugin.info(), nbdkit_loader::interface(plugin));
     let mut out = std::io::stdout().lock();
