@@ -159,7 +159,7 @@ fn volumes_of_other_types_are_named() {
 #[test]
 fn what_is_not_all_there_is_named() {
     let dir = temp();
-    let [a, b] = two_disks(dir.path());
+    let [a, _] = two_disks(dir.path());
     let refused: Vec<_> = volumes(&["file", &a]).iter().map(|v| v["refused"].to_string()).collect();
     assert_eq!(refused[0], "null", "the linear one is all on this disk");
     assert!(refused[1].contains("is missing") && refused[2].contains("is missing"), "{refused:?}");
