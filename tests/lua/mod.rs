@@ -407,7 +407,7 @@ assert(load('return 5')() == 5)
     lua();
     let help = run_ok([NBDKIT, "lua", &path, "--help"]);
     for line in
-        ["plugin: letters (a disk of letters)", "Nothing but one letter.", "letter=LETTER  The letter"]
+        ["plugin: letters - a disk of letters", "Nothing but one letter.", "letter=LETTER  The letter"]
     {
         assert!(help.lines().any(|l| l == line), "{line}: {help}");
     }
