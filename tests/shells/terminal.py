@@ -33,7 +33,7 @@ if pid == 0:
     os.execvp(START[shell][0], START[shell])
 
 
-def read(until, seconds=20.0):
+def read(until, seconds=60.0):
     """What the shell prints, up to a word."""
     text = b""
     deadline = time.monotonic() + seconds
