@@ -150,7 +150,6 @@ fn volumes_of_other_types_are_named() {
         ("plain", ""),
         ("pool", "volumes of type thin-pool are not understood"),
         ("r", "volumes of type raid1 are not understood"),
-        ("snap", "it is a snapshot"),
         ("thin", "volumes of type thin are not understood"),
     ];
     assert_eq!(refused, expected.into_iter().collect());
