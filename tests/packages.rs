@@ -75,7 +75,8 @@ fn embedded() {
     let serve = example("serve");
     sh(&format!(
         "cd {here}; {} ./sock & trap 'kill %1' EXIT; {}
-         echo hello | nbdcopy - 'nbd+unix:///?socket=sock' && nbdcopy 'nbd+unix:///?socket=sock' - | head -c 5 | grep -qx hello",
+         echo hello | nbdcopy - 'nbd+unix:///?socket=sock' && nbdcopy 'nbd+unix:///?socket=sock' copy
+         head -c 5 copy | grep -qx hello",
         serve.display(),
         wait.replace("TEST", "[ -S sock ]")
     ));
