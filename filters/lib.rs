@@ -34,6 +34,7 @@ mod indexed_gzip;
 mod ip;
 mod limit;
 mod log;
+mod luks;
 mod lzip;
 mod map;
 mod multi_conn;
@@ -93,6 +94,7 @@ registry! {
     ip
     limit
     log
+    luks
     lzip
     map
     multi_conn = "multi-conn"

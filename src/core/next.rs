@@ -151,12 +151,23 @@ impl Next {
     /// As [`submit`](Self::submit), for a `layer` that changes data that was read: its
     /// [`transform`](Handle::transform) is called with `token` when the read has succeeded. It cannot be lent for.
     pub fn transform(&self, layer: &dyn Handle, request: &mut Request<'_>, token: u64) -> Outcome<'_> {
+        self.transform_at(layer, request, request.offset(), token)
+    }
+
+    /// As [`transform`](Self::transform), of what is at `offset` of the layer below.
+    pub fn transform_at(
+        &self,
+        layer: &dyn Handle,
+        request: &mut Request<'_>,
+        offset: u64,
+        token: u64,
+    ) -> Outcome<'_> {
         let call = *request.call();
         if request.may_lend() {
             return Outcome::NeedsThread;
         }
         request.push(self.level + 1, FrameKind::Transform(token));
-        match self.pass(request) {
+        match request.with_call(Call { offset, ..call }, |request| self.pass(request)) {
             Outcome::Done(result) => {
                 request.pop();
                 Outcome::Done(result.and_then(|()| match request.data() {
