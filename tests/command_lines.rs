@@ -73,7 +73,11 @@ const SERVER: &[Row] = &[
         1,
         "unknown parameter 'error-pread-rate': it belongs to the filter error: add --filter=error",
     ),
-    ("memory 1M dir=/x", 1, "unknown parameter 'dir': memory does not take it, only file"),
+    (
+        "memory 1M dir=/x",
+        1,
+        "unknown parameter 'dir': memory does not take it, only file floppy iso linuxdisk ondemand",
+    ),
     // Plugins and filters in each other's place.
     (
         "--filter=file memory 1M",

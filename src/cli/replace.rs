@@ -20,9 +20,19 @@ pub fn write(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
         .prefix(&name)
         .suffix(".tmp")
         .permissions(Permissions::from_mode(mode))
-        .tempfile_in(directory)?;
+        .tempfile_in(directory)
+        .map_err(without_name)?;
     file.write_all(contents)?;
     file.persist(path).map(drop).map_err(|e| e.error)
+}
+
+/// An error without the name that was made up for the file: people have not heard of it.
+fn without_name(e: io::Error) -> io::Error {
+    let source = e.get_ref().and_then(|e| e.source()).and_then(|e| e.downcast_ref::<io::Error>());
+    match source.and_then(io::Error::raw_os_error) {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => e,
+    }
 }
 
 #[cfg(test)]

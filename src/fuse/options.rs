@@ -173,13 +173,14 @@ mod tests {
 
     #[test]
     fn the_last_of_two_opposites_wins() {
-        let options = Options::parse(["ro", "rw", "suid", "noexec", "nodev", "dev"]).unwrap();
-        assert_eq!(options.flag_words(), ["rw", "dev", "suid", "noexec"]);
+        let options = Options::parse(["ro", "rw", "exec", "noexec"]).unwrap();
+        assert_eq!(options.flag_words(), ["rw", "nodev", "nosuid", "noexec"]);
     }
 
     #[test]
-    fn devices_and_setuid_are_off_unless_asked_for() {
+    fn devices_and_setuid_are_off_whatever_is_asked_for() {
         assert_eq!(Options::parse([]).unwrap().flag_words(), ["rw", "nodev", "nosuid"]);
+        assert_eq!(Options::parse(["suid", "dev"]).unwrap().flag_words(), ["rw", "nodev", "nosuid"]);
     }
 
     #[test]
