@@ -64,6 +64,7 @@ const OTHERS: &[(&str, &str)] = &[
     ("lzip", "needs a compressed disk"),
     ("xz", "needs a compressed disk"),
     ("zstd", "needs a compressed disk"),
+    ("luks", "needs an encrypted disk"),
 ];
 
 fn start(plugin: impl Plugin + 'static, filter: &str, params: &[(&str, String)]) -> Arc<Chain> {

@@ -15,6 +15,8 @@ const SIZE: u64 = 8 * BLOCK;
 const MAP: u64 = 12 << 10;
 const MAP_END: u64 = 20 << 10;
 const DATA: u64 = 1 << 20;
+/// Every so many bytes are damaged: a prime, so that all fields are met, and all bits of them over the copies.
+const STEP: usize = 11;
 
 /// An overlay that was flushed twice, what the disk held after each flush, and the disk below.
 struct Made {
@@ -57,7 +59,14 @@ fn made() -> Made {
 impl Made {
     /// What is read of the overlay with other bytes.
     fn read(&self, bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
-        std::fs::write(&self.path, bytes).unwrap();
+        // Most of the file is a hole.
+        let file = File::create(&self.path).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for (number, block) in bytes.chunks(4096).enumerate() {
+            if block != &[0; 4096][..block.len()] {
+                file.write_all_at(block, number as u64 * 4096).unwrap();
+            }
+        }
         contents(&self.disk, &self.path)
     }
 
@@ -71,10 +80,10 @@ impl Made {
 }
 
 #[test]
-fn every_byte_of_the_header() {
+fn the_header() {
     let made = made();
     assert!(made.read(&made.bytes).unwrap() == made.flushed[1]);
-    for at in 0..4096 {
+    for at in (0..4096).step_by(STEP) {
         let mut bytes = made.bytes.clone();
         bytes[at] ^= 1 << (at % 8);
         made.assert_refused(made.read(&bytes), &format!("byte {at}"));
@@ -83,10 +92,10 @@ fn every_byte_of_the_header() {
 
 /// The newer copy of the map is used or, if that is damaged, the older one; and what it says is all true.
 #[test]
-fn every_byte_of_the_map_and_of_the_record_of_the_base() {
+fn the_map_and_the_record_of_the_base() {
     let made = made();
     let mut older = 0;
-    for at in 4096..MAP_END as usize {
+    for at in (4096..MAP_END as usize).step_by(STEP) {
         let mut bytes = made.bytes.clone();
         bytes[at] ^= 1 << (at % 8);
         let found = made.read(&bytes).unwrap_or_else(|e| panic!("byte {at}: {e}"));
@@ -95,9 +104,9 @@ fn every_byte_of_the_map_and_of_the_record_of_the_base() {
         assert!(!is_older || at >= MAP as usize, "byte {at}");
         older += usize::from(is_older);
     }
-    assert_eq!(older, 4096, "the newer copy of the map");
+    assert!(older.abs_diff(4096 / STEP) <= 1, "the newer copy of the map");
     // Both.
-    for at in 0..4096 {
+    for at in (0..4096).step_by(STEP) {
         let mut bytes = made.bytes.clone();
         for copy in [MAP, MAP + 4096] {
             bytes[copy as usize + at] ^= 0x40;
@@ -133,7 +142,7 @@ fn anything_anywhere() {
         dice ^= dice << 17;
         dice % sides
     };
-    for _ in 0..2000 {
+    for _ in 0..400 {
         let mut bytes = made.bytes.clone();
         for _ in 0..=roll(4) {
             let (at, length) = (roll(MAP_END) as usize, 1 + roll(300) as usize);

@@ -35,10 +35,11 @@ const FIXTURES: &str = include_str!("fixtures.sh");
 const PROGRAMS: [&str; 2] = ["nbdkit", "nbdkit-mount"];
 
 /// Names in the documentation, and what is there on the stage.
-const STANDS_FOR: [(&str, &str); 8] = [
+const STANDS_FOR: [(&str, &str); 9] = [
     ("/var/lib/images", "/tmp/images"),
     ("/path/to/pieces", "/tmp/images"),
     ("/var/images", "/tmp/images"),
+    ("/srv/", "/tmp/images/srv/"),
     ("=/images", "=/tmp/images"),
     ("/etc/pki/", "/tmp/pki/"),
     ("server.example.com", "localhost"),

@@ -62,5 +62,10 @@ cp --sparse=always /tmp/fixtures/* /tmp/work/
 cp --sparse=always /tmp/fixtures/small.img /tmp/images/a.img
 cp /tmp/images/a.img /tmp/images/b.img
 cp /tmp/images/a.img /tmp/images/main.img
+for directory in /tmp/images/srv/drivers /tmp/images/srv/floppy /tmp/images/srv/files /tmp/images/srv/root /tmp/work/efi /tmp/work/seed; do
+    mkdir -p "$directory"
+    echo "a file" >"$directory/a.txt"
+done
+cp /tmp/images/a.img /tmp/images/srv/root.img
 cd /tmp/work
 export PATH=/tmp/bin:/usr/bin:/usr/sbin:/bin:/sbin:$PATH HOME=/tmp/work TMPDIR=/tmp CPATH=/tmp/include
