@@ -28,9 +28,8 @@ pub fn write(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
 
 /// An error without the name that was made up for the file: people have not heard of it.
 fn without_name(e: io::Error) -> io::Error {
-    let source = e.get_ref().and_then(|e| e.source()).and_then(|e| e.downcast_ref::<io::Error>());
-    match source.and_then(io::Error::raw_os_error) {
-        Some(errno) => io::Error::from_raw_os_error(errno),
+    match e.to_string().split_once(" at path ") {
+        Some((what, _)) => io::Error::new(e.kind(), what.to_owned()),
         None => e,
     }
 }
