@@ -37,6 +37,10 @@ const SECTOR: usize = 512;
 /// Pages noted at a time: what a flush needs in memory.
 const BATCH: usize = 1024;
 
+/// How often, and after how long, a file that is in use is tried again: two seconds in all.
+const IN_USE_WAITS: u32 = 40;
+const IN_USE_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// A file that this process alone has open as an overlay.
 pub(super) struct Claimed {
     pub(super) file: File,
@@ -56,10 +60,17 @@ impl Claimed {
     /// No overlay, damaged, in use; those of open(2). The message names the file.
     pub(super) fn open(path: &Path, create: bool) -> anyhow::Result<Self> {
         let shown = path.display();
+        let mut waits = 0;
         loop {
             let (file, created) = open(path, create)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
+                // A server whose mount has gone may still be about to end.
+                Err(Os::WOULDBLOCK) if waits < IN_USE_WAITS => {
+                    waits += 1;
+                    std::thread::sleep(IN_USE_WAIT);
+                    continue;
+                }
                 Err(Os::WOULDBLOCK) => {
                     bail!("{shown} is in use by another process: end that first (fuser {shown} finds it)")
                 }

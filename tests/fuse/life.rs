@@ -368,6 +368,13 @@ fn an_unmount_does_not_wait_for_another_namespace_for_ever() {
 }
 
 /// A server that was killed may have left its number to somebody else.
+/// When a process began, in ticks since the machine did.
+fn start_of(pid: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let (_, fields) = stat.rsplit_once(')').expect("a name");
+    fields.split_whitespace().nth(19).expect("a start").to_owned()
+}
+
 #[test]
 fn an_unmount_does_not_wait_for_a_stranger() {
     if !rustix::process::geteuid().is_root() {
@@ -379,8 +386,15 @@ fn an_unmount_does_not_wait_for_a_stranger() {
     let states = fs::read_dir("/run/nbdkit-mount").expect("states").flatten().map(|entry| entry.path());
     let state = states.into_iter().find(|path| fs::read(path).is_ok_and(|text| text.starts_with(&own)));
     let state = state.expect("the state of the mount");
+    let server = start_of(mount.pid());
     mount.kill();
     let mut stranger = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
+    // A process is known by the tick of the clock that it began at.
+    while start_of(stranger.id()) == server {
+        stranger.kill().expect("kill");
+        stranger.wait().expect("wait");
+        stranger = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
+    }
     let text = fs::read(&state).expect("read");
     let text = [format!("pid={}\0", stranger.id()).as_bytes(), &text[own.len()..]].concat();
     fs::write(&state, text).expect("write");
