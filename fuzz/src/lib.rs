@@ -91,18 +91,6 @@ pub fn explore(chain: &Arc<Chain>, most: u64) {
     }
 }
 
-/// A target for a filter that reads a format: the input is the disk below it.
-#[macro_export]
-macro_rules! format_target {
-    ($filter:literal) => {
-        libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-            if let Some(chain) = $crate::Disk::readonly(input.to_vec()).chain(&[$filter], &[]) {
-                $crate::explore(&chain, 1 << 20);
-            }
-        });
-    };
-}
-
 impl Plugin for Disk {
     fn info(&self) -> Info {
         Info::bundled("disk", "the bytes of an input", "")

@@ -1,5 +1,0 @@
-//! A compressed disk that somebody has damaged, or made, through the filter zstd.
-
-#![no_main]
-
-nbdkit_fuzz::format_target!("zstd");
