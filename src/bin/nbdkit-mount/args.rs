@@ -5,8 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, Parser};
 
 /// The options that `-h` shows.
-pub(crate) const COMMON: [&str; 8] =
-    ["filter", "readonly", "partitions", "mount", "unix", "run", "verbose", "list"];
+pub(crate) const COMMON: [&str; 6] = ["filter", "readonly", "partitions", "run", "verbose", "list"];
 
 /// Options of nbdkit-mount(1).
 #[derive(Debug, Parser)]
