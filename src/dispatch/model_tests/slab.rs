@@ -7,8 +7,8 @@ use std::{
 };
 
 use nbdkit_core::{
-    Chain, Client, Errno, Error, Flags, Handle, Info, Open, Outcome, Peer, Pending, Plugin, Request, Result,
-    Session, ShutdownFlag,
+    Caps, Chain, Client, Errno, Error, Flags, Handle, Info, Open, Outcome, Peer, Pending, Plugin, Request,
+    Result, Session, ShutdownFlag,
 };
 
 use super::check;
@@ -31,12 +31,8 @@ impl Plugin for Disk {
 }
 
 impl Handle for Disk {
-    fn get_size(&self) -> Result<u64> {
-        Ok(1 << 40)
-    }
-
-    fn can_write(&self) -> Result<bool> {
-        Ok(true)
+    fn capabilities(&self) -> Result<Caps> {
+        Ok(Caps::of_size(1 << 40).with_write(true))
     }
 
     fn submit(&self, request: &mut Request<'_>) -> Outcome<'_> {
