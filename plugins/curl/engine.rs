@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Buffers, Errno, Error, Memory, Payload, Pending, Result, Wake, sync::Mutex};
+use nbdkit_core::{Buffers, Errno, Error, Memory, Payload, Pending, Result, Wake, Wakes, sync::Mutex};
 
 use super::{
     answer::{Answer, Header},
@@ -195,7 +195,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let mut waiting = VecDeque::new();
-        let mut wakes: Vec<Wake> = Vec::new();
+        let mut wakes = Wakes::default();
         loop {
             let (left, closed) = {
                 let mut queue = self.shared.queue.lock();
@@ -227,7 +227,7 @@ impl Worker {
         }
     }
 
-    fn start(&mut self, job: Job, wakes: &mut Vec<Wake>) {
+    fn start(&mut self, job: Job, wakes: &mut Wakes) {
         match self.prepare(&job) {
             Ok((mut easy, direct)) => {
                 let mut job = job;
@@ -240,7 +240,7 @@ impl Worker {
                 self.flying.insert(self.next, Flying { job, direct });
                 self.multi.start(self.next, easy);
             }
-            Err(e) => wake(job.end(Err(Error::new(Errno::EIO, format!("{e:#}")))), wakes),
+            Err(e) => wakes.extend(job.end(Err(Error::new(Errno::EIO, format!("{e:#}"))))),
         }
     }
 
@@ -269,7 +269,7 @@ impl Worker {
     }
 
     /// A transfer has ended. Some: it has to be made once more.
-    fn end(&mut self, ended: Ended<Answer>, wakes: &mut Vec<Wake>) -> Option<Job> {
+    fn end(&mut self, ended: Ended<Answer>, wakes: &mut Wakes) -> Option<Job> {
         let Ended { number, mut easy, result } = ended;
         let Flying { mut job, direct } = self.flying.remove(&number)?;
         let (status, length) = (easy.status(), easy.content_length());
@@ -302,12 +302,12 @@ impl Worker {
             }),
         };
         self.idle.push(easy);
-        wake(job.end(result.map(|()| told)), wakes);
+        wakes.extend(job.end(result.map(|()| told)));
         None
     }
 
     /// Ends what clients have asked for that have gone.
-    fn forget(&mut self, left: &[u64], waiting: &mut VecDeque<Job>, wakes: &mut Vec<Wake>) {
+    fn forget(&mut self, left: &[u64], waiting: &mut VecDeque<Job>, wakes: &mut Wakes) {
         let gone = |job: &Job| left.contains(&job.owner);
         let numbers: Vec<u64> =
             self.flying.iter().filter(|(_, flying)| gone(&flying.job)).map(|(number, _)| *number).collect();
@@ -319,16 +319,7 @@ impl Worker {
         let (forgotten, kept): (VecDeque<Job>, _) = std::mem::take(waiting).into_iter().partition(gone);
         *waiting = kept;
         for job in jobs.into_iter().chain(forgotten) {
-            wake(job.end(Err(Error::new(Errno::ESHUTDOWN, "the client is gone"))), wakes);
+            wakes.extend(job.end(Err(Error::new(Errno::ESHUTDOWN, "the client is gone"))));
         }
-    }
-}
-
-fn wake(new: Option<Wake>, wakes: &mut Vec<Wake>) {
-    let Some(new) = new else { return };
-    if wakes.iter().any(|other| new.is_covered_by(other)) {
-        new.forget();
-    } else {
-        wakes.push(new);
     }
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd};
-use nbdkit_core::{Memory, Pending, Wake, sync::Mutex};
+use nbdkit_core::{Memory, Pending, Wakes, sync::Mutex};
 use rustix::{
     event::{EventfdFlags, PollFlags, eventfd},
     io::{Errno, ReadWriteFlags},
@@ -135,7 +135,7 @@ impl Ring {
         let thread = thread::Builder::new().name("io_uring".into()).spawn(move || match make() {
             Ok(ring) => {
                 let _ = tell.send(Ok(()));
-                Driver { ring, shared: theirs, flying: Flying::default(), wakes: Vec::new() }.run();
+                Driver { ring, shared: theirs, flying: Flying::default(), wakes: Wakes::default() }.run();
             }
             Err(e) => {
                 let _ = tell.send(Err(e));
@@ -240,7 +240,7 @@ struct Driver {
     shared: Arc<Shared>,
     flying: Flying,
     /// Front ends to be woken after this round.
-    wakes: Vec<Wake>,
+    wakes: Wakes,
 }
 
 impl Driver {
@@ -359,13 +359,7 @@ impl Driver {
     fn end(&mut self, transfer: Transfer, result: io::Result<usize>) {
         let Transfer { memory, pending, then, .. } = transfer;
         match catch_unwind(AssertUnwindSafe(|| then.end(pending, result, memory))) {
-            Ok(wake) => {
-                if self.wakes.iter().any(|other| wake.is_covered_by(other)) {
-                    wake.forget();
-                } else {
-                    self.wakes.push(wake);
-                }
-            }
+            Ok(wake) => self.wakes.extend([wake]),
             // Its request was answered when it was dropped.
             Err(_) => log::error!("file: a completion panicked"),
         }

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Errno, Error, Memory, Result, Wake, sync::Mutex};
+use nbdkit_core::{Errno, Error, Memory, Result, Wakes, sync::Mutex};
 use nbdkit_proto::{Replies, Request, cmd};
 
 use super::{
@@ -293,7 +293,7 @@ impl Lane {
     }
 
     /// On the reactor's thread: the connection was listed, or its socket takes more.
-    pub(super) fn flush(self: &Arc<Self>, wakes: &mut Vec<Wake>) {
+    pub(super) fn flush(self: &Arc<Self>, wakes: &mut Wakes) {
         let mut sender = self.sender.lock();
         sender.listed = false;
         sender.direct = 0;
@@ -332,7 +332,7 @@ impl Lane {
     }
 
     /// On the reactor's thread: the socket has something. True: it may have more.
-    pub(super) fn receive(self: &Arc<Self>, wakes: &mut Vec<Wake>) -> bool {
+    pub(super) fn receive(self: &Arc<Self>, wakes: &mut Wakes) -> bool {
         let Some(wire) = self.wire() else { return false };
         let mut receiver = self.receiver.lock();
         let mut moved = 0;
@@ -374,7 +374,7 @@ impl Lane {
     }
 
     /// A request was answered.
-    fn end(&self, mut flight: Flight, wakes: &mut Vec<Wake>) {
+    fn end(&self, mut flight: Flight, wakes: &mut Wakes) {
         let result = flight.failure.take().map_or(Ok(()), Err);
         if let (Ok(()), Some(remote)) = (&result, self.remote.upgrade()) {
             if flight.needs_flush() {
@@ -383,11 +383,11 @@ impl Lane {
                 remote.flushed(flight.covers);
             }
         }
-        wake(flight.end(result), wakes);
+        wakes.extend(flight.end(result));
     }
 
     /// On the reactor's thread: the connection is of no use any more.
-    pub(super) fn lose(self: &Arc<Self>, why: &Lost, wakes: &mut Vec<Wake>) {
+    pub(super) fn lose(self: &Arc<Self>, why: &Lost, wakes: &mut Wakes) {
         // It lives longer than the lock: its end takes that.
         let remote = self.remote.upgrade();
         let closed = || Error::new(Errno::ESHUTDOWN, "the connection was closed");
@@ -416,13 +416,13 @@ impl Lane {
         if !untrue.is_empty() {
             let error = remote.report_lost_writes().err().unwrap_or_else(|| again(&error));
             for flight in untrue {
-                wake(flight.end(Err(again(&error))), wakes);
+                wakes.extend(flight.end(Err(again(&error))));
             }
         }
     }
 
     /// There will be no other socket for now.
-    pub(super) fn put_down(&self, why: &Error, wakes: &mut Vec<Wake>) {
+    pub(super) fn put_down(&self, why: &Error, wakes: &mut Wakes) {
         {
             let mut sender = self.sender.lock();
             if let Link::Up(wire) = &sender.link {
@@ -435,26 +435,26 @@ impl Lane {
         self.fail_all(why, wakes);
     }
 
-    fn fail_all(&self, why: &Error, wakes: &mut Vec<Wake>) {
+    fn fail_all(&self, why: &Error, wakes: &mut Wakes) {
         let failed = self.flights.lock().remove(|_| true);
         for flight in failed {
-            wake(flight.end(Err(again(why))), wakes);
+            wakes.extend(flight.end(Err(again(why))));
         }
     }
 
     /// Nobody waits for the requests of `owner` any more.
-    fn abandon(&self, owner: u64, why: &Error, wakes: &mut Vec<Wake>) {
+    fn abandon(&self, owner: u64, why: &Error, wakes: &mut Wakes) {
         let mut abandoned = Vec::new();
         for flight in self.flights.lock().iter_mut().filter(|flight| flight.owner == owner) {
             abandoned.push((flight.request, std::mem::replace(&mut flight.who, super::flight::Who::Nobody)));
         }
         for (request, who) in abandoned {
-            wake(Flight::answer(request, who, again(why)), wakes);
+            wakes.extend(Flight::answer(request, who, again(why)));
         }
     }
 
     /// On the reactor's thread, now and then: gives up servers that do not answer, and requests of clients that have gone.
-    pub(super) fn tick(self: &Arc<Self>, wakes: &mut Vec<Wake>) {
+    pub(super) fn tick(self: &Arc<Self>, wakes: &mut Wakes) {
         let Some(remote) = self.remote.upgrade() else { return };
         if let Some(timeout) = remote.timeout().filter(|timeout| self.is_stuck(*timeout)) {
             self.lose(&Lost::Stuck(timeout), wakes);
@@ -479,16 +479,6 @@ impl Lane {
         sender.push(&request, &Outgoing::None);
         // One that takes nothing is not waited for.
         let _ = sender.flush(&wire, ROUNDS);
-    }
-}
-
-/// Keeps a wake-up for later, unless one that is kept does as well.
-fn wake(new: Option<Wake>, wakes: &mut Vec<Wake>) {
-    let Some(new) = new else { return };
-    if wakes.iter().any(|other| new.is_covered_by(other)) {
-        new.forget();
-    } else {
-        wakes.push(new);
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Errno, Error, Wake, sync::Mutex};
+use nbdkit_core::{Errno, Error, Wakes, sync::Mutex};
 use rustix::{
     buffer::spare_capacity,
     event::{EventfdFlags, Timespec, epoll, eventfd},
@@ -207,12 +207,13 @@ impl Shared {
         if let Err(e) = end.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))) {
             log::error!("nbd: nothing is received any more: {e}");
             let error = Error::new(Errno::EIO, "nothing is received from the server any more");
-            self.lanes().iter().for_each(|lane| lane.put_down(&error, &mut Vec::new()));
+            self.lanes().iter().for_each(|lane| lane.put_down(&error, &mut Wakes::default()));
         }
     }
 
     fn drive(&self) -> io::Result<()> {
-        let (mut list, mut again, mut wakes) = (Vec::<Arc<Lane>>::new(), Vec::new(), Vec::new());
+        let (mut list, mut again) = (Vec::<Arc<Lane>>::new(), Vec::new());
+        let mut wakes = Wakes::default();
         let mut events = Vec::with_capacity(EVENTS);
         let mut tick = Instant::now();
         while !self.closed.load(SeqCst) {
@@ -251,7 +252,7 @@ impl Shared {
         Ok(())
     }
 
-    fn happened(&self, event: epoll::Event, again: &mut Vec<Arc<Lane>>, wakes: &mut Vec<Wake>) {
+    fn happened(&self, event: epoll::Event, again: &mut Vec<Arc<Lane>>, wakes: &mut Wakes) {
         let (token, flags) = (event.data.u64(), event.flags);
         if token == WAKE {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
@@ -267,7 +268,7 @@ impl Shared {
     }
 
     /// Looks for servers that do not answer, and for clients that have gone.
-    fn tick(&self, wakes: &mut Vec<Wake>) {
+    fn tick(&self, wakes: &mut Wakes) {
         self.ticking.store(false, SeqCst);
         let lanes = self.lanes();
         lanes.iter().for_each(|lane| lane.tick(wakes));

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nbdkit_core::{Buffers, Errno, Error, Memory, Pending, Result, ShutdownFlag, sync::Mutex};
+use nbdkit_core::{Buffers, Errno, Error, Memory, Pending, Result, ShutdownFlag, Wakes, sync::Mutex};
 use nbdkit_proto::{MAX_PAYLOAD, Replies, Request, cmd, export_flag};
 
 use super::{
@@ -405,7 +405,7 @@ impl Connector {
                 if !closing.is_raised() {
                     log::error!("nbd: {why}");
                 }
-                lane.put_down(&why, &mut Vec::new());
+                lane.put_down(&why, &mut Wakes::default());
             }
         }
     }
@@ -444,7 +444,7 @@ impl Drop for Remote {
         let why = Error::new(Errno::ESHUTDOWN, "the connection was closed");
         for lane in &self.lanes {
             lane.disconnect();
-            lane.put_down(&again(&why), &mut Vec::new());
+            lane.put_down(&again(&why), &mut Wakes::default());
             self.reactor.shared().remove(lane.token);
         }
     }

@@ -47,7 +47,7 @@ pub use memory::{Buffers, Memory};
 pub use next::Next;
 pub use plugin::{Above, ChainMaker, Info, Interface, Plugin};
 pub use request::{
-    Call, Completed, Completions, Data, Outcome, Payload, Pending, Request, Started, Task, Wake,
+    Call, Completed, Completions, Data, Outcome, Payload, Pending, Request, Started, Task, Wake, Wakes,
 };
 pub use session::{Connection, Session};
 pub use shutdown_flag::ShutdownFlag;

@@ -413,6 +413,30 @@ impl fmt::Debug for Wake {
     }
 }
 
+/// The wake-ups that a plugin has kept, one for each front end. Dropping or clearing them wakes the front ends.
+#[derive(Debug, Default)]
+pub struct Wakes(Vec<Wake>);
+
+impl Wakes {
+    /// Wakes the front ends.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Extend<Wake> for Wakes {
+    /// Keeps what no other one covers.
+    fn extend<I: IntoIterator<Item = Wake>>(&mut self, new: I) {
+        for wake in new {
+            if self.0.iter().any(|other| wake.is_covered_by(other)) {
+                wake.forget();
+            } else {
+                self.0.push(wake);
+            }
+        }
+    }
+}
+
 /// For requests that cannot be started.
 struct Nobody;
 
