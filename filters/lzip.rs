@@ -5,10 +5,7 @@ use std::{ffi::OsStr, ops::Range};
 use nbdkit_core::{Errno, Error, Filter, Info, Result};
 
 use crate::{
-    decompress::{
-        Cursors, Format, Kind, LARGEST_WHOLE, PART, Segments, Sink, Source, Stream, StreamCursor, damaged,
-        filter, part_of,
-    },
+    decompress::{Cursors, Format, Kind, Segments, Sink, Source, Stream, StreamCursor, damaged, filter},
     xz::{Limits, Lzma},
 };
 
@@ -111,13 +108,11 @@ impl Format for LzipFile {
     }
 
     fn piece(&self, offset: u64) -> Range<u64> {
-        let whole = self.members.at(offset).0;
-        if whole.end - whole.start <= LARGEST_WHOLE { whole } else { part_of(&whole, PART, offset) }
+        self.members.piece(offset)
     }
 
     fn lane(&self, piece: &Range<u64>) -> Option<u64> {
-        let whole = self.members.at(piece.start).0;
-        (whole != *piece).then_some(whole.start)
+        self.members.lane(piece)
     }
 
     fn decode(&self, source: &Source, piece: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {

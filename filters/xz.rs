@@ -12,8 +12,8 @@ use nbdkit_core::{Errno, Error, Filter, Info, Result, params};
 
 use self::index::Block;
 use crate::decompress::{
-    Codec, Cursors, Format, Kind, LARGEST_WHOLE, LEAST_CACHE, PART, Segments, Sink, Source, Step, Stream,
-    StreamCursor, filter, part_of,
+    Codec, Cursors, Format, Kind, LEAST_CACHE, PART, Segments, Sink, Source, Step, Stream, StreamCursor,
+    filter,
 };
 
 /// Largest block unless told otherwise, in bytes.
@@ -123,13 +123,11 @@ impl Format for XzFile {
     }
 
     fn piece(&self, offset: u64) -> Range<u64> {
-        let whole = self.blocks.at(offset).0;
-        if whole.end - whole.start <= LARGEST_WHOLE { whole } else { part_of(&whole, PART, offset) }
+        self.blocks.piece(offset)
     }
 
     fn lane(&self, piece: &Range<u64>) -> Option<u64> {
-        let whole = self.blocks.at(piece.start).0;
-        (whole != *piece).then_some(whole.start)
+        self.blocks.lane(piece)
     }
 
     fn decode(&self, source: &Source, piece: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {

@@ -18,7 +18,7 @@ use zstd::{
 use self::frames::Frame;
 use crate::decompress::{
     Codec, Cursor as _, Cursors, Format, Kind, LARGEST_WHOLE, LEAST_CACHE, PART, Segments, Sink, Source,
-    Step, Stream, StreamCursor, damaged, filter, part_of, zeroed,
+    Step, Stream, StreamCursor, damaged, filter, zeroed,
 };
 
 /// Windows up to this power of two are accepted: the memory that a decoder may take. What zstd --long=27 makes.
@@ -88,13 +88,11 @@ impl Format for ZstdFile {
     }
 
     fn piece(&self, offset: u64) -> Range<u64> {
-        let whole = self.frames.at(offset).0;
-        if whole.end - whole.start <= LARGEST_WHOLE { whole } else { part_of(&whole, PART, offset) }
+        self.frames.piece(offset)
     }
 
     fn lane(&self, piece: &Range<u64>) -> Option<u64> {
-        let whole = self.frames.at(piece.start).0;
-        (whole != *piece).then_some(whole.start)
+        self.frames.lane(piece)
     }
 
     fn decode(&self, source: &Source, piece: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use nbdkit_core::{Errno, Error, Result};
 
+use super::{LARGEST_WHOLE, PART, part_of};
+
 /// Parts of a disk, ascending and without gaps, each with what has to be known to decode it.
 #[derive(Debug)]
 pub(crate) struct Segments<T> {
@@ -41,6 +43,18 @@ impl<T: Clone> Segments<T> {
     /// Length of the largest part in bytes.
     pub(crate) fn largest(&self) -> u64 {
         self.largest
+    }
+
+    /// What is decoded together around an offset: the part that it is in, or a piece of one that is too large.
+    pub(crate) fn piece(&self, offset: u64) -> Range<u64> {
+        let whole = self.at(offset).0;
+        if whole.end - whole.start <= LARGEST_WHOLE { whole } else { part_of(&whole, PART, offset) }
+    }
+
+    /// Where the part begins of which `piece` is not all: pieces of one are decoded one after the other.
+    pub(crate) fn lane(&self, piece: &Range<u64>) -> Option<u64> {
+        let whole = self.at(piece.start).0;
+        (whole != *piece).then_some(whole.start)
     }
 
     /// The part that an offset is in, which is before the disk's end.
