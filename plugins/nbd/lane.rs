@@ -216,13 +216,13 @@ impl Lane {
         if let Link::Down(why, since) = &sender.link {
             let remote = self.remote.upgrade().filter(|remote| remote.may_retry(*since));
             let Some(remote) = remote else {
-                let why = again(why);
+                let why = why.duplicate();
                 drop(sender);
                 flight.end(Err(why));
                 return;
             };
             if !remote.reconnect(self) {
-                let why = again(why);
+                let why = why.duplicate();
                 drop(sender);
                 flight.end(Err(why));
                 return;
@@ -402,7 +402,7 @@ impl Lane {
         }
         let kept = remote.as_ref().filter(|remote| remote.is_kept() && remote.reconnect(self));
         let Some(remote) = kept else {
-            sender.link = Link::Down(Arc::new(again(&error)), Instant::now());
+            sender.link = Link::Down(Arc::new(error.duplicate()), Instant::now());
             drop(sender);
             return self.fail_all(&error, wakes);
         };
@@ -414,9 +414,9 @@ impl Lane {
         };
         drop(sender);
         if !untrue.is_empty() {
-            let error = remote.report_lost_writes().err().unwrap_or_else(|| again(&error));
+            let error = remote.report_lost_writes().err().unwrap_or_else(|| error.duplicate());
             for flight in untrue {
-                wakes.extend(flight.end(Err(again(&error))));
+                wakes.extend(flight.end(Err(error.duplicate())));
             }
         }
     }
@@ -430,7 +430,7 @@ impl Lane {
                 wire.close();
             }
             sender.clear();
-            sender.link = Link::Down(Arc::new(again(why)), Instant::now());
+            sender.link = Link::Down(Arc::new(why.duplicate()), Instant::now());
         }
         self.fail_all(why, wakes);
     }
@@ -438,7 +438,7 @@ impl Lane {
     fn fail_all(&self, why: &Error, wakes: &mut Wakes) {
         let failed = self.flights.lock().remove(|_| true);
         for flight in failed {
-            wakes.extend(flight.end(Err(again(why))));
+            wakes.extend(flight.end(Err(why.duplicate())));
         }
     }
 
@@ -449,7 +449,7 @@ impl Lane {
             abandoned.push((flight.request, std::mem::replace(&mut flight.who, super::flight::Who::Nobody)));
         }
         for (request, who) in abandoned {
-            wakes.extend(Flight::answer(request, who, again(why)));
+            wakes.extend(Flight::answer(request, who, why.duplicate()));
         }
     }
 
@@ -480,11 +480,6 @@ impl Lane {
         // One that takes nothing is not waited for.
         let _ = sender.flush(&wire, ROUNDS);
     }
-}
-
-/// The same error once more.
-pub(super) fn again(error: &Error) -> Error {
-    Error::new(error.errno(), error.to_string())
 }
 
 /// How a write's data goes out: copied if it is little and need not be kept.

@@ -22,7 +22,7 @@ use nbdkit_proto::{MAX_PAYLOAD, Replies, Request, cmd, export_flag};
 use super::{
     flight::{Answer, Flight, Received, Who},
     handshake::{Agreed, Negotiation},
-    lane::{Lane, MOST, again, outgoing},
+    lane::{Lane, MOST, outgoing},
     reactor::{Reactor, Reactors},
     receiver::Lost,
     target::Target,
@@ -444,7 +444,7 @@ impl Drop for Remote {
         let why = Error::new(Errno::ESHUTDOWN, "the connection was closed");
         for lane in &self.lanes {
             lane.disconnect();
-            lane.put_down(&again(&why), &mut Wakes::default());
+            lane.put_down(&why.duplicate(), &mut Wakes::default());
             self.reactor.shared().remove(lane.token);
         }
     }

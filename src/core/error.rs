@@ -42,7 +42,8 @@ impl Error {
     }
 
     /// The same error once more, without what caused it.
-    pub(crate) fn duplicate(&self) -> Self {
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
         Error { errno: self.errno, message: self.message.clone(), logged: self.logged, source: None }
     }
 
