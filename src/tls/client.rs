@@ -4,16 +4,13 @@ use std::{collections::HashMap, fmt, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
 use openssl::{
-    ssl::{Ssl, SslContext, SslContextBuilder, SslFiletype, SslMethod, SslMode, SslOptions, SslVerifyMode},
-    x509::{
-        X509,
-        store::{X509Lookup, X509StoreBuilder},
-        verify::{X509CheckFlags, X509VerifyFlags},
-    },
+    ssl::{Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslVerifyMode},
+    x509::verify::X509CheckFlags,
 };
 
 use crate::{
     credentials::{key_log, parse_keys},
+    files::{show, trust},
     priority::{Kind, Priority},
 };
 
@@ -155,30 +152,10 @@ fn load(context: &mut SslContextBuilder, directory: &Path) -> anyhow::Result<()>
     let pem = std::fs::read(&authority).with_context(|| {
         format!("cannot read {}: the directory needs the certificate of an authority", authority.display())
     })?;
-    let mut store = X509StoreBuilder::new()?;
-    for ca in X509::stack_from_pem(&pem).with_context(|| format!("cannot load {}", authority.display()))? {
-        store.add_cert(ca)?;
-    }
-    let revoked = file("ca-crl.pem");
-    if revoked.exists() {
-        store
-            .add_lookup(X509Lookup::file())?
-            .load_crl_file(&revoked, SslFiletype::PEM)
-            .with_context(|| format!("cannot load {}", revoked.display()))?;
-        store.set_flags(X509VerifyFlags::CRL_CHECK)?;
-    }
-    context.set_cert_store(store.build());
+    trust(context, directory, (&authority, &pem))?;
     let (certificate, key) = (file("client-cert.pem"), file("client-key.pem"));
     if certificate.exists() && key.exists() {
-        context
-            .set_certificate_chain_file(&certificate)
-            .with_context(|| format!("cannot load {}", certificate.display()))?;
-        context
-            .set_private_key_file(&key, SslFiletype::PEM)
-            .with_context(|| format!("cannot load {}", key.display()))?;
-        context
-            .check_private_key()
-            .with_context(|| format!("{} is not the key of {}", key.display(), certificate.display()))?;
+        show(context, &certificate, &key)?;
     }
     Ok(())
 }

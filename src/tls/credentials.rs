@@ -16,17 +16,15 @@ use anyhow::{Context as _, bail, ensure};
 use openssl::{
     asn1::Asn1Time,
     ssl::{
-        SslContext, SslContextBuilder, SslContextRef, SslFiletype, SslMethod, SslMode, SslOptions,
-        SslSessionCacheMode, SslVerifyMode,
-    },
-    x509::{
-        X509,
-        store::{X509Lookup, X509StoreBuilder},
-        verify::X509VerifyFlags,
+        SslContext, SslContextBuilder, SslContextRef, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
+        SslVerifyMode,
     },
 };
 
-use crate::priority::{Kind, Priority};
+use crate::{
+    files::{show, trust},
+    priority::{Kind, Priority},
+};
 
 /// How much the handshakes tell under `-v`: `-D nbdkit.tls.log=N`.
 static LOG: AtomicU32 = AtomicU32::new(0);
@@ -166,37 +164,15 @@ impl Credentials {
         );
         let mut context = context(priority, Kind::Certificates)?;
         let certificate = file("server-cert.pem");
-        context
-            .set_certificate_chain_file(&certificate)
-            .with_context(|| format!("cannot load {}", certificate.display()))?;
-        let key = file("server-key.pem");
-        context
-            .set_private_key_file(&key, SslFiletype::PEM)
-            .with_context(|| format!("cannot load {}", key.display()))?;
-        context
-            .check_private_key()
-            .with_context(|| format!("{} is not the key of {}", key.display(), certificate.display()))?;
+        show(&mut context, &certificate, &file("server-key.pem"))?;
         let authority = file("ca-cert.pem");
         let pem =
             std::fs::read(&authority).with_context(|| format!("cannot read {}", authority.display()))?;
-        let mut store = X509StoreBuilder::new()?;
-        for ca in
-            X509::stack_from_pem(&pem).with_context(|| format!("cannot load {}", authority.display()))?
-        {
+        for ca in trust(&mut context, directory, (&authority, &pem))? {
             if verify_peer {
                 context.add_client_ca(&ca)?;
             }
-            store.add_cert(ca)?;
         }
-        let revoked = file("ca-crl.pem");
-        if revoked.exists() {
-            store
-                .add_lookup(X509Lookup::file())?
-                .load_crl_file(&revoked, SslFiletype::PEM)
-                .with_context(|| format!("cannot load {}", revoked.display()))?;
-            store.set_flags(X509VerifyFlags::CRL_CHECK)?;
-        }
-        context.set_cert_store(store.build());
         if verify_peer {
             context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
         }

@@ -8,6 +8,7 @@
 
 mod client;
 mod credentials;
+mod files;
 #[cfg(openssl_on_demand)]
 mod libssl;
 mod priority;
