@@ -52,6 +52,7 @@ impl Complaints {
 /// No connection can be accepted.
 pub(crate) static ACCEPT: Complaints = Complaints::new();
 /// TLS does not come about.
+#[cfg(feature = "tls")]
 pub(crate) static TLS: Complaints = Complaints::new();
 /// Layers refuse clients, or cannot open or list exports.
 pub(crate) static REFUSED: Complaints = Complaints::new();
