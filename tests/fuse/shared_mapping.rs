@@ -3,16 +3,8 @@
 
 use std::path::Path;
 
+use super::two_front_ends::both;
 use crate::util::{Mount, image, nbdsh, run, sh, temp};
-
-/// A mount of `words` with an NBD front end; the URI of that.
-fn both(words: &[&str]) -> (Mount, String, tempfile::TempDir) {
-    let dir = temp();
-    let socket = dir.path().join("sock");
-    let all = ["-U", socket.to_str().expect("UTF-8")].iter().chain(words).copied().collect::<Vec<_>>();
-    let uri = format!("nbd+unix://?socket={}", socket.display());
-    (Mount::start(all), uri, dir)
-}
 
 /// Runs a Python script with the file's path in `path`.
 fn python(path: &Path, script: &str) {

@@ -5,7 +5,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 use crate::util::{Mount, image, nbdsh, run, temp};
 
 /// A mount with an NBD front end; the URI of that.
-fn both(words: &[&str]) -> (Mount, String, tempfile::TempDir) {
+pub(super) fn both(words: &[&str]) -> (Mount, String, tempfile::TempDir) {
     let dir = temp();
     let socket = dir.path().join("sock");
     let all = ["-U", socket.to_str().expect("UTF-8")].iter().chain(words).copied().collect::<Vec<_>>();

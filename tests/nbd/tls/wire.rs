@@ -205,11 +205,8 @@ else: s.close()
     says(&server, 0, "debug: TLS: the connection was cut, for no close_notify came");
 }
 
-#[test]
-fn openssl_agrees() {
-    let (server, authority) = with_certificates("--tls=on", &[]);
-    // A relay that says STARTTLS for it: s_client knows no NBD.
-    let script = r#"
+/// The start of a script with a relay that says STARTTLS for s_client, which knows no NBD.
+const RELAY: &str = r#"
 import sys, threading, subprocess
 sys.path.insert(0, sys.argv[1])
 from client import *
@@ -225,12 +222,19 @@ def relay():
     threading.Thread(target=copy, args=(peer, s), daemon=True).start()
     copy(s, peer)
 threading.Thread(target=relay, daemon=True).start()
+"#;
+
+#[test]
+fn openssl_agrees() {
+    let (server, authority) = with_certificates("--tls=on", &[]);
+    let script = RELAY.to_owned()
+        + r#"
 out = subprocess.run(["openssl", "s_client", "-connect", "127.0.0.1:%d" % listener.getsockname()[1],
     "-CAfile", sys.argv[3], "-verify_hostname", "localhost", "-verify_return_error"],
     input=b"IHAVEOPT\0\0\0\2\0\0\0\0", capture_output=True, timeout=60)
 print(out.stdout.decode(errors="replace"))
 "#;
-    let out = python(&server, script, &[authority.of("ca.pem").to_str().expect("UTF-8")]);
+    let out = python(&server, &script, &[authority.of("ca.pem").to_str().expect("UTF-8")]);
     assert!(out.contains("Verify return code: 0 (ok)"), "{out}");
     assert!(out.contains("TLS_AES_128_GCM_SHA256"), "{out}");
     assert!(out.contains("Secure Renegotiation IS NOT supported"), "{out}");
@@ -278,22 +282,8 @@ assert tried >= 4, tried
 "#;
     python(&server, script, &[]);
 
-    let script = r#"
-import sys, threading, subprocess
-sys.path.insert(0, sys.argv[1])
-from client import *
-s = start(sys.argv[2]); assert option(s, 5) == [1]
-listener = socket.create_server(("127.0.0.1", 0))
-def relay():
-    peer, _ = listener.accept()
-    def copy(a, b):
-        try:
-            while data := a.recv(65536): b.sendall(data)
-            b.shutdown(socket.SHUT_WR)
-        except OSError: pass
-    threading.Thread(target=copy, args=(peer, s), daemon=True).start()
-    copy(s, peer)
-threading.Thread(target=relay, daemon=True).start()
+    let script = RELAY.to_owned()
+        + r#"
 command = ["openssl", "s_client", "-tls1_2", "-connect", "127.0.0.1:%d" % listener.getsockname()[1]]
 try:
     out = subprocess.run(command, input=b"R\n", capture_output=True, timeout=3).stderr
@@ -301,7 +291,7 @@ except subprocess.TimeoutExpired as waits:
     out = waits.stderr
 print(out.decode(errors="replace"))
 "#;
-    let out = python(&server, script, &[]);
+    let out = python(&server, &script, &[]);
     let (first, second) = out.split_once("RENEGOTIATING").expect("an attempt");
     assert!(first.contains("verify return") && !second.contains("verify return"), "{out}");
 }
