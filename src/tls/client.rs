@@ -152,7 +152,7 @@ fn load(context: &mut SslContextBuilder, directory: &Path) -> anyhow::Result<()>
     let pem = std::fs::read(&authority).with_context(|| {
         format!("cannot read {}: the directory needs the certificate of an authority", authority.display())
     })?;
-    trust(context, directory, (&authority, &pem))?;
+    trust(context, directory, (&authority, &pem), false)?;
     let (certificate, key) = (file("client-cert.pem"), file("client-key.pem"));
     if certificate.exists() && key.exists() {
         show(context, &certificate, &key)?;

@@ -168,11 +168,7 @@ impl Credentials {
         let authority = file("ca-cert.pem");
         let pem =
             std::fs::read(&authority).with_context(|| format!("cannot read {}", authority.display()))?;
-        for ca in trust(&mut context, directory, (&authority, &pem))? {
-            if verify_peer {
-                context.add_client_ca(&ca)?;
-            }
-        }
+        trust(&mut context, directory, (&authority, &pem), verify_peer)?;
         if verify_peer {
             context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
         }

@@ -12,8 +12,8 @@ use openssl::{
     },
 };
 
-/// Trusts the authorities, which were read from `path` as `pem`, less what they have revoked in `ca-crl.pem`. Returns their
-/// certificates.
+/// Trusts the authorities, which were read from `path` as `pem`, less what they have revoked in `ca-crl.pem`. `name` them to
+/// clients, of whom certificates are asked.
 ///
 /// # Errors
 /// Files that make no sense.
@@ -21,11 +21,14 @@ pub(crate) fn trust(
     context: &mut SslContextBuilder,
     directory: &Path,
     (path, pem): (&Path, &[u8]),
-) -> anyhow::Result<Vec<X509>> {
+    name: bool,
+) -> anyhow::Result<()> {
     let mut store = X509StoreBuilder::new()?;
-    let authorities = X509::stack_from_pem(pem).with_context(|| format!("cannot load {}", path.display()))?;
-    for authority in &authorities {
-        store.add_cert(authority.clone())?;
+    for authority in X509::stack_from_pem(pem).with_context(|| format!("cannot load {}", path.display()))? {
+        if name {
+            context.add_client_ca(&authority)?;
+        }
+        store.add_cert(authority)?;
     }
     let revoked = directory.join("ca-crl.pem");
     if revoked.exists() {
@@ -36,7 +39,7 @@ pub(crate) fn trust(
         store.set_flags(X509VerifyFlags::CRL_CHECK)?;
     }
     context.set_cert_store(store.build());
-    Ok(authorities)
+    Ok(())
 }
 
 /// Shows a certificate to the other end.
