@@ -228,6 +228,15 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    /// What the kernel has read ahead, or keeps in one piece with what another request had, was not dropped with a range.
+    fn drop(&mut self) {
+        if self.must_drop_cache() {
+            self.drop_cache(0, 0);
+        }
+    }
+}
+
 impl Handle for Disk {
     fn capabilities(&self) -> Result<Caps> {
         Ok(Caps::native(self.size)

@@ -204,9 +204,11 @@ fn reduce_memory_pressure() {
             flags.is_some_and(|flags| flags & 0o40000 != 0)
         });
         assert_eq!(direct.count(), 0, "no direct I/O");
+        // The last pages go with the client, which does not wait for that.
+        let are_few = || (0..if few { 200 } else { 1 }).any(|_| pages() <= MIB / 4);
         sh(&format!("nbdcopy '{}' null:", server.uri()));
-        assert_eq!(pages() <= MIB / 4, few, "{value}: {} bytes after reading", pages());
+        assert_eq!(are_few(), few, "{value}: {} bytes after reading", pages());
         util::nbdsh(&server.uri(), "h.pwrite(b'x' * 1000000, 0); h.flush()");
-        assert_eq!(pages() <= MIB / 4, few, "{value}: {} bytes after writing", pages());
+        assert_eq!(are_few(), few, "{value}: {} bytes after writing", pages());
     }
 }
